@@ -1,0 +1,143 @@
+"""Clients stacked on a leading axis C: groups of a cohort, and their padded local batches.
+
+The unit of work is a group: consecutive clients of the cohort in sampled order. Shapes are
+computed from the group alone, so a group gives the same bits wherever it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import TrainConfig
+from fedsim.methods.base import Batches
+from fedsim.seeding import numpy_rng
+
+GHOST = -1
+_SCAN_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients that are trained together.
+
+    Attributes:
+        position: Place among the round's groups.
+        client_ids: The simulated clients, in cohort order.
+        indices: Per client, its training rows, `(n_k,)` int64.
+    """
+
+    position: int
+    client_ids: tuple[int, ...]
+    indices: tuple[np.ndarray, ...]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(rows) for rows in self.indices)
+
+    def only(self, keep: Sequence[int]) -> Group:
+        """The same group with some of its clients, given by id."""
+        at = [self.client_ids.index(client) for client in keep]
+        return Group(
+            self.position,
+            tuple(self.client_ids[i] for i in at),
+            tuple(self.indices[i] for i in at),
+        )
+
+
+def make_groups(
+    cohort: Sequence[int], indices: Sequence[np.ndarray], group_size: int
+) -> list[Group]:
+    """Cut a cohort into consecutive groups of at most `group_size` clients."""
+    return [
+        Group(
+            position,
+            tuple(int(client) for client in cohort[at : at + group_size]),
+            tuple(indices[client] for client in cohort[at : at + group_size]),
+        )
+        for position, at in enumerate(range(0, len(cohort), group_size))
+    ]
+
+
+def make_batches(
+    group: Group,
+    inputs: Tensor,
+    labels: Tensor,
+    train: TrainConfig,
+    seed: int,
+    round: int,
+    prepare: Callable[[Tensor], Tensor] = lambda x: x,
+    device: torch.device | None = None,
+) -> Batches:
+    """The steps of all local epochs of a group.
+
+    Every client shuffles its own samples anew each epoch with a stream of its own, and takes
+    `ceil(n_k / batch_size)` steps per epoch, the last one possibly smaller.
+
+    Args:
+        group: Which clients, and their rows.
+        inputs: `(num_train, ...)`, shared by all clients of the node.
+        labels: `(num_train,)` int64.
+        train: Batch size and local epochs.
+        seed: The experiment's training seed.
+        round: From 1.
+        prepare: Stored inputs to model inputs.
+        device: Where batches are put; that of `inputs` by default.
+    """
+    plans = [
+        _epochs(client, rows, train, seed, round)
+        for client, rows in zip(group.client_ids, group.indices, strict=True)
+    ]
+    scans = [np.array_split(rows, range(_SCAN_BATCH, len(rows), _SCAN_BATCH)) for rows in group.indices]
+    client_ids, sizes = list(group.client_ids), [len(rows) for rows in group.indices]
+    if len(client_ids) == 1:  # see Batches: C = 1 rounds differently
+        client_ids.append(GHOST)
+        sizes.append(0)
+        plans.append([])
+        scans.append([])
+    return Batches(
+        client_ids=tuple(client_ids),
+        num_samples=torch.tensor(sizes, dtype=torch.float64),
+        steps=_stack(plans, min(train.batch_size, max(sizes))),
+        scan=_stack(scans, min(_SCAN_BATCH, max(sizes))),
+        inputs=inputs,
+        labels=labels,
+        prepare=prepare,
+        device=device or inputs.device,
+    )
+
+
+def _epochs(
+    client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
+) -> list[np.ndarray]:
+    rng = numpy_rng(seed, "batches", round, client)
+    cuts = range(train.batch_size, len(rows), train.batch_size)
+    return [
+        batch
+        for _ in range(train.local_epochs)
+        for batch in np.array_split(rng.permutation(rows), cuts)
+    ]
+
+
+def _stack(plans: Sequence[Sequence[np.ndarray]], width: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Ragged plans -> per step, rows `(C, width)` and mask; padding repeats a row of the client."""
+    fallback = next(plan[0][0] for plan in plans if len(plan) and len(plan[0]))
+    steps = max(len(plan) for plan in plans)
+    rows = np.empty((steps, len(plans), width), dtype=np.int64)
+    mask = np.zeros((steps, len(plans), width), dtype=bool)
+    for c, plan in enumerate(plans):
+        rows[:, c] = plan[0][0] if len(plan) else fallback
+        for step, batch in enumerate(plan):
+            rows[step, c, : len(batch)] = batch
+            mask[step, c, : len(batch)] = True
+    return tuple(zip(torch.from_numpy(rows), torch.from_numpy(mask), strict=True))
+
+
+def num_steps(num_samples: int, train: TrainConfig) -> int:
+    """Local steps of a client with `num_samples` samples."""
+    return train.local_epochs * math.ceil(num_samples / train.batch_size)

@@ -1,0 +1,73 @@
+"""Snapshots that survive a kill at any instant.
+
+A checkpoint is one file per round under `<study>/checkpoints/<run_id>/`, written aside and renamed
+when complete; the newest complete one is the commit point of the run. Files hold tensors and plain
+values only and are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim.errors import CheckpointError
+
+_KEPT = 2
+_FORMAT = 1
+
+
+class CheckpointFolder:
+    """The snapshots of one run.
+
+    Args:
+        study_dir: The study's folder.
+        run_id: The run; a snapshot of another run is refused.
+    """
+
+    def __init__(self, study_dir: Path, run_id: str) -> None:
+        self.path = study_dir / "checkpoints" / run_id
+        self.run_id = run_id
+
+    def save(self, round: int, content: dict[str, Any]) -> None:
+        """Commit the state after `round`; older snapshots than the last two are removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        final = self.path / f"round-{round:06d}.pt"
+        draft = final.with_suffix(f".tmp{os.getpid()}")
+        with open(draft, "wb") as file:
+            torch.save({"format": _FORMAT, "run_id": self.run_id, "round": round, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, final)
+        for old in self._files()[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest committed state, or None before round 0 is committed.
+
+        Raises:
+            CheckpointError: If it cannot be read, or belongs to another run or format.
+        """
+        files = self._files()
+        if not files:
+            return None
+        path = files[-1]
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} cannot be read ({type(error).__name__}); "
+                f"delete it to resume from the one before"
+            ) from error
+        if content.get("run_id") != self.run_id or content.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint {path} belongs to run {content.get('run_id')!r} "
+                f"(format {content.get('format')}), not to {self.run_id!r} (format {_FORMAT})"
+            )
+        return content
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("round-*.pt"))

@@ -1,0 +1,104 @@
+"""The methods, by the name that a study uses.
+
+Values are import paths, so that listing them loads nothing. A method of your own needs no entry
+here: give its file in the study (`mine: {use: ./mine.py}`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsim.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from fedsim.config import Experiment
+    from fedsim.methods.base import Method, Task
+
+METHODS: dict[str, str] = {
+    "zero_shot": "fedsim.methods.zero_shot:ZeroShot",
+    "synthetic_only": "fedsim.methods.synthetic_only:SyntheticOnly",
+    "fedavg_head": "fedsim.methods.fedavg_head:FedAvgHead",
+    "fedavg_finetune": "fedsim.methods.fedavg_finetune:FedAvgFinetune",
+    "cachefl": "fedsim.methods.cachefl:CacheFL",
+}
+
+
+def method_class(use: str) -> type[Method]:
+    """The class behind `use`: a name in `METHODS`, or `FILE.py` or `FILE.py:CLASS`.
+
+    Raises:
+        ConfigError: If there is no such name, file or class, or the file fails to import.
+    """
+    if use in METHODS:
+        module_name, name = METHODS[use].split(":")
+        return getattr(importlib.import_module(module_name), name)
+    path, _, name = use.partition(":")
+    if not path.endswith(".py"):
+        raise ConfigError(f"unknown method {use!r}; {did_you_mean(use, METHODS)}")
+    return _from_file(Path(path), name)
+
+
+def build_method(config: Experiment, task: Task) -> Method:
+    """An instance of the experiment's method, its options checked."""
+    cls = method_class(config.use)
+    return cls(task, check_options(config, cls))
+
+
+def check_options(config: Experiment, cls: type[Method]):  # noqa: ANN201
+    """The method's own settings as its `Options`.
+
+    Raises:
+        ConfigError: Naming every unknown or impossible option.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return cls.Options.model_validate(config.options)
+    except ValidationError as error:
+        known = cls.Options.model_fields
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            hint = did_you_mean(where, known) if item["type"] == "extra_forbidden" else item["msg"]
+            problems.append(f"methods.{config.method}.options.{where}: {hint}")
+        raise ConfigError(problems) from error
+
+
+def _from_file(path: Path, name: str) -> type[Method]:
+    from fedsim.methods.base import Method
+
+    if not path.is_file():
+        raise ConfigError(f"no method file {str(path)!r}")
+    # The content is part of the module's name: an edited file is never served from memory.
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    module_name = f"fedsim_user_{path.stem}_{digest}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ConfigError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+    members = vars(sys.modules[module_name])
+    found = {
+        key: value
+        for key, value in members.items()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module_name
+    }
+    if name:
+        if name not in found:
+            raise ConfigError(f"{path} has no method {name!r}; {did_you_mean(name, found)}")
+        return found[name]
+    if len(found) != 1:
+        names = ", ".join(sorted(found)) or "none"
+        raise ConfigError(f"{path} must hold one Method (found: {names}); or name it: {path}:CLASS")
+    return next(iter(found.values()))

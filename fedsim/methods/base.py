@@ -1,0 +1,290 @@
+"""The contract between a federated method and the engine.
+
+A method is explicit state in, explicit state out: no Ray, no files, no logging, no randomness but
+the generators it is given. The engine decides where and in which groups clients run. A complete
+method, federated averaging of class means, is this short:
+
+    >>> class ClassMeans(Method):
+    ...     def setup(self, task, rng):
+    ...         return {"means": task.text_features}
+    ...     def message(self, state):
+    ...         return {"means": state["means"]}
+    ...     def client_update(self, message, batches, client_state, rng):
+    ...         total = torch.zeros(batches.num_clients, *message["means"].shape)
+    ...         for b in batches.all_samples():
+    ...             one_hot = F.one_hot(b.y, len(message["means"])) * b.mask[..., None]
+    ...             total += one_hot.transpose(1, 2).float() @ b.x
+    ...         delta = F.normalize(total, dim=-1) - message["means"]
+    ...         return Update({"means": delta}, batches.num_samples), client_state
+    ...     def aggregate(self, state, received):
+    ...         return add(state, received.mean)
+    ...     def predictor(self, state, client_state=None):
+    ...         return lambda features: features @ state["means"].T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: F401  (used by the doctest)
+from pydantic import BaseModel
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.models.clip import Clip
+from fedsim.params import Params, add, norms  # noqa: F401  (`add` is used by the doctest)
+
+State = dict[str, Any]
+"""Nested dicts of tensors, numbers and strings: what a checkpoint can hold."""
+
+Predictor = Callable[[Tensor], Tensor]
+"""Inputs `(N, ...)` -> logits `(N, num_classes)`."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Executor(Protocol):
+    """Where server-side work of a round runs: in this process, or as Ray tasks."""
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`[function(item) for item in items]`, possibly in parallel; order is kept."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with labels: `(N, ...)` and `(N,)` int64."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may know before training: never a test sample.
+
+    On clients `synthetic` and `public` are None: they stay on the server.
+    """
+
+    config: Experiment
+    classnames: tuple[str, ...]
+    embed_dim: int
+    """d of the frozen encoder's features."""
+    logit_scale: float
+    device: torch.device
+    text_features: Tensor | None = None
+    """`(num_classes, d)`, L2-normalised class embeddings; None when the data has no text."""
+    synthetic: Labelled | None = None
+    """Features of the server's generated images, `(num_classes * K, d)`, sorted by class."""
+    public: Labelled | None = None
+    """Features of a few public labelled images (a part of the validation split)."""
+    load_clip: Callable[[], Clip] | None = None
+    """The frozen encoder itself, for methods that train or probe it."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classnames)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step of all clients of a group."""
+
+    x: Tensor
+    """`(C, B, ...)` inputs."""
+    y: Tensor
+    """`(C, B)` int64 labels."""
+    mask: Tensor
+    """`(C, B)` bool: False where the sample is padding."""
+    active: Tensor
+    """`(C,)` bool: False for clients that have finished."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The local data of one group, as the steps its clients take together.
+
+    Ragged clients are padded to the longest of the group; padding repeats a valid row and is
+    masked. A group of one has a ghost neighbour of weight 0, because batched kernels round
+    differently for C = 1 than for every larger C.
+    """
+
+    client_ids: tuple[int, ...]
+    """-1 for a ghost."""
+    num_samples: Tensor
+    """`(C,)` float64 training samples per client; 0 for a ghost."""
+    steps: tuple[tuple[Tensor, Tensor], ...]
+    """Per local step: rows `(C, B)` int64 into `inputs`, and mask `(C, B)` bool."""
+    scan: tuple[tuple[Tensor, Tensor], ...]
+    """Every sample exactly once, in chunks: for measuring, not training."""
+    inputs: Tensor
+    """`(num_train, ...)`, shared by all clients of the node."""
+    labels: Tensor
+    """`(num_train,)` int64."""
+    prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
+    """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def num_clients(self) -> int:
+        """C, the ghost included."""
+        return len(self.client_ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self.steps)
+
+    def all_samples(self) -> Iterator[Batch]:
+        """Each sample once, in a fixed order."""
+        return self._batches(self.scan)
+
+    def _batches(self, steps: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
+        for rows, mask in steps:
+            where = rows.to(self.inputs.device)
+            mask = mask.to(self.device)
+            x = self.prepare(self.inputs[where].to(self.device))
+            yield Batch(x, self.labels[where].to(self.device), mask, mask.any(1))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the clients of a group send up.
+
+    Attributes:
+        delta: Differences to the message, `(C, ...)` by name. Their bytes are what is counted.
+        weight: `(C,)` float64 weights of the average, usually the number of samples.
+        linear: Whether the server needs no more than the weighted sum of the deltas; only then
+            can secure aggregation or a clipped, noised sum stand in for them.
+    """
+
+    delta: Params
+    weight: Tensor
+    linear: bool = True
+
+    def clipped(self, max_norm: float) -> Update:
+        """The same update with every client's L2 norm at most `max_norm` (> 0)."""
+        factor = (max_norm / norms(self.delta).clamp_min(1e-300)).clamp_max(1.0)
+        delta = {
+            k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1)) for k, v in self.delta.items()
+        }
+        return Update(delta, self.weight, self.linear)
+
+
+@dataclass(frozen=True)
+class Received:
+    """What the server holds after the clients of a round have answered.
+
+    Attributes:
+        mean: Weighted mean of the deltas (`reduction = "sum"`), else empty.
+        kept: One `(client_id, Update with C = 1)` per client, sorted by id (`"keep"`), else empty.
+        num_clients: Clients that answered.
+    """
+
+    mean: Params
+    kept: tuple[tuple[int, Update], ...] = ()
+    num_clients: int = 0
+
+
+class NoOptions(BaseModel, extra="forbid"):
+    """For methods that need nothing beyond the shared sections."""
+
+
+class Method:
+    """Base of all methods. Instances hold the task and options, never changing state.
+
+    Args:
+        task: On the server with synthetic and public data, on clients without.
+        options: The method's own settings, an instance of `Options`.
+    """
+
+    inputs: ClassVar[Literal["features", "pixels"]] = "features"
+    """What clients train on: features of the frozen encoder, or images at its input size."""
+    reduction: ClassVar[Literal["sum", "keep"]] = "sum"
+    """May updates be summed inside an actor, or does the server need them one by one?"""
+    trains: ClassVar[bool] = True
+    """False for methods with nothing to train: they are evaluated once, at round 0."""
+    uses_clients: ClassVar[bool] = True
+    """False for methods that only work on the server."""
+    Options: ClassVar[type[BaseModel]] = NoOptions
+
+    def __init__(self, task: Task, options: BaseModel) -> None:
+        self.task = task
+        self.config = task.config
+        self.options = options
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        """Whether the server must generate its class-balanced image set."""
+        return False
+
+    @classmethod
+    def needs_public(cls, config: Experiment) -> bool:
+        """Whether public labelled samples are used (they count as prior knowledge)."""
+        return False
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        """The server's state before round 1."""
+        raise NotImplementedError
+
+    def constants(self, state: State) -> Params:
+        """What every client downloads once, before its first round."""
+        return {}
+
+    def message(self, state: State) -> Params:
+        """What goes down the wire every round."""
+        raise NotImplementedError
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        """Local training of one group.
+
+        Args:
+            message: `constants` and `message` together, without a client axis.
+            batches: The group's local data.
+            client_state: Per client, what it kept from its last participation ({} at first).
+            rng: Per client, a generator of its own for this round.
+
+        Returns:
+            The update over the client axis and every client's new state.
+        """
+        raise NotImplementedError
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor | None:
+        """The model over the client axis; lets the engine measure clients before and after.
+
+        Args:
+            message: What the clients received, without a client axis.
+            params: The trainable part of it, one copy per client: `(C, ...)` by name.
+            x: `(C, B, ...)` inputs.
+
+        Returns:
+            `(C, B, num_classes)`; None for methods without such a model.
+        """
+        return None
+
+    def aggregate(self, state: State, received: Received) -> State:
+        """The server's step on what the clients sent."""
+        raise NotImplementedError
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        """Server-side work after aggregation, such as distillation."""
+        return state
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        """The model as a function of inputs; personal when a client's state is given."""
+        raise NotImplementedError

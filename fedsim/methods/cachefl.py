@@ -1,0 +1,120 @@
+"""CacheFL (Yi et al., arXiv 2505.05130): clients fine-tune a small cache beside a frozen CLIP.
+
+Notation, and the paper's symbols (Tip-Adapter's where CacheFL's text does not give them):
+
+    keys      W1   (N*K, d)   features of the server's generated images, trained
+    values    W2   (N*K, N)   their one-hot labels, fixed
+    text           (N, d)     frozen class embeddings
+    sharpness      beta       residual_ratio  alpha
+
+    affinity = exp(-beta * (1 - f keys^T))
+    logits   = scale * f text^T + alpha * affinity values
+
+    server:  keys <- features of a class-balanced generated set             (section 3, step 1-2)
+    round:   every client fine-tunes the keys on its own images             (step 3)
+             keys <- sum_k (n_k / n) keys_k
+
+Known from the paper: generation from "a photo of a [CLASS]", keys as encoder features, clients
+fine-tune, the server averages. Not stated there and chosen here: values stay fixed, keys are not
+re-normalised, the mean is weighted by samples. `cache.init` replaces the generated keys for
+controls; only `generated` is CacheFL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.training import train_locally
+from fedsim.models.cache import cache_logits, text_logits
+from fedsim.params import Params, add
+
+
+class CacheFL(Method):
+    """Federated fine-tuning of cache keys."""
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        return config.cache.init == "generated"
+
+    @classmethod
+    def needs_public(cls, config: Experiment) -> bool:
+        return config.cache.init == "public_shots"
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        text = require_text(task)
+        keys, labels = initial_keys(task, text, rng)
+        values = F.one_hot(labels, task.num_classes).to(keys.dtype)
+        return {"keys": keys, "values": values, "text": text}
+
+    def constants(self, state: State) -> Params:
+        return {"values": state["values"], "text": state["text"]}
+
+    def message(self, state: State) -> Params:
+        return {"keys": state["keys"]}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        def logits(params: Params, x: Tensor) -> Tensor:
+            return self.client_logits(message, params, x)
+
+        delta = train_locally({"keys": message["keys"]}, logits, batches, self.config.train)
+        return Update(delta, weight=batches.num_samples), client_state
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
+        return self._logits(x, params["keys"], message["values"], message["text"])
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return add(state, received.mean)
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return lambda x: self._logits(x, state["keys"], state["values"], state["text"])
+
+    def _logits(self, f: Tensor, keys: Tensor, values: Tensor, text: Tensor) -> Tensor:
+        cache = self.config.cache
+        return text_logits(f, text, self.task.logit_scale) + cache.residual_ratio * cache_logits(
+            f, keys, values, cache.sharpness
+        )
+
+
+def require_text(task: Task) -> Tensor:
+    """The class embeddings `(N, d)`.
+
+    Raises:
+        ConfigError: If the data comes without text features and without a CLIP to make them.
+    """
+    if task.text_features is None:
+        raise ConfigError(
+            f"method {task.config.method!r} needs text features, which "
+            f"{task.config.data.name!r} does not hold: set models.clip, or add them to the file"
+        )
+    return task.text_features
+
+
+def initial_keys(task: Task, text: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Keys `(num_keys, d)` of unit length and their labels `(num_keys,)`, sorted by class."""
+    k, n = task.config.cache.images_per_class, task.num_classes
+    match task.config.cache.init:
+        case "text":  # one key per class: a second one would be the same
+            return text.clone(), torch.arange(n, device=task.device)
+        case "random":
+            keys = torch.randn(n * k, task.embed_dim, generator=rng).to(task.device)
+            return F.normalize(keys, dim=-1), torch.arange(n, device=task.device).repeat_interleave(k)
+        case "generated":
+            source = task.synthetic
+        case "public_shots":
+            source = task.public
+    assert source is not None, "the engine provides what needs_synthetic and needs_public ask for"
+    return source.inputs.clone(), source.labels

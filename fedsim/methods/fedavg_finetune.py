@@ -1,0 +1,83 @@
+"""FedAvg (McMahan et al., 2017) of CLIP's whole image encoder under frozen text embeddings.
+
+    logits = scale * g(x; w) text^T,   g = L2-normalised image encoder, w all of its weights
+    round:  every client trains w on its own images;  w <- sum_k (n_k / n) w_k
+
+Normalisation layers: weights and biases are trained and averaged like any other; running
+statistics (BatchNorm, where an encoder has them) stay CLIP's own, on clients and at test, because
+statistics of non-IID batches would differ from client to client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedsim.errors import ConfigError
+from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.cachefl import require_text
+from fedsim.methods.training import train_locally
+from fedsim.models.cache import text_logits
+from fedsim.params import Params, add
+
+
+class FedAvgFinetune(Method):
+    """Federated averaging of all weights of the image encoder."""
+
+    inputs = "pixels"
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        weights = {name: p.detach().clone() for name, p in self._visual().named_parameters()}
+        return {"weights": weights, "text": require_text(task)}
+
+    def constants(self, state: State) -> Params:
+        return {TEXT: state["text"]}
+
+    def message(self, state: State) -> Params:
+        return dict(state["weights"])
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        def logits(params: Params, x: Tensor) -> Tensor:
+            return self.client_logits(message, params, x)
+
+        weights = {name: value for name, value in message.items() if name != TEXT}
+        delta = train_locally(weights, logits, batches, self.config.train)
+        return Update(delta, weight=batches.num_samples), client_state
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
+        features = vmap(self._encode)(params, x)
+        return text_logits(features, message[TEXT], self.task.logit_scale)
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return state | {"weights": add(state["weights"], received.mean)}
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return lambda x: text_logits(
+            self._encode(state["weights"], x), state["text"], self.task.logit_scale
+        )
+
+    def _encode(self, weights: Params, x: Tensor) -> Tensor:
+        return F.normalize(functional_call(self._visual(), weights, (x,)), dim=-1)
+
+    def _visual(self) -> nn.Module:
+        if self.task.load_clip is None:
+            raise ConfigError(
+                f"method {self.config.method!r} trains the image encoder, but "
+                f"{self.config.data.name!r} holds precomputed features: use images and models.clip"
+            )
+        return self.task.load_clip().visual
+
+
+TEXT = "text features"
+"""Name of the frozen class embeddings among the encoder's weights; no module path has a space."""

@@ -1,0 +1,73 @@
+"""Control: the server trains on its own generated set, and no client takes part.
+
+It has the same prior knowledge as CacheFL (frozen CLIP, text, generator). A federated method that
+does not beat it has shown its generator, not itself. `options.model` chooses what is trained:
+
+    head    W (N, d) on top of the features, started from the text   (a linear probe)
+    cache   the keys, started from the generated features            (Tip-Adapter-F on synthesis)
+
+Every "round" is `train.local_epochs` passes over the set, so rounds compare with federated ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.methods.base import Executor, Method, Predictor, Received, State, Task
+from fedsim.methods.cachefl import CacheFL, require_text
+from fedsim.methods.training import train_centrally
+from fedsim.models.cache import text_logits
+from fedsim.params import Params
+
+
+class SyntheticOnlyOptions(BaseModel, extra="forbid"):
+    """What is trained on the generated set."""
+
+    model: Literal["head", "cache"] = "head"
+
+
+class SyntheticOnly(Method):
+    """Centralised training on generated images."""
+
+    uses_clients = False
+    Options = SyntheticOnlyOptions
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        return True
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        if self._cache:
+            return self._cache.setup(task, rng)
+        return {"head": require_text(task).clone()}
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return state
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        name = "keys" if self._cache else "head"
+
+        def logits(params: Params, x: Tensor) -> Tensor:
+            return self.predictor(state | params)(x)
+
+        assert self.task.synthetic is not None
+        start = {name: state[name]}
+        return state | train_centrally(start, logits, self.task.synthetic, self.config.train, rng)
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        if self._cache:
+            return self._cache.predictor(state)
+        return lambda x: text_logits(x, state["head"], self.task.logit_scale)
+
+    @property
+    def _cache(self) -> CacheFL | None:
+        assert isinstance(self.options, SyntheticOnlyOptions)
+        return CacheFL(self.task, self.options) if self.options.model == "cache" else None

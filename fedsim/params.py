@@ -1,0 +1,126 @@
+"""Named tensors: what travels between server and clients, and sums of it that ignore order.
+
+`Params` maps names to tensors. Where a leading axis C is mentioned, entry `[c]` belongs to the
+c-th client of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+_FRACTION_BITS = 40
+_HEADROOM_BITS = 62
+
+
+def num_bytes(params: Mapping[str, Tensor]) -> int:
+    """Size on the wire, counted from the tensors themselves.
+
+    >>> num_bytes({"keys": torch.zeros(2, 3)})
+    24
+    """
+    return sum(t.numel() * t.element_size() for t in params.values())
+
+
+def stack(params: Params, num_clients: int) -> Params:
+    """A copy per client on a new leading axis: shapes `(...)` become `(num_clients, ...)`."""
+    return {k: v.unsqueeze(0).repeat(num_clients, *[1] * v.dim()) for k, v in params.items()}
+
+
+def unstack(params: Params, client: int) -> Params:
+    """One client's part of stacked tensors: shapes `(C, ...)` become `(...)`."""
+    return {k: v[client] for k, v in params.items()}
+
+
+def subtract(left: Params, right: Params) -> Params:
+    """`left - right` by name; shapes broadcast, so `(C, ...) - (...)` works."""
+    return {k: v - right[k] for k, v in left.items()}
+
+
+def add(left: Params, right: Params) -> Params:
+    """`left + right` by name, for the names of `right`; the others of `left` stay."""
+    return left | {k: (left[k] + v).to(left[k].dtype) for k, v in right.items()}
+
+
+def norms(params: Params) -> Tensor:
+    """L2 norm of every client's tensors together: `(C,)` in float64."""
+    squares = [v.flatten(1).double().square().sum(1) for v in params.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+class ExactSum:
+    """A weighted sum of client tensors that is the same in any order and any grouping.
+
+    Every term `w * u` is rounded to a multiple of 2**-40 and added in int64, which is exact and
+    associative; partial sums made on different machines merge to the same bits. Weights are
+    scaled by a power of two (exact) so that a cohort's weights add up to at most 1.
+
+    Args:
+        total_weight: Upper bound of the sum of all weights that will be added, > 0.
+        max_terms: Upper bound of the number of clients that will be added.
+    """
+
+    def __init__(self, total_weight: float, max_terms: int) -> None:
+        self._unit = 2.0 ** -math.ceil(math.log2(total_weight))
+        self._limit = 2.0 ** (_HEADROOM_BITS - _FRACTION_BITS) / max(1, max_terms)
+        self.sums: Params = {}
+        self.weight = 0
+        self.num_clients = 0
+
+    def refused(self, params: Params, weight: Tensor) -> list[tuple[int, str]]:
+        """Clients whose tensors cannot be summed: (position on the client axis, reason)."""
+        bad: dict[int, str] = {}
+        for name, value in params.items():
+            flat = value.flatten(1)
+            finite = flat.isfinite().all(1)
+            largest = flat.abs().amax(1).double() * weight * self._unit if flat.shape[1] else weight * 0
+            for c in (~finite).nonzero().flatten().tolist():
+                count = int((~flat[c].isfinite()).sum())
+                bad.setdefault(c, f"{count} of {flat.shape[1]} values of {name!r} are NaN or infinite")
+            for c in (finite & ~(largest < self._limit)).nonzero().flatten().tolist():
+                bad.setdefault(c, f"values of {name!r} are as large as {float(flat[c].abs().max()):g}")
+        for c in (~(weight.isfinite() & (weight >= 0))).nonzero().flatten().tolist():
+            bad.setdefault(c, f"its weight is {float(weight[c]):g}")
+        return sorted(bad.items())
+
+    def add(self, params: Params, weight: Tensor) -> None:
+        """Add stacked tensors `(C, ...)` with weights `(C,)`; the caller has dropped `refused` ones."""
+        scaled = weight.double() * self._unit
+        for name, value in params.items():
+            shape = (-1, *[1] * (value.dim() - 1))
+            term = (value.double() * scaled.view(shape) * 2.0**_FRACTION_BITS).round().long().sum(0)
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
+        self.weight += int((scaled * 2.0**_FRACTION_BITS).round().long().sum())
+        self.num_clients += len(weight)
+
+    def merge(self, other: ExactSum) -> None:
+        """Add another partial sum of the same round."""
+        if other._unit != self._unit:
+            raise ValueError("partial sums of different rounds cannot be merged")
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.weight += other.weight
+        self.num_clients += other.num_clients
+
+    def mean(self) -> Params:
+        """The weighted mean, in float32; empty when nothing was added."""
+        if self.weight == 0:
+            return {}
+        return {k: (v.double() / self.weight).float() for k, v in self.sums.items()}
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Tensors in nested dicts, lists and tuples moved to `device`; everything else unchanged."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {k: to_device(v, device) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(to_device(v, device) for v in tree)
+    return tree
