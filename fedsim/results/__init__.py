@@ -1,0 +1,1 @@
+"""Tables of a study: writing them every round, reading them, statistics, figures and the report."""

@@ -1,0 +1,188 @@
+"""Reading a study: its tables as pandas data frames, also while it runs and after a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.errors import ResultsError, did_you_mean
+from fedsim.results.columns import CONFIG_PREFIX
+from fedsim.results.schema import TABLES, arrow_schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+__all__ = ["Study", "SyntheticImages", "load"]
+
+
+class SyntheticImages(NamedTuple):
+    """A synthetic set: uint8 images (N, H, W, 3), labels (N,), one name per class."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classnames: list[str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables of one study, each read when first asked for, then kept.
+
+    `load` the study again to see what was written since.
+
+    Attributes:
+        path: Folder of the study.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the study: that of its folder."""
+        return self.path.resolve().name
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run; `config.*` columns hold decoded values."""
+        frame = self._read("runs")
+        for name in frame.columns:
+            if name.startswith(CONFIG_PREFIX):
+                frame[name] = _decoded(frame[name])
+        return frame
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row per run and round."""
+        return self._read("rounds")
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """One row per number: a metric of a model on a split, in a scope."""
+        return self._read("evaluations")
+
+    @cached_property
+    def clients(self) -> pd.DataFrame:
+        """Round 0: every client and its data. Later rounds: the clients of the cohort."""
+        return self._read("clients")
+
+    @cached_property
+    def synthetic(self) -> pd.DataFrame:
+        """One row per class of a synthetic set, whenever one was made."""
+        return self._read("synthetic")
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """One row per thing worth telling: failures, retries, back-offs, resumptions."""
+        return self._read("events")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per sample of the last round: what the model said."""
+        return self._read("predictions")
+
+    def summary(self, reference_method: str | None = None, **options: Any) -> pd.DataFrame:
+        """One row per method and partition: see `fedsim.results.stats.summarise`."""
+        from fedsim.results.stats import summarise
+
+        return summarise(self, reference_method, **options)
+
+    def synthetic_sets(self) -> list[str]:
+        """Fingerprints of the synthetic sets that are kept with the study."""
+        return sorted(path.stem for path in (self.path / "synthetic").glob("[!.]*.npz"))
+
+    def synthetic_images(self, fingerprint: str | None = None) -> SyntheticImages:
+        """The images of a synthetic set.
+
+        Args:
+            fingerprint: Which (`runs.synthetic_set`); needed when there is more than one.
+
+        Raises:
+            ResultsError: There is no such set, or it does not say which.
+        """
+        import numpy as np
+
+        known = self.synthetic_sets()
+        if fingerprint is None:
+            if len(known) != 1:
+                found = "no synthetic images" if not known else f"several: {', '.join(known)}"
+                raise ResultsError(f"study {self.name} has {found}; see the column synthetic_set")
+            fingerprint = known[0]
+        if fingerprint not in known:
+            hint = did_you_mean(fingerprint, known) if known else "it has none"
+            raise ResultsError(f"study {self.name} has no synthetic set {fingerprint!r}; {hint}")
+        with np.load(self.path / "synthetic" / f"{fingerprint}.npz", allow_pickle=False) as file:
+            names = [str(name) for name in file["classnames"]]
+            return SyntheticImages(file["images"], file["labels"], names)
+
+    def _read(self, name: str) -> pd.DataFrame:
+        import pyarrow as pa
+
+        from fedsim.results import parts
+
+        folder = self.path / name
+        read = [parts.read_run(folder, run_id) for run_id in parts.runs_in(folder)]
+        tables = [parts.conform(run.table(), name) for run in read if run is not None]
+        tables.insert(0, arrow_schema(name).empty_table())
+        return _to_pandas(pa.concat_tables(tables, promote_options="default"))
+
+
+def load(path: Path | str) -> Study:
+    """Open a study's folder.
+
+    Args:
+        path: The folder, usually `runs/<study>`.
+
+    Raises:
+        ResultsError: There is no such folder, or it holds studies rather than being one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        siblings = _studies_in(path.parent)
+        if siblings:
+            hint = did_you_mean(path.name, siblings)
+        else:
+            hint = f"no study was found in {path.parent} either"
+        raise ResultsError(f"there is no study {path}; {hint}")
+    if not _is_study(path) and (inside := _studies_in(path)):
+        raise ResultsError(
+            f"{path} is a folder of studies, not a study; load one of them: "
+            + ", ".join(str(path / name) for name in inside)
+        )
+    return Study(path)
+
+
+def _is_study(path: Path) -> bool:
+    return any((path / name).is_dir() for name in TABLES)
+
+
+def _studies_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_study(path))
+
+
+def _to_pandas(table: Any) -> pd.DataFrame:
+    """Whole numbers and truth values stay what they are, also where some are missing."""
+    import pandas as pd
+    import pyarrow as pa
+
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
+    plain = {pd.Int64Dtype(): "int64", pd.BooleanDtype(): "bool"}
+    complete = {
+        name: plain[dtype]
+        for name, dtype in frame.dtypes.items()
+        if dtype in plain and not frame[name].isna().any()
+    }
+    return frame.astype(complete)
+
+
+def _decoded(column: pd.Series) -> pd.Series:
+    """A `config.*` column with its JSON texts turned into values."""
+    import pandas as pd
+
+    values = [None if pd.isna(text) else json.loads(text) for text in column]
+    return pd.Series(values, index=column.index, name=column.name)
