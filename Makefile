@@ -31,7 +31,7 @@ check: $(STAMP) ## style, types, layers and docs; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q $(wildcard tests/test_style.py tests/test_docs.py)
 
 format: $(STAMP) ## fix what can be fixed by itself: imports, layout

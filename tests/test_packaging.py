@@ -17,10 +17,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def tested_versions() -> dict[str, str]:
+def pins() -> list[str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in (pin.split("==") for pin in pins)}
+    return [line for line in lines if not line.startswith("#")]
 
 
 def requirements() -> list[Requirement]:
@@ -45,20 +44,15 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_tested_versions_lie_within_the_declared_ranges():
-    tested = tested_versions()
+    tested = {canonicalize_name(name): version for name, version in (p.split("==") for p in pins())}
     for requirement in requirements():
         version = tested[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
 
 
 def test_constraints_are_plain_sorted_pins():
-    pins = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    assert pins == sorted(pins, key=str.lower)
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins())
+    assert pins() == sorted(pins(), key=str.lower)
 
 
 def test_dependencies_are_ranges():
