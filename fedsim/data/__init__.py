@@ -1,0 +1,19 @@
+"""Data: what is loaded, how it is checked, and which client holds what. NumPy only, no torch."""
+
+from fedsim.data.datasets import Dataset, Split, load_dataset
+from fedsim.data.images import ImagePaths
+from fedsim.data.partition import PARTITIONS, Partition, make_partition
+from fedsim.data.splits import holdout
+from fedsim.data.statistics import PartitionStatistics
+
+__all__ = [
+    "PARTITIONS",
+    "Dataset",
+    "ImagePaths",
+    "Partition",
+    "PartitionStatistics",
+    "Split",
+    "holdout",
+    "load_dataset",
+    "make_partition",
+]

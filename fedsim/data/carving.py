@@ -1,0 +1,86 @@
+"""Making the splits a source lacks, and the draws that shorten train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedsim.data.checks import Rows, Table
+from fedsim.data.containers import fingerprint
+from fedsim.data.source import Source
+from fedsim.data.splits import carve, take_per_group
+from fedsim.errors import ConfigError, DataError, did_you_mean
+from fedsim.seeding import derive
+
+__all__ = ["carve_missing", "choose_train", "draw_shots", "split_by_domain"]
+
+
+def choose_train(source: Source, train_split: str, notes: list[str], name: str) -> Source:
+    """Put the split to train on under `train`."""
+    parts = dict(source.parts)
+    if train_split not in parts:
+        known = ", ".join(parts)
+        hint = f"set train_split to {next((p for p in parts if p != 'test'), 'another source')}"
+        raise DataError(f"{name} has no {train_split} split, only {known}: {hint}")
+    if train_split == "test":
+        raise ConfigError("train_split is test: the test split is never trained on")
+    if train_split != "train":
+        notes.append(f"train is the source's {train_split} split")
+        parts["train"] = parts.pop(train_split)
+    return replace(source, parts=parts)
+
+
+def split_by_domain(table: Table, test_domain: str) -> None:
+    """Test on one domain, train on the others."""
+    if not table.domain_names:
+        raise ConfigError(
+            "test_domain is set, but the data has no domains: set domains or domain_column"
+        )
+    if test_domain not in table.domain_names:
+        raise ConfigError(
+            f"test_domain {test_domain!r}: {did_you_mean(test_domain, table.domain_names)}"
+        )
+    if "test" in table.splits:
+        raise ConfigError("test_domain is set, but the data has a test split already")
+    which = table.domain_names.index(test_domain)
+    for split, rows in list(table.splits.items()):
+        assert rows.domains is not None
+        held = rows.domains == which
+        table.splits[split] = rows.take(np.flatnonzero(~held))
+        if split == "train":
+            table.splits["test"] = rows.take(np.flatnonzero(held))
+
+
+def carve_missing(
+    table: Table, test_fraction: float, val_fraction: float, notes: list[str]
+) -> None:
+    """Make the splits that the source lacks out of train, always the same way."""
+    splits = table.splits
+    seed = fingerprint(splits["train"].rows, splits["train"].labels)
+    for split, fraction in (("test", test_fraction), ("val", val_fraction)):
+        if split in splits:
+            continue
+        train = splits["train"]
+        if fraction == 0:
+            splits[split] = train.take(np.zeros(0, dtype=np.int64))
+            continue
+        groups = train.labels
+        if train.domains is not None:
+            groups = train.domains * len(table.classnames) + train.labels
+        mask = carve(groups, fraction, derive(0, "carve", split, seed))
+        splits[split] = train.take(np.flatnonzero(mask))
+        splits["train"] = train.take(np.flatnonzero(~mask))
+        notes.append(f"{split}: {int(mask.sum())} of {len(mask)} training samples, carved by class")
+    table.check_classes()
+
+
+def draw_shots(
+    train: Rows, shots: int, names: tuple[str, ...], seed: int, notes: list[str]
+) -> Rows:
+    """At most `shots` samples of each class."""
+    short = [n for n, s in zip(names, np.bincount(train.labels), strict=True) if s < shots]
+    if short:
+        notes.append(f"fewer than {shots} training samples: {', '.join(short)}")
+    chosen = take_per_group(train.labels, np.full(len(names), shots), seed)
+    return train.take(np.flatnonzero(chosen))

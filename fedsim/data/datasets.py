@@ -1,0 +1,207 @@
+"""Data sets: images or precomputed features, in train, val and test splits, checked on loading.
+
+What is loaded is the same whatever the experiment's seed, except for the draws named so (`shots`,
+`max_train_samples`). The official test split is never mixed into train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.carving import carve_missing, choose_train, draw_shots, split_by_domain
+from fedsim.data.checks import Rows, tabulate
+from fedsim.data.containers import DEFAULT_TEMPLATES, Dataset, Split, fingerprint
+from fedsim.data.folders import read_folder
+from fedsim.data.huggingface import read_huggingface
+from fedsim.data.npz import read_npz
+from fedsim.data.source import SPLITS, Columns, Part, Source, missing_path
+from fedsim.data.splits import carve, proportional_quota, take_per_group
+from fedsim.errors import ConfigError, DataError, did_you_mean
+from fedsim.seeding import derive
+
+__all__ = ["Dataset", "Split", "load_dataset"]
+
+
+def load_dataset(
+    name: str,
+    *,
+    path: str | Path | None = None,
+    classnames: tuple[str, ...] | list[str] | None = None,
+    templates: tuple[str, ...] | list[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    client_column: str | None = None,
+    domain_column: str | None = None,
+    domains: bool = False,
+    test_domain: str | None = None,
+    image_size: int | None = None,
+    train_split: str = "train",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    shots: int | None = None,
+    max_train_samples: int | None = None,
+    only_text_classes: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Load and check a data set.
+
+    Args:
+        name: `digits` (1,797 images of 8x8, built in); the path of a `.npz` file (keys: see
+            `fedsim.data.npz`) or of a folder of images (layouts: see `fedsim.data.folders`);
+            `hf:NAME` or `hf:NAME:CONFIG`. With `path`, any name.
+        path: Where the data is, when `name` is not that; for `hf:`, a copy on disk.
+        classnames: Names in label order, instead of those in the data.
+        templates: Prompt templates, each with one `{}`.
+        image_column: Key or column of images or features.
+        label_column: Key or column of labels.
+        client_column: Key or column of recorded clients.
+        domain_column: Key or column of domains.
+        domains: The folder is laid out `{domain}/{class}`.
+        test_domain: This domain is the test split, the others are train.
+        image_size: Side in pixels for images of folders and `hf:` (resize, centre crop).
+        train_split: Which split of the source to train on (`val` where it has no `train`).
+        val_fraction: Share of train carved out as val where the source has none, in [0, 1).
+        test_fraction: Share of train carved out as test where the source has none, in (0, 1).
+        shots: Training samples per class, at most.
+        max_train_samples: Training samples in all, at most; class shares are kept.
+        only_text_classes: Leave out classes that have no text feature, and relabel.
+        seed: Of the draws `shots` and `max_train_samples`; nothing else depends on it.
+
+    Raises:
+        ConfigError: An option is outside its range or does not apply.
+        DataError: The data is missing or broken; the message says where and what to do.
+
+    >>> data = load_dataset("digits")
+    >>> len(data.train), len(data.val), len(data.test), data.classnames[3]
+    (1076, 362, 359, 'three')
+    >>> load_dataset("digit")
+    Traceback (most recent call last):
+    fedsim.errors.DataError: digit: no such file or folder, nor a built-in: did you mean 'digits'?
+    """
+    _check_options(val_fraction, test_fraction, shots, max_train_samples, image_size, templates)
+    columns = Columns(image_column, label_column, client_column, domain_column)
+    source = _read(name, None if path is None else Path(path), columns, domains, image_size, shots)
+    notes = list(source.notes)
+    source = choose_train(source, train_split, notes, name)
+    table = tabulate(source, classnames, only_text_classes, notes)
+    splits = table.splits
+    if test_domain is not None:
+        split_by_domain(table, test_domain)
+    carve_missing(table, test_fraction, val_fraction, notes)
+    train = splits["train"]
+    if shots is not None and not source.few_shot:
+        train = draw_shots(train, shots, table.classnames, derive(seed, "shots"), notes)
+    if max_train_samples is not None and max_train_samples < len(train.labels):
+        if max_train_samples < len(table.classnames):
+            raise ConfigError(
+                f"max_train_samples is {max_train_samples}: fewer than the "
+                f"{len(table.classnames)} classes"
+            )
+        quota = proportional_quota(np.bincount(train.labels), max_train_samples)
+        chosen = take_per_group(train.labels, quota, derive(seed, "max_train_samples"))
+        train = train.take(np.flatnonzero(chosen))
+    splits["train"] = train
+    made = {split: _split(splits[split], source.are_features) for split in SPLITS}
+    whole = hashlib.blake2b(digest_size=16)
+    for part in (*(made[split].fingerprint for split in SPLITS), *table.classnames):
+        whole.update(part.encode() + b"\x1f")
+    if table.text is not None:
+        whole.update(fingerprint(table.text).encode())
+    return Dataset(
+        name=name,
+        classnames=table.classnames,
+        train=made["train"],
+        val=made["val"],
+        test=made["test"],
+        text_features=table.text,
+        fingerprint=whole.hexdigest(),
+        templates=tuple(templates or DEFAULT_TEMPLATES),
+        domain_names=table.domain_names,
+        notes=tuple(notes),
+    )
+
+
+def _read(
+    name: str,
+    path: Path | None,
+    columns: Columns,
+    domains: bool,
+    image_size: int | None,
+    shots: int | None,
+) -> Source:
+    """Find out what `name` and `path` are, and read that."""
+    if name.startswith("hf:"):
+        return read_huggingface(name.removeprefix("hf:"), path, columns, image_size)
+    if name == "digits" and path is None:
+        source, kind = _digits(), "digits"
+    else:
+        place = path or Path(name)
+        if place.is_dir():
+            return read_folder(place, domains, image_size)
+        if place.suffix != ".npz":
+            if place.exists():
+                raise DataError(f"{place}: not a .npz file or a folder of images")
+            if path is None and place.parent == Path("."):
+                hint = did_you_mean(name, ["digits"])
+                raise DataError(
+                    f"{name}: no such file or folder, nor a built-in: "
+                    + (hint if hint.startswith("did") else "use digits, a path, or hf:NAME")
+                )
+            raise missing_path(place)
+        source, kind = read_npz(place, columns, shots), str(place)
+    if image_size is not None:
+        raise ConfigError(f"image_size applies to image folders and hf: data, not to {kind}")
+    if domains:
+        raise ConfigError(f"domains applies to image folders, not to {kind}: set domain_column")
+    return source
+
+
+def _digits() -> Source:
+    """scikit-learn's 8x8 digits, split 60/20/20 by class, the same everywhere and always."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    names = np.full(len(labels), "train", dtype="U5")
+    names[carve(labels, 0.2, derive(0, "digits", "test"))] = "test"
+    rest = np.flatnonzero(names == "train")
+    names[rest[carve(labels[rest], 0.25, derive(0, "digits", "val"))]] = "val"
+    parts = {s: Part(images[names == s], labels[names == s], "digits") for s in SPLITS}
+    words = "zero one two three four five six seven eight nine"
+    return Source(parts=parts, classnames=tuple(words.split()))
+
+
+def _split(rows: Rows, are_features: bool) -> Split:
+    """The public form of checked rows."""
+    features = rows.rows if are_features and isinstance(rows.rows, np.ndarray) else None
+    images = None if are_features else rows.rows
+    return Split(images, features, rows.labels, rows.clients, rows.domains)
+
+
+def _check_options(
+    val_fraction: float,
+    test_fraction: float,
+    shots: int | None,
+    max_train_samples: int | None,
+    image_size: int | None,
+    templates: tuple[str, ...] | list[str] | None,
+) -> None:
+    """Refuse values outside their range, all at once."""
+    problems = []
+    if not 0 <= val_fraction < 1:
+        problems.append(f"val_fraction is {val_fraction}: choose a share in [0, 1)")
+    if not 0 < test_fraction < 1:
+        problems.append(f"test_fraction is {test_fraction}: choose a share between 0 and 1")
+    counts = {"shots": shots, "max_train_samples": max_train_samples, "image_size": image_size}
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            problems.append(f"{option} is {value}: it must be 1 or more")
+    for template in templates or ():
+        if template.count("{}") != 1:
+            problems.append(f"template {template!r} needs exactly one {{}} for the class name")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,115 @@
+"""What a reader hands over: the rows of each split as they were found, before any check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.images import ImagePaths
+from fedsim.errors import DataError, did_you_mean
+
+__all__ = ["SPLITS", "Columns", "Part", "Source", "missing_path", "pick", "split_name"]
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Our name of a split -> the names it goes by in files, folders and columns."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names given by the user; None = the usual ones are tried."""
+
+    image: str | None = None
+    label: str | None = None
+    client: str | None = None
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split, unchecked.
+
+    Attributes:
+        rows: Images or features, any dtype; the first axis counts samples.
+        labels: (N,), integers or names.
+        clients: (N,), integers or names, or None.
+        domains: (N,), integers or names, or None.
+        where: What to call it in an error, e.g. "digits.npz: x_train".
+    """
+
+    rows: np.ndarray | ImagePaths
+    labels: np.ndarray
+    where: str
+    clients: np.ndarray | None = None
+    domains: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything a reader found.
+
+    Attributes:
+        parts: Split name (train, val, test) -> rows.
+        are_features: The rows are features, not images.
+        classnames: In label order, when the source names them.
+        text: `(features (M, d), class ids (M,))`, or None.
+        few_shot: Train is the few-shot set that was asked for already.
+        notes: What the reader decided.
+    """
+
+    parts: dict[str, Part]
+    are_features: bool = False
+    classnames: tuple[str, ...] | None = None
+    text: tuple[np.ndarray, np.ndarray] | None = None
+    few_shot: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def split_name(name: str) -> str | None:
+    """Our name of the split that a file calls `name`, or None.
+
+    >>> split_name("Validation"), split_name("extra")
+    ('val', None)
+    """
+    return next((ours for ours, known in SPLITS.items() if name.lower() in known), None)
+
+
+def pick(given: str | None, usual: Iterable[str], found: Iterable[str], where: str) -> str | None:
+    """The column to use: the one given, else the first usual one that was found, else None.
+
+    Raises:
+        DataError: The given one is not there.
+
+    >>> pick(None, ["x", "images"], ["images", "y"], "a.npz")
+    'images'
+    """
+    names = list(found)
+    if given is None:
+        return next((name for name in usual if name in names), None)
+    if given not in names:
+        raise DataError(f"{where} has no {given!r}: {did_you_mean(given, names)}")
+    return given
+
+
+def missing_path(path: Path) -> DataError:
+    """The error for a path that is not there, with the nearest name beside it.
+
+    >>> str(missing_path(Path("nowhere/digits.npz")))
+    'nowhere/digits.npz: there is no folder nowhere'
+    """
+    parent = path.parent
+    if not parent.is_dir():
+        return DataError(f"{path}: there is no folder {parent}")
+    beside = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")]
+    if not beside:
+        return DataError(f"{path}: no such file or folder, and {parent} is empty")
+    hint = did_you_mean(path.name, beside)
+    if hint.startswith("known") and len(beside) > 8:
+        hint = f"{parent} has {len(beside)} entries, none of a similar name"
+    return DataError(f"{path}: no such file or folder; {hint}")
