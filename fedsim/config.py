@@ -34,10 +34,12 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images or features, and how they are read (see `fedsim.data.datasets`)."""
+    """Which images or features, and how they are read (see `fedsim.data.datasets.load_dataset`)."""
 
     name: str = "digits"
     """`digits`, a path (`.npz` file or image folder), or `hf:NAME[:CONFIG]`."""
+    path: str | None = None
+    """Where the data is, when `name` does not say it."""
     classnames: tuple[str, ...] | None = Field(None, strict=False)
     templates: tuple[str, ...] | None = Field(None, strict=False)
     """Prompt templates with one `{}`; by default the data set's own."""
@@ -47,9 +49,16 @@ class DataConfig(Section):
     domain_column: str | None = None
     domains: bool = False
     """An image folder is `domain/class/` instead of `class/`."""
+    test_domain: str | None = None
+    """This domain is the test split."""
+    image_size: int | None = Field(None, gt=0)
+    """Side in pixels for image files of unequal sizes."""
+    train_split: str = "train"
+    only_text_classes: bool = False
+    """Leave out classes without a text feature."""
     shots: int | None = Field(None, gt=0)
-    """Training samples per class; `None` takes all."""
-    val_fraction: float = Field(0.2, gt=0, lt=1)
+    """Training samples per class; null takes all."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     max_train_samples: int | None = Field(None, gt=0)
 
@@ -64,8 +73,8 @@ class PartitionConfig(Section):
     classes_per_client: int | None = Field(None, gt=0)
     size_sigma: float | None = Field(None, ge=0)
     """`quantity`: log-normal spread of client sizes; needs no `dirichlet_alpha`."""
-    imbalance: float | None = Field(None, gt=0, le=1)
-    """`longtail`: smallest class over largest class."""
+    imbalance_factor: float | None = Field(None, ge=1)
+    """`longtail`: largest class over smallest class."""
     min_samples: int = Field(2, gt=0)
     seed: int | None = Field(None, ge=0)
     """Seed of the split alone; by default the experiment's seed."""
@@ -83,8 +92,8 @@ class PartitionConfig(Section):
             )
         if self.scheme == "pathological" and self.classes_per_client is None:
             raise ValueError("scheme 'pathological' needs partition.classes_per_client")
-        if self.scheme == "longtail" and self.imbalance is None:
-            raise ValueError("scheme 'longtail' needs partition.imbalance")
+        if self.scheme == "longtail" and self.imbalance_factor is None:
+            raise ValueError("scheme 'longtail' needs partition.imbalance_factor")
         return self
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -116,7 +117,11 @@ class ExactSum:
 
 
 def to_device(tree: Any, device: torch.device | str) -> Any:
-    """Tensors in nested dicts, lists and tuples moved to `device`; everything else unchanged."""
+    """Tensors in nested dicts, sequences and dataclasses moved to `device`; the rest unchanged."""
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(
+            tree, **{f.name: to_device(getattr(tree, f.name), device) for f in fields(tree)}
+        )
     if isinstance(tree, Tensor):
         return tree.to(device)
     if isinstance(tree, dict):

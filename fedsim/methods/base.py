@@ -213,7 +213,10 @@ class Method:
     """False for methods with nothing to train: they are evaluated once, at round 0."""
     uses_clients: ClassVar[bool] = True
     """False for methods that only work on the server."""
+    sections: ClassVar[tuple[str, ...]] = ()
+    """Optional sections of the configuration that it reads, such as `cache`."""
     Options: ClassVar[type[BaseModel]] = NoOptions
+    """The method's own settings: what `options` in a study may hold."""
 
     def __init__(self, task: Task, options: BaseModel) -> None:
         self.task = task

@@ -40,6 +40,8 @@ from fedsim.params import Params, add
 class CacheFL(Method):
     """Federated fine-tuning of cache keys."""
 
+    sections = ("cache",)
+
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
         return config.cache.init == "generated"

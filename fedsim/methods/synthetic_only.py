@@ -36,6 +36,7 @@ class SyntheticOnly(Method):
     """Centralised training on generated images."""
 
     uses_clients = False
+    sections = ("cache",)
     Options = SyntheticOnlyOptions
 
     @classmethod

@@ -1,0 +1,98 @@
+"""Arrays that are computed once per node and then shared read-only by every process on it.
+
+An entry is a folder of `.npy` files named by the hash of its key. Readers map the files into
+memory, so all actors of a node share one copy in the page cache; a lock lets the first process
+compute while the others wait. Entries appear by one rename and never change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from fedsim.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+_FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """Where entries live: `$FEDSIM_CACHE`, or the user's cache folder.
+
+    On a cluster, point it at node-local disk for speed, or at shared storage so that features are
+    computed once for all nodes.
+    """
+    if "FEDSIM_CACHE" in os.environ:
+        return Path(os.environ["FEDSIM_CACHE"])
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fedsim")
+
+
+def address(key: Mapping[str, Any]) -> str:
+    """The name of an entry: a hash of everything its content depends on.
+
+    >>> address({"a": 1}) == address({"a": 1}) != address({"a": 2})
+    True
+    """
+    text = json.dumps({"format": _FORMAT, **key}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """The arrays of an entry, computed by `make` if no process of this node has done so.
+
+    Args:
+        key: Everything the content depends on, as JSON values.
+        make: Computes the arrays by name.
+
+    Returns:
+        Read-only, memory-mapped arrays.
+
+    Raises:
+        DataError: If the cache folder cannot be written.
+    """
+    folder = cache_folder() / address(key)
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    _write(folder, key, make())
+        except OSError as error:
+            raise DataError(
+                f"cannot write to the cache {folder.parent} ({error.strerror}); "
+                f"set FEDSIM_CACHE to a folder with space that you may write to"
+            ) from error
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def _write(folder: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        (draft / "key.json").write_text(json.dumps(key, indent=1, sort_keys=True, default=str))
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def file_identity(path: Path) -> list[Any]:
+    """What identifies a file's or folder's content without reading it: names, sizes, times."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [
+        (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files
+    ]
+    digest = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    return [str(path.resolve()), len(files), digest]

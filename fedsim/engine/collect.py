@@ -1,0 +1,123 @@
+"""Steps 3 and 4 of a round: clients train, their updates stream in, failures meet a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fedsim.config import FailuresConfig
+from fedsim.engine.batching import Group
+from fedsim.engine.host import Done, Failure, Work
+from fedsim.errors import ClientError, QuorumError
+from fedsim.methods.base import Received, State, Update
+from fedsim.params import ExactSum, Params
+
+Tell = Callable[..., None]
+"""`tell(kind, message, client_id=None, node=None)` writes an event."""
+
+
+class ClientPool(Protocol):
+    """Where groups of clients are trained."""
+
+    num_actors: int
+
+    def train(self, work: Work, message: Params) -> Iterator[Done]:
+        """Train all groups of `work`; partial results in any order."""
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """What happened to the pool since last asked, as (kind, message)."""
+
+    def close(self) -> None:
+        """Release what the pool holds."""
+
+
+@dataclass
+class Collected:
+    """What one round's clients brought.
+
+    Attributes:
+        received: What the method's `aggregate` sees.
+        rows: One row of `clients` per client that succeeded.
+        failed: The clients that did not.
+        states: New states of clients that keep any.
+        comparable: False after a back-off changed the arithmetic.
+    """
+
+    received: Received
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    states: dict[int, State] = field(default_factory=dict)
+    comparable: bool = True
+
+
+def collect(
+    pool: ClientPool,
+    groups: Sequence[Group],
+    message: Params,
+    states: Mapping[int, State],
+    round: int,
+    policy: FailuresConfig,
+    tell: Tell,
+) -> Collected:
+    """Train a cohort under the failure policy.
+
+    Args:
+        pool: Where the groups run.
+        groups: The cohort, cut into groups.
+        message: What every client receives.
+        states: States kept by clients from earlier rounds.
+        round: From 1.
+        policy: `raise`, `retry` or `drop`, and the quorum.
+        tell: Writes events; every failure is one, with its traceback.
+
+    Raises:
+        ClientError: A client failed and the policy is `raise`.
+        QuorumError: Fewer clients than the quorum succeeded.
+    """
+    cohort_samples = sum(group.num_samples for group in groups)
+    cohort_size = sum(len(group.client_ids) for group in groups)
+    total, kept = ExactSum(cohort_samples, cohort_size), list[tuple[int, Update]]()
+    out = Collected(Received({}))
+    todo, retries = list(groups), policy.retries if policy.policy == "retry" else 0
+    for attempt in range(retries + 1):
+        ids = [client for group in todo for client in group.client_ids]
+        held = {client: states[client] for client in ids if client in states}
+        out.failed = []
+        for done in pool.train(Work(round, todo, held, cohort_samples, cohort_size), message):
+            total.merge(done.total)
+            kept += done.kept
+            out.rows += done.rows
+            out.states |= done.states
+            out.failed += done.failures
+            for text in done.backoffs:
+                out.comparable = False
+                tell("out_of_memory", text)
+        for kind, text in pool.take_events():
+            tell(kind, text)
+        out.failed.sort(key=lambda failure: failure.client_id)
+        for f in out.failed:
+            tell("client_failed", f.reason, f.client_id, f.node)
+        if not out.failed:
+            break
+        if policy.policy == "raise":
+            first = out.failed[0]
+            raise ClientError(first.client_id, round, first.node, first.reason)
+        if attempt < retries:
+            tell("retry", f"{len(out.failed)} clients are tried again")
+            owner = {client: group for group in groups for client in group.client_ids}
+            todo = [owner[f.client_id].only([f.client_id]) for f in out.failed]
+
+    needed = math.ceil(policy.quorum * cohort_size)
+    if len(out.rows) < needed:
+        first = out.failed[0]
+        raise QuorumError(
+            f"round {round}: {len(out.rows)} of {cohort_size} clients succeeded, but "
+            f"failures.quorum {policy.quorum:g} needs {needed}; first failure: client "
+            f"{first.client_id} on {first.node}: {first.reason}"
+        )
+    out.rows.sort(key=lambda row: row["client_id"])
+    kept.sort(key=lambda pair: pair[0])
+    out.received = Received(total.mean(), tuple(kept), len(out.rows))
+    return out

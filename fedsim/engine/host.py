@@ -1,0 +1,286 @@
+"""A host of simulated clients: trains whole groups and sums their updates.
+
+The same code runs in-process and inside a Ray actor; a result never depends on which host
+computed it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedsim.config import Experiment
+from fedsim.engine.batching import Group, make_batches, num_steps
+from fedsim.engine.prepare import prepare
+from fedsim.engine.task import as_tensor, make_task, settle_numerics
+from fedsim.methods import build_method, method_class
+from fedsim.methods.base import Batches, Method, State, Update
+from fedsim.methods.training import cross_entropy
+from fedsim.params import ExactSum, Params, add, norms, num_bytes, stack, to_device, unstack
+from fedsim.seeding import torch_rng
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client whose training raised, or whose update was refused."""
+
+    client_id: int
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a host is given for one round.
+
+    Attributes:
+        round: From 1.
+        groups: Whole groups of the cohort.
+        states: Per client, what it kept; clients without an entry keep nothing yet.
+        cohort_samples: Training samples of the whole cohort, the bound of all weights.
+        cohort_size: Clients of the whole cohort.
+    """
+
+    round: int
+    groups: Sequence[Group]
+    states: Mapping[int, State]
+    cohort_samples: int
+    cohort_size: int
+
+
+@dataclass
+class Done:
+    """What a host gives back: one partial sum for all its clients, and one row for each."""
+
+    total: ExactSum
+    kept: list[tuple[int, Update]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    states: dict[int, State] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    backoffs: list[str] = field(default_factory=list)
+    """What was changed after running out of memory; makes the run not bit-comparable."""
+
+
+class ClientHost:
+    """Hosts any number of simulated clients of one experiment.
+
+    Args:
+        config: The resolved experiment.
+        device: Where clients train.
+    """
+
+    def __init__(self, config: Experiment, device: str = "cpu") -> None:
+        settle_numerics(config.engine.threads)
+        self.config = config
+        self.device = torch.device(device)
+        self.node = socket.gethostname()
+        cls = method_class(config.use)
+        # Clients never hold the server's synthetic or public data.
+        data = prepare(config, cls, self.device, synthetic=False)
+        self.method: Method = build_method(
+            config, make_task(config, data, cls, self.device, server=False)
+        )
+        self._inputs = as_tensor(data.arrays["train_inputs"])
+        self._labels = as_tensor(data.arrays["train_labels"])
+        self._prepare = pixel_normaliser(self.method)
+        self._flops: int | None = None
+
+    def train(self, work: Work, message: Params) -> Done:
+        """Train every group of `work` on what the server sent."""
+        message = to_device(message, self.device)
+        done = Done(ExactSum(work.cohort_samples, work.cohort_size))
+        for group in work.groups:
+            self._train_group(group, work, message, done)
+        if self.method.reduction == "sum":
+            done.total.sums = to_device(done.total.sums, "cpu")
+        return done
+
+    def _train_group(self, group: Group, work: Work, message: Params, done: Done) -> None:
+        try:
+            self._attempt(group, work, message, done)
+        except torch.OutOfMemoryError as error:
+            if len(group.client_ids) == 1:
+                done.failures.append(self._failure(group.client_ids[0], error))
+                return
+            torch.cuda.empty_cache()
+            half = len(group.client_ids) // 2
+            done.backoffs.append(
+                f"out of memory with {len(group.client_ids)} clients of group {group.position}; "
+                f"trained in halves"
+            )
+            for ids in (group.client_ids[:half], group.client_ids[half:]):
+                self._train_group(group.only(ids), work, message, done)
+        except Exception as error:  # a method's own code may raise anything
+            self._isolate(group, work, message, done, error)
+
+    def _isolate(
+        self, group: Group, work: Work, message: Params, done: Done, error: Exception
+    ) -> None:
+        """A group raised: find the clients that raise alone, and train the others without them."""
+        if len(group.client_ids) == 1:
+            done.failures.append(self._failure(group.client_ids[0], error))
+            return
+        culprits: dict[int, Exception] = {}
+        for client in group.client_ids:
+            trial = Done(ExactSum(work.cohort_samples, work.cohort_size))
+            try:
+                self._attempt(group.only([client]), work, message, trial)
+            except Exception as found:
+                culprits[client] = found
+        if not culprits:  # only together do they fail: none of them can be blamed
+            culprits = dict.fromkeys(group.client_ids, error)
+        done.failures += [self._failure(client, found) for client, found in culprits.items()]
+        rest = [client for client in group.client_ids if client not in culprits]
+        if rest:
+            self._train_group(group.only(rest), work, message, done)
+
+    def _attempt(self, group: Group, work: Work, message: Params, done: Done) -> None:
+        seed, train = self.config.train_seed, self.config.train
+        batches = make_batches(
+            group, self._inputs, self._labels, train, seed, work.round, self._prepare, self.device
+        )
+        if self._flops is None:
+            self._flops = self._flops_per_sample(group, work, message)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        states = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
+        rngs = [torch_rng(seed, "client", work.round, client) for client in batches.client_ids]
+        started = time.perf_counter()
+        update, new_states = self.method.client_update(message, batches, states, rngs)
+        self._synchronise()
+        train_s = time.perf_counter() - started
+
+        refused = dict(done.total.refused(update.delta, update.weight.to(self.device)))
+        real = range(len(group.client_ids))
+        good = [c for c in real if c not in refused]
+        rows = self._rows(group, batches, message, update, train_s) if good else []
+        done.failures += [
+            Failure(batches.client_ids[c], f"its update was refused: {reason}", self.node)
+            for c, reason in sorted(refused.items())
+            if c in real
+        ]
+        if not good:
+            return
+        done.rows += [rows[c] for c in good]
+        done.states |= {
+            batches.client_ids[c]: to_device(new_states[c], "cpu") for c in good if new_states[c]
+        }
+        chosen = {name: value[good] for name, value in update.delta.items()}
+        weight = update.weight[good].to(self.device)
+        if self.method.reduction == "sum":
+            done.total.add(chosen, weight)
+        else:
+            done.kept += [
+                (
+                    batches.client_ids[c],
+                    to_device(
+                        Update(
+                            {k: v[i : i + 1] for k, v in chosen.items()},
+                            weight[i : i + 1],
+                            update.linear,
+                        ),
+                        "cpu",
+                    ),
+                )
+                for i, c in enumerate(good)
+            ]
+
+    def _rows(
+        self, group: Group, batches: Batches, message: Params, update: Update, train_s: float
+    ) -> list[dict[str, Any]]:
+        """One row of the `clients` table per real client."""
+        real = len(group.client_ids)
+        length = norms(update.delta).tolist()
+        measured: dict[str, list[float]] = {}
+        if self.config.evaluation.client_metrics:
+            measured = self._before_and_after(batches, message, update)
+        memory = (
+            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        )
+        up = num_bytes(unstack(update.delta, 0))
+        rows = []
+        for c, client in enumerate(group.client_ids):
+            samples = len(group.indices[c])
+            rows.append(
+                {
+                    "client_id": client,
+                    "num_samples": samples,
+                    "num_steps": num_steps(samples, self.config.train),
+                    "status": "ok",
+                    "weight": float(update.weight[c]),
+                    "update_norm": length[c],
+                    "bytes_up": up,
+                    "train_flops": (self._flops or 0) * samples * self.config.train.local_epochs,
+                    "train_s": train_s / real,
+                    "peak_memory_bytes": memory,
+                    "node": self.node,
+                    "device": str(self.device),
+                    **{name: values[c] for name, values in measured.items()},
+                }
+            )
+        return rows
+
+    @torch.no_grad()
+    def _before_and_after(
+        self, batches: Batches, message: Params, update: Update
+    ) -> dict[str, list[float]]:
+        """Loss and accuracy on each client's own training data, as received and as trained."""
+        start = {name: message[name] for name in update.delta if name in message}
+        if len(start) != len(update.delta):
+            return {}
+        before = stack(start, batches.num_clients)
+        found: dict[str, list[float]] = {}
+        for when, params in (("before", before), ("after", add(before, update.delta))):
+            loss = torch.zeros(batches.num_clients, device=self.device)
+            correct, count = torch.zeros_like(loss), torch.zeros_like(loss)
+            for batch in batches.all_samples():
+                logits = self.method.client_logits(message, params, batch.x)
+                if logits is None:
+                    return {}
+                valid = batch.mask.sum(1)
+                loss += cross_entropy(logits, batch.y, batch.mask) * valid
+                correct += ((logits.argmax(-1) == batch.y) & batch.mask).sum(1)
+                count += valid
+            found[f"loss_{when}"] = (loss / count.clamp_min(1)).tolist()
+            found[f"accuracy_{when}"] = (correct / count.clamp_min(1)).tolist()
+        return found
+
+    def _flops_per_sample(self, group: Group, work: Work, message: Params) -> int:
+        """Floating-point operations of training on one sample, counted by running one."""
+        one = Group(0, group.client_ids[:1], (group.indices[0][:1],))
+        train = self.config.train.model_copy(update={"local_epochs": 1})
+        batches = make_batches(
+            one, self._inputs, self._labels, train, 0, 0, self._prepare, self.device
+        )
+        rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
+        with FlopCounterMode(display=False) as counter:
+            self.method.client_update(message, batches, [{}] * batches.num_clients, rngs)
+        return counter.get_total_flops() // batches.num_clients
+
+    def _failure(self, client: int, error: Exception) -> Failure:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        return Failure(client, f"{type(error).__name__}: {error}\n{text}", self.node)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def pixel_normaliser(method: Method):  # noqa: ANN201
+    """Stored inputs -> model inputs: uint8 pixels are normalised as the encoder wants them."""
+    if method.inputs == "features":
+        return _identity
+    assert method.task.load_clip is not None
+    return method.task.load_clip().normalise
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x

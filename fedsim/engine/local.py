@@ -1,0 +1,71 @@
+"""The in-process backend: the reference for every other, and the one to debug with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import Experiment
+from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.host import ClientHost, Done, Work
+from fedsim.engine.recorder import Sink
+from fedsim.engine.round import Federation
+from fedsim.params import Params
+
+Watch = Callable[[dict[str, Any]], None]
+"""Called with every committed row of `rounds`."""
+
+
+class LocalPool:
+    """All simulated clients in this process."""
+
+    num_actors = 0
+
+    def __init__(self, config: Experiment, device: str = "cpu") -> None:
+        self._config, self._device = config, device
+        self._host: ClientHost | None = None
+
+    def train(self, work: Work, message: Params) -> Iterator[Done]:
+        """Train the groups one after the other."""
+        if self._host is None:
+            self._host = ClientHost(self._config, self._device)
+        yield self._host.train(work, message)
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """Nothing happens to a pool that is this process."""
+        return []
+
+    def close(self) -> None:
+        """Forget the host."""
+        self._host = None
+
+
+def run_local(
+    config: Experiment, sink: Sink, study_dir: Path, watch: Watch = lambda row: None
+) -> None:
+    """Run one experiment in this process to its end, or on from its last checkpoint.
+
+    Args:
+        config: The resolved experiment.
+        sink: Its tables.
+        study_dir: Where checkpoints go.
+        watch: Called after every committed round.
+    """
+    checkpoints = CheckpointFolder(study_dir, config.run_id)
+    drive(Federation(config, sink, checkpoints, LocalPool(config)), watch)
+
+
+def drive(federation: Federation, watch: Watch) -> None:
+    """Step a federation to its end; whatever ends it early is in its tables."""
+    try:
+        watch(federation.setup())
+        while not federation.finished:
+            watch(federation.step())
+    except KeyboardInterrupt:
+        federation.abort("interrupted")
+        raise
+    except BaseException as error:
+        federation.abort("failed", error)
+        raise
+    federation.finish()

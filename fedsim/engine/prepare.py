@@ -1,0 +1,277 @@
+"""From configuration to arrays: everything that is computed once, before any client trains.
+
+`prepare` reads the data, runs the frozen encoder over every image once, and, for methods that ask
+for it, generates the server's class-balanced images. All of it lands in the node's shared store.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.config import Experiment
+from fedsim.data.datasets import Dataset, Split, load_dataset
+from fedsim.data.partition import Partition, make_partition
+from fedsim.data.splits import holdout
+from fedsim.data.store import Arrays, address, file_identity, shared_arrays
+from fedsim.errors import ConfigError
+from fedsim.methods.base import Method
+from fedsim.models.clip import Clip
+from fedsim.seeding import derive, numpy_rng
+
+SPLITS = ("train", "val", "test")
+_FEATURE_LOGIT_SCALE = 100.0
+_GENERATE_BATCH = 32
+_CHUNK = 1024
+_PUBLIC_SHOTS_LIMIT = 4
+"""CoOp's validation protocol (Zhou et al., 2022): at most 4 labelled images per class."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Plain arrays of one run, shared by all processes of a node.
+
+    Attributes:
+        arrays: `<split>_inputs`, `<split>_labels` for train, val and test; `train_clients` and
+            `train_domains` where the data has them; `text_features` `(num_classes, d)`.
+        meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes`, `fingerprint`, `dataset`.
+        synthetic: `images` uint8 `(n, H, W, 3)`, `inputs`, `labels`, or empty.
+        synthetic_address: Name of the generated set, or None.
+    """
+
+    arrays: Arrays
+    meta: dict[str, Any]
+    synthetic: Arrays
+    synthetic_address: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.meta["classnames"])
+
+
+def read_dataset(config: Experiment) -> Dataset:
+    """The configured data set; few-shot draws follow the partition's seed."""
+    return load_dataset(**config.data.model_dump(), seed=_draw_seed(config))
+
+
+def _draw_seed(config: Experiment) -> int:
+    """Only subsampled data depends on the seed; all else is shared by every seed of a study."""
+    drawn = config.data.shots is not None or config.data.max_train_samples is not None
+    return config.partition_seed if drawn else 0
+
+
+def prepare(
+    config: Experiment, method: type[Method], device: torch.device, synthetic: bool = True
+) -> TaskData:
+    """All arrays a run needs, from the store or computed now.
+
+    Args:
+        config: The resolved experiment.
+        method: Its method, which says what it needs.
+        device: Where encoder and generator run.
+        synthetic: Whether the caller may see the server's generated images.
+
+    Raises:
+        DataError: If the data cannot be read.
+        ModelError: If encoder or generator cannot be loaded.
+        ConfigError: If the method needs images and the data holds features.
+    """
+    key = {
+        "kind": "inputs",
+        "inputs": method.inputs,
+        "data": config.data.model_dump(mode="json"),
+        "source": _source(config.data.path or config.data.name),
+        "seed": _draw_seed(config),
+        "clip": _source(config.models.clip),
+    }
+    arrays = dict(shared_arrays(key, lambda: _inputs(config, method, device)))
+    meta = json.loads(arrays.pop("meta").tobytes())
+    if config.models.logit_scale is not None:
+        meta["logit_scale"] = config.models.logit_scale
+    if not (synthetic and method.needs_synthetic(config)):
+        return TaskData(arrays, meta, {})
+    return TaskData(arrays, meta, *synthetic_set(config, meta, device))
+
+
+def _inputs(config: Experiment, method: type[Method], device: torch.device) -> Arrays:
+    dataset = read_dataset(config)
+    splits = {name: getattr(dataset, name) for name in SPLITS}
+    arrays: Arrays = {f"{name}_labels": split.labels for name, split in splits.items()}
+    for extra in ("clients", "domains"):
+        values = getattr(dataset.train, extra)
+        if values is not None:
+            arrays[f"train_{extra}"] = values
+    meta = {
+        "classnames": list(dataset.classnames),
+        "templates": list(dataset.templates),
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "logit_scale": _FEATURE_LOGIT_SCALE,
+        "visual_bytes": 0,
+    }
+    text = dataset.text_features
+    if dataset.train.features is not None:
+        if method.inputs == "pixels":
+            raise ConfigError(
+                f"method {config.method!r} trains on images, but {config.data.name!r} holds "
+                f"precomputed features: use a method that works on features, or images"
+            )
+        for name, split in splits.items():
+            arrays[f"{name}_inputs"] = _unit(split.features)
+    else:
+        clip = _clip(config, device)
+        meta |= {"logit_scale": clip.logit_scale, "visual_bytes": clip.visual_bytes}
+        for name, split in splits.items():
+            arrays[f"{name}_inputs"] = _encode(split, clip, method.inputs == "pixels")
+        if text is None:
+            text = clip.class_embeddings(dataset.classnames, dataset.templates).cpu().numpy()
+        meta["embed_dim"] = clip.embed_dim
+    if text is not None:
+        arrays["text_features"] = _unit(text)
+    meta.setdefault("embed_dim", int(arrays["train_inputs"].shape[-1]))
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    return arrays
+
+
+def synthetic_set(
+    config: Experiment, meta: dict[str, Any], device: torch.device
+) -> tuple[Arrays, str]:
+    """The server's class-balanced images and their features, K per class, sorted by class.
+
+    Image i of class c is drawn with `derive(seed, "synthetic", c, i)`, so a smaller K is a prefix
+    of a larger one.
+    """
+    models, k = config.models, config.cache.images_per_class
+    if models.generator is None:
+        raise ConfigError(f"method {config.method!r} needs models.generator")
+    key = {
+        "kind": "synthetic",
+        "classnames": meta["classnames"],
+        "templates": meta["templates"],
+        "images_per_class": k,
+        "seed": config.train_seed,
+        "steps": models.generator_steps,
+        "guidance": models.generator_guidance,
+        "generator": _source(models.generator),
+        "clip": _source(models.clip),
+    }
+
+    def make() -> Arrays:
+        from fedsim.models.generator import load_generator
+
+        generator = load_generator(models.generator, device=str(device))
+        template = meta["templates"][0]
+        labels = np.repeat(np.arange(len(meta["classnames"])), k)
+        prompts = [template.format(meta["classnames"][c].replace("_", " ")) for c in labels]
+        seeds = [
+            derive(config.train_seed, "synthetic", int(c), int(i) % k) for i, c in enumerate(labels)
+        ]
+        images = generator.generate(
+            prompts,
+            seeds,
+            steps=models.generator_steps,
+            guidance_scale=models.generator_guidance,
+            batch_size=_GENERATE_BATCH,
+        )
+        clip = _clip(config, device)
+        features = clip.encode_images(clip.prepare(images)).cpu().numpy()
+        return {"images": images, "inputs": features, "labels": labels.astype(np.int64)}
+
+    return shared_arrays(key, make), address(key)
+
+
+def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Rows of a few public labelled samples of the validation split, sorted by class."""
+    rng = numpy_rng(seed, "public")
+    shots = min(shots, _PUBLIC_SHOTS_LIMIT)
+    rows = [
+        rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(int(labels.max()) + 1)
+    ]
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class ClientSplit:
+    """What every client holds: rows it trains on, and rows held out to choose settings on."""
+
+    partition: Partition
+    fit: tuple[np.ndarray, ...]
+    held: tuple[np.ndarray, ...]
+
+
+def split_clients(
+    config: Experiment,
+    labels: np.ndarray,
+    clients: np.ndarray | None = None,
+    domains: np.ndarray | None = None,
+) -> ClientSplit:
+    """The configured partition of the training rows, with every client's hold-out set apart.
+
+    Raises:
+        PartitionError: If the split asked for cannot be made from this data.
+    """
+    settings, seed = config.partition, config.partition_seed
+    partition = make_partition(
+        np.asarray(labels),
+        scheme=settings.scheme,
+        rng=numpy_rng(seed, "partition"),
+        num_clients=settings.num_clients,
+        dirichlet_alpha=settings.dirichlet_alpha,
+        classes_per_client=settings.classes_per_client,
+        min_samples=settings.min_samples,
+        size_sigma=settings.size_sigma,
+        imbalance_factor=settings.imbalance_factor,
+        clients=None if clients is None else np.asarray(clients),
+        domains=None if domains is None else np.asarray(domains),
+    )
+    parts = [
+        holdout(
+            rows,
+            np.asarray(labels),
+            config.evaluation.holdout_fraction,
+            numpy_rng(seed, "holdout", client),
+        )
+        for client, rows in enumerate(partition.indices)
+    ]
+    return ClientSplit(partition, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
+
+
+def _clip(config: Experiment, device: torch.device) -> Clip:
+    from fedsim.models.clip import load_clip
+
+    if config.models.clip is None:
+        raise ConfigError(f"{config.data.name!r} holds images: models.clip must name an encoder")
+    return load_clip(config.models.clip, device=str(device))
+
+
+def _encode(split: Split, clip: Clip, pixels: bool) -> np.ndarray:
+    """Pixels at the encoder's size, or features, chunk by chunk: raw images may not fit at once."""
+    if not len(split):
+        shape = (0, 3, clip.image_size, clip.image_size) if pixels else (0, clip.embed_dim)
+        return np.empty(shape, np.uint8 if pixels else np.float32)
+    chunks = []
+    for rows in np.array_split(np.arange(len(split)), range(_CHUNK, len(split), _CHUNK)):
+        prepared = clip.prepare(split.load_images(rows))
+        chunks.append((prepared if pixels else clip.encode_images(prepared)).cpu().numpy())
+    return np.concatenate(chunks)
+
+
+def _unit(features: np.ndarray | None) -> np.ndarray:
+    assert features is not None
+    norm = np.linalg.norm(features.astype(np.float64), axis=-1, keepdims=True)
+    return (features / np.maximum(norm, 1e-12)).astype(np.float32)
+
+
+def _source(name: str | None) -> Any:
+    """What identifies a named or local source: its name, and for files their sizes and times."""
+    if name is None:
+        return None
+    path = Path(name.partition("@")[2] or name)
+    if not path.exists():
+        path = Path(__file__).parents[1] / "models" / "pretrained" / name
+    return [name, file_identity(path)] if path.exists() else [name]

@@ -1,0 +1,182 @@
+"""What a run writes down: evaluations, client rows, events, and its row in `runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fedsim.config import Experiment
+from fedsim.data.partition import Partition
+from fedsim.engine.evaluate import Scores, predict, score
+from fedsim.engine.machine import describe_machine
+from fedsim.engine.prepare import ClientSplit, TaskData
+from fedsim.engine.task import as_tensor
+from fedsim.methods.base import Method, Predictor, Task
+
+
+class Sink(Protocol):
+    """Where rows go; `fedsim.results.writer.TableWriter` is one."""
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None: ...
+    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None: ...
+    def truncate(self, last_round: int) -> None: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Recorder:
+    """Turns what happened into rows.
+
+    Args:
+        config: The resolved experiment.
+        sink: The run's tables.
+        data: The run's arrays.
+        split: The clients' rows.
+        device: Where predictions are computed.
+    """
+
+    def __init__(
+        self,
+        config: Experiment,
+        sink: Sink,
+        data: TaskData,
+        split: ClientSplit,
+        device: torch.device,
+    ) -> None:
+        self.config, self.sink, self.data, self.device = config, sink, data, device
+        self.served = "test" if config.phase == "final" else "client_holdout"
+        arrays = data.arrays
+        self._samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if config.phase == "final":  # test data is never looked at while choosing settings
+            self._samples["test"] = arrays["test_inputs"], np.asarray(arrays["test_labels"])
+        held = np.sort(np.concatenate(split.held))
+        if len(held):
+            labels = np.asarray(arrays["train_labels"])[held]
+            self._samples["client_holdout"] = arrays["train_inputs"][held], labels
+
+    def evaluate(self, predictor: Predictor, round: int, last: bool) -> dict[str, Any]:
+        """Score the global model on every held-out split.
+
+        Args:
+            predictor: Stored inputs -> logits.
+            round: Which round the model belongs to.
+            last: Whether to add per-class scores and per-sample predictions.
+
+        Returns:
+            `split`, `accuracy` and `loss` for the row of `rounds`.
+        """
+        found: dict[str, Scores] = {}
+        for split, (inputs, labels) in self._samples.items():
+            batch_size = self.config.evaluation.batch_size
+            logits = predict(lambda x: predictor(x.to(self.device)), as_tensor(inputs), batch_size)
+            scores = found[split] = score(logits, labels)
+            self._write_scores(split, scores, labels, round, last)
+        metrics = found[self.served].metrics
+        return {"split": self.served, "accuracy": metrics["accuracy"], "loss": metrics["nll"]}
+
+    def _write_scores(
+        self, split: str, scores: Scores, labels: np.ndarray, round: int, last: bool
+    ) -> None:
+        key = {"round": round, "model": "global", "split": split}
+        count = len(labels)
+        rows: list[dict[str, Any]] = [
+            {**key, "scope": "global", "metric": name, "value": value, "num_samples": count}
+            for name, value in scores.metrics.items()
+        ]
+        if last:
+            names, counts = self.data.meta["classnames"], np.bincount(labels)
+            of_class = {**key, "scope": "class", "metric": "accuracy"}
+            rows += [
+                {**of_class, "class_name": names[c], "value": v, "num_samples": int(counts[c])}
+                for c, v in scores.per_class.items()
+            ]
+        self.sink.append("evaluations", rows)
+        if last and split == "test" and self.config.evaluation.predictions:
+            samples = {"sample": np.arange(count), "label": labels}
+            predictions = {"prediction": scores.predictions}
+            correct = {"correct": scores.predictions == labels}
+            where = {"round": round, "split": split}
+            self.sink.append("predictions", where | samples | predictions | correct)
+
+    def describe(self, method: type[Method], partition: Partition, num_actors: int) -> None:
+        """The run's row in `runs`, as far as it is known before training."""
+        config, statistics = self.config, partition.statistics
+        self.sink.update_run(
+            config=config.model_dump(mode="json"),
+            study=config.study,
+            method=config.method,
+            dataset=self.data.meta["dataset"],
+            partition=config.partition.scheme,
+            dirichlet_alpha=config.partition.dirichlet_alpha,
+            num_clients=partition.num_clients,
+            seed=config.seed,
+            phase=config.phase,
+            cache_init=config.cache.init if "cache" in method.sections else None,
+            num_rounds=config.train.rounds if method.trains else 0,
+            status="running",
+            error=None,
+            started_at=now(),
+            partition_total_variation=statistics.total_variation,
+            partition_effective_classes=statistics.effective_classes,
+            partition_size_gini=statistics.size_gini,
+            synthetic_set=self.data.synthetic_address,
+            backend=config.engine.backend,
+            device=self.device.type,
+            num_actors=num_actors,
+            **describe_machine(),
+        )
+
+    def partition(self, partition: Partition) -> None:
+        """Round 0 of `clients`: every client and its data; what repair did is an event."""
+        for text in partition.log:
+            self.event("partition", text, 0)
+        self.sink.append(
+            "clients",
+            [
+                {
+                    "round": 0,
+                    "client_id": client,
+                    "num_samples": int(counts.sum()),
+                    "label_counts": counts.tolist(),
+                    "status": "idle",
+                }
+                for client, counts in enumerate(partition.label_counts)
+            ],
+        )
+
+    def synthetic(self, task: Task) -> None:
+        """What the generated set is like, per class, in the frozen encoder's space."""
+        if task.synthetic is None or task.text_features is None:
+            return
+        features, labels = task.synthetic.inputs, task.synthetic.labels
+        similarity = features @ task.text_features.T
+        own, agrees = similarity.gather(1, labels[:, None])[:, 0], similarity.argmax(1) == labels
+        for label, name in enumerate(task.classnames):
+            chosen = labels == label
+            same, count = features[chosen], int(chosen.sum())
+            pairs = float((same @ same.T).sum() - count) / max(1, count * (count - 1))
+            row = {"round": 0, "class_name": name, "label": label, "num_images": count}
+            row["clip_agreement"] = float(agrees[chosen].double().mean())
+            row["clip_similarity"] = float(own[chosen].double().mean())
+            self.sink.append("synthetic", [row | {"diversity": 1.0 - pairs}])
+
+    def event(
+        self,
+        kind: str,
+        message: str,
+        round: int,
+        client_id: int | None = None,
+        node: str | None = None,
+    ) -> None:
+        """One row of `events`."""
+        row = {"time": now(), "round": round, "kind": kind, "message": message}
+        self.sink.append("events", [row | {"client_id": client_id, "node": node}])
+
+
+def now() -> datetime:
+    """The time of day, UTC."""
+    return datetime.now(UTC)

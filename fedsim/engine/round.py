@@ -1,0 +1,276 @@
+"""The round loop: what one run does, from set-up to its last committed round.
+
+Plain Python and torch. Where clients train is behind `ClientPool`, where rows go is behind `Sink`;
+the same loop runs in-process, inside an actor and inside a sweep's trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from fedsim.config import Experiment
+from fedsim.engine.batching import make_groups
+from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.collect import ClientPool, Collected, collect
+from fedsim.engine.host import pixel_normaliser
+from fedsim.engine.prepare import prepare, split_clients
+from fedsim.engine.recorder import Recorder, Sink, now
+from fedsim.engine.schedule import sample_cohort
+from fedsim.engine.task import make_task, settle_numerics
+from fedsim.errors import CheckpointError
+from fedsim.methods import build_method, method_class
+from fedsim.methods.base import Executor, Received, State
+from fedsim.params import norms, num_bytes, to_device
+from fedsim.seeding import torch_rng
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class LocalExecutor:
+    """Server-side work in this process, one item after the other."""
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`[function(item) for item in items]`."""
+        return [function(item) for item in items]
+
+
+class Federation:
+    """One run: `setup`, then `step` until `finished`, then `finish`.
+
+    Every round commits in this order: table parts, then the checkpoint. What a kill interrupts is
+    the round in flight; `setup` drops its rows and goes on from the checkpoint.
+
+    Args:
+        config: The resolved experiment.
+        sink: Tables of this run.
+        checkpoints: Snapshots of this run.
+        pool: Where clients train.
+        executor: Where server-side work of a round runs.
+        device: Where the server computes.
+    """
+
+    def __init__(
+        self,
+        config: Experiment,
+        sink: Sink,
+        checkpoints: CheckpointFolder,
+        pool: ClientPool,
+        executor: Executor | None = None,
+        device: str = "cpu",
+    ) -> None:
+        settle_numerics(config.engine.threads)
+        self.config, self.sink, self.checkpoints, self.pool = config, sink, checkpoints, pool
+        self.executor = executor or LocalExecutor()
+        self.device = torch.device(device)
+        self.cls = method_class(config.use)
+        self.num_rounds = config.train.rounds if self.cls.trains else 0
+        self.round = 0
+        self._state: State = {}
+        self._client_states: dict[int, State] = {}
+        self._downloaded: set[int] = set()
+        self._scores: dict[str, Any] = {}
+        self._comparable, self._resumes, self._wall_s = True, 0, 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is committed."""
+        return self.round >= self.num_rounds
+
+    def setup(self) -> dict[str, Any]:
+        """Load everything; resume from the last checkpoint, or evaluate and commit round 0.
+
+        Returns:
+            The row of `rounds` as far as it is known: round, accuracy, loss.
+        """
+        config = self.config
+        snapshot = self.checkpoints.latest()
+        self.data = prepare(config, self.cls, self.device)
+        arrays = self.data.arrays
+        self.split = split_clients(
+            config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
+        )
+        task = make_task(config, self.data, self.cls, self.device, server=True)
+        self.method = build_method(config, task)
+        self._prepare = pixel_normaliser(self.method)
+        self.record = Recorder(config, self.sink, self.data, self.split, self.device)
+        self.sink.truncate(-1 if snapshot is None else snapshot["round"])
+        self.record.describe(self.cls, self.split.partition, self.pool.num_actors)
+        if snapshot is not None:
+            self._restore(snapshot)
+            return {"round": self.round, **self._scores}
+        self._state = self.method.setup(task, torch_rng(config.train_seed, "setup"))
+        self.record.partition(self.split.partition)
+        self.record.synthetic(task)
+        return self._commit(
+            {"bytes_up": 0, "bytes_down": 0, "num_clients_ok": 0, "num_clients_failed": 0}
+        )
+
+    def step(self) -> dict[str, Any]:
+        """One communication round.
+
+        Returns:
+            Its row of `rounds`, committed.
+
+        Raises:
+            ClientError: A client failed and the policy is `raise`.
+            QuorumError: Too many clients failed.
+        """
+        config, number, clock = self.config, self.round + 1, _Clock()
+        got, row = Collected(Received({})), dict[str, Any](bytes_up=0, bytes_down=0)
+        if self.cls.uses_clients:
+            # 1. Sample the cohort, keyed by (seed, round) alone.
+            num_clients = self.split.partition.num_clients
+            cohort_size = max(1, round(config.train.participation * num_clients))
+            cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
+            groups = make_groups(cohort, self.split.fit, config.engine.group_size)
+            # 2. What goes down the wire, the same for every client.
+            constants = self.method.constants(self._state)
+            message = self.method.message(self._state)
+            # 3. Clients train, batched on the client axis. 4. Updates stream into exact sums.
+            tell = partial(_tell, self.record, number)
+            try:
+                got = collect(
+                    self.pool,
+                    groups,
+                    constants | message,
+                    self._client_states,
+                    number,
+                    config.failures,
+                    tell,
+                )
+            finally:
+                self.sink.commit()  # failures are in the tables even when they end the run
+            row = self._write_clients(number, cohort, num_bytes(constants), num_bytes(message), got)
+        row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
+        row["train_s"] = clock.lap()
+        # 5. The server's step, then its own work (distillation, training on generated images).
+        received = to_device(got.received, self.device)
+        self._client_states |= got.states
+        self._comparable &= got.comparable
+        self._state = self.method.aggregate(self._state, received)
+        if received.mean:
+            row["update_norm"] = float(norms({k: v[None] for k, v in received.mean.items()}))
+        row["aggregate_s"] = clock.lap()
+        rng = torch_rng(config.train_seed, "server", number)
+        self._state = self.method.finish_round(self._state, received, self.executor, rng)
+        row["distill_s"] = clock.lap()
+        # 6. Evaluate, write rows, commit.
+        self.round = number
+        return self._commit(row)
+
+    def finish(self) -> None:
+        """Mark the run finished and merge its table parts."""
+        self._close("finished")
+
+    def abort(self, status: str, error: BaseException | None = None) -> None:
+        """Leave readable tables behind, as `failed` or `interrupted`; the run can be resumed."""
+        self._close(status, None if error is None else f"{type(error).__name__}: {error}")
+
+    def _close(self, status: str, error: str | None = None) -> None:
+        self.sink.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
+        self.sink.close()
+
+    def _write_clients(
+        self, number: int, cohort: list[int], constants: int, message: int, got: Collected
+    ) -> dict[str, Any]:
+        """Rows of `clients`, and their totals for the row of `rounds`.
+
+        A client's first participation also downloads the constants and, where it trains on
+        features, the frozen encoder that makes them.
+        """
+        encoder = self.data.meta["visual_bytes"] if self.cls.inputs == "features" else 0
+        down = {c: message + (c not in self._downloaded) * (constants + encoder) for c in cohort}
+        self._downloaded |= set(cohort)
+        failed = [{"client_id": f.client_id, "status": "failed", "node": f.node} for f in got.failed]
+        for client in got.rows + failed:
+            client |= {"round": number, "bytes_down": down[client["client_id"]]}
+        self.sink.append("clients", got.rows + failed)
+        row: dict[str, Any] = {
+            "bytes_up": sum(client["bytes_up"] for client in got.rows),
+            "bytes_down": sum(down.values()),
+            "num_clients_sampled": len(cohort),
+            "train_flops": sum(client["train_flops"] for client in got.rows),
+        }
+        losses = [client.get("loss_after") for client in got.rows]
+        if losses and None not in losses:
+            weights = [client["num_samples"] for client in got.rows]
+            row["train_loss"] = float(np.average(losses, weights=weights))
+        return row
+
+    def _commit(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Evaluate the round, write its row, and make it the one to resume from."""
+        clock = _Clock()
+        predict = self.method.predictor(self._state)
+        self._scores = self.record.evaluate(
+            lambda x: predict(self._prepare(x)), self.round, self.finished
+        )
+        row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
+        row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
+        self.sink.append("rounds", [row])
+        self.sink.update_run(
+            bit_comparable=self._comparable, num_resumes=self._resumes, wall_s=self._wall()
+        )
+        self.sink.commit()
+        snapshot = {
+            "state": to_device(self._state, "cpu"),
+            "client_states": self._client_states,
+            "downloaded": sorted(self._downloaded),
+            "scores": self._scores,
+            "threads": self.config.engine.threads,
+            "comparable": self._comparable,
+            "resumes": self._resumes,
+            "wall_s": self._wall(),
+        }
+        self.checkpoints.save(self.round, snapshot)
+        return row
+
+    def _restore(self, snapshot: dict[str, Any]) -> None:
+        if snapshot["threads"] != self.config.engine.threads:
+            raise CheckpointError(
+                f"this run was computed with engine.threads={snapshot['threads']}; "
+                f"resume it with the same value, not {self.config.engine.threads}"
+            )
+        self.round = snapshot["round"]
+        self._state = to_device(snapshot["state"], self.device)
+        self._client_states = snapshot["client_states"]
+        self._downloaded = set(snapshot["downloaded"])
+        self._scores = snapshot["scores"]
+        self._comparable, self._wall_s = snapshot["comparable"], snapshot["wall_s"]
+        self._resumes = snapshot["resumes"] + 1
+        self.record.event("resumed", f"from the checkpoint of round {self.round}", self.round)
+
+    def _wall(self) -> float:
+        return self._wall_s + time.perf_counter() - self._started
+
+
+_PARTS = ("train", "aggregate", "distill", "eval")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now, before = time.perf_counter(), self._mark
+        self._mark = now
+        return now - before
+
+
+def _tell(
+    record: Recorder,
+    number: int,
+    kind: str,
+    message: str,
+    client_id: int | None = None,
+    node: str | None = None,
+) -> None:
+    record.event(kind, message, number, client_id, node)
