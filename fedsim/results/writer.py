@@ -169,9 +169,11 @@ class TableWriter:
                 continue
             parts.remove(folder.glob(f".{self.run_id}.parquet.tmp"))
             parts.remove(folder.glob(f".{self.run_id}-[0-9][0-9][0-9][0-9].parquet.tmp"))
-            existing = parts.read_run(folder, self.run_id)
-            if existing is None:
+            has_open = parts.open_path(folder, self.run_id).exists()
+            if not has_open and not parts.sealed_numbers(folder, self.run_id):
                 continue
+            existing = parts.read_run(folder, self.run_id)
+            assert existing is not None  # nobody else writes this run
             found = found or (name != "runs" and existing.table().num_rows > 0)
             self._sealed[name] = len(existing.sealed)
             stale = parts.sealed_numbers(folder, self.run_id)[self._sealed[name] :]

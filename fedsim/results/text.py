@@ -1,0 +1,175 @@
+"""Numbers as words, and the summary as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fedsim.results.costs import target_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "cost_text",
+    "format_summary",
+    "half_text",
+    "human_bytes",
+    "interval_text",
+    "p_text",
+    "percent",
+]
+
+NONE = "-"
+WIDTH = 110
+
+
+def human_bytes(num_bytes: float) -> str:
+    """A size in binary units.
+
+    >>> human_bytes(512), human_bytes(20_000), human_bytes(3 * 2**30)
+    ('512 B', '19.5 KiB', '3.0 GiB')
+    """
+    if math.isnan(num_bytes):
+        return NONE
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(num_bytes) < 1023.95 or unit == "TiB":
+            break
+        num_bytes /= 1024
+    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+
+
+def percent(share: float, sign: bool = False) -> str:
+    """A share in percent with one decimal, without the sign `%`.
+
+    >>> percent(0.1234), percent(0.02, sign=True)
+    ('12.3', '+2.0')
+    """
+    if math.isnan(share):
+        return NONE
+    return f"{100 * share:+.1f}" if sign else f"{100 * share:.1f}"
+
+
+def interval_text(mean: float, low: float, high: float, sign: bool = False) -> str:
+    """A mean and its interval in percent; the mean alone where there is no interval.
+
+    >>> interval_text(0.612, 0.6, 0.624)
+    '61.2 [60.0, 62.4]'
+    """
+    text = percent(mean, sign)
+    return text if math.isnan(low) else f"{text} [{percent(low, sign)}, {percent(high, sign)}]"
+
+
+def half_text(mean: float, high: float, sign: bool = False) -> str:
+    """A mean and half its interval in percent; the mean alone where there is no interval.
+
+    >>> half_text(0.612, 0.624)
+    '61.2 ± 1.2'
+    """
+    text = percent(mean, sign)
+    return text if math.isnan(high) else f"{text} ± {percent(high - mean)}"
+
+
+def p_text(p: float) -> str:
+    """A p value.
+
+    >>> p_text(0.0313), p_text(0.00002)
+    ('0.031', '<0.001')
+    """
+    if math.isnan(p):
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
+    """A cost to reach a target, or `>` and all that was spent without reaching it.
+
+    >>> cost_text(3, 50), cost_text(math.inf, 50), cost_text(math.inf, 2048, is_bytes=True)
+    ('3', '>50', '>2.0 KiB')
+    """
+    if math.isnan(cost):
+        return NONE
+    value = cost if math.isfinite(cost) else spent
+    return (">" if math.isinf(cost) else "") + (human_bytes(value) if is_bytes else f"{value:g}")
+
+
+def format_summary(summary: pd.DataFrame) -> str:
+    """What `summarise` returned, as a table for a terminal of 110 columns."""
+    if summary.empty:
+        return "No run of this study has started."
+    attrs = summary.attrs
+    ends = [target_name(share) for share in attrs["shares"]]
+    header = ["", "method", "seeds", "accuracy %", f"vs {attrs['reference'] or 'reference'}"]
+    header += ["p (Holm)", "bytes"]
+    header += [f"rounds to {'/'.join(ends)} %", f"bytes to {ends[-1]} %"] if ends else []
+    goals = {(goal["dataset"], goal["partition"]): goal for goal in attrs["targets"]}
+    body: list[list[str] | str] = []
+    for (dataset, partition), group in summary.groupby(["dataset", "partition"], sort=False):
+        body.append(_cell_line(dataset, partition, goals.get((dataset, partition))))
+        body += [_row(row, ends) for row in group.to_dict("records")]
+    rows = [header, *(line for line in body if isinstance(line, list))]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
+    widths[1] = max(8, min(widths[1], WIDTH - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
+    lines = [line if isinstance(line, str) else _line(line, widths) for line in [header, *body]]
+    return "\n".join([*lines, "", *_notes(summary)])
+
+
+def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
+    trained = row["rounds"] > 0
+    rounds = "/".join(cost_text(row[f"rounds_to_{end}"], row["rounds"]) for end in ends)
+    cells = [
+        "*" if row["best"] else "",
+        row["method"],
+        f"{row['num_seeds']}" + (f"+{row['num_unfinished']}?" if row["num_unfinished"] else ""),
+        half_text(row["accuracy_mean"], row["accuracy_high"]),
+        half_text(row["difference"], row["difference_high"], True),
+        p_text(row["p_holm"]),
+        human_bytes(row["bytes_total"]),
+    ]
+    if ends:
+        cost = cost_text(row[f"bytes_to_{ends[-1]}"], row["bytes_total"], is_bytes=True)
+        cells += [rounds if set(rounds) - set("/-") else NONE, cost] if trained else [NONE, NONE]
+    return cells
+
+
+def _cell_line(dataset: str, partition: str, goal: dict[str, Any] | None) -> str:
+    if goal is None:
+        return f"\n{dataset}, {partition}"
+    levels = " and ".join(percent(level) for level in goal["targets"].values())
+    ends = f"zero-shot {percent(goal['zero_shot'])}, ceiling {percent(goal['ceiling'])}"
+    return f"\n{dataset}, {partition}  ({ends}; targets {levels})"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    pieces = []
+    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = cell if len(cell) <= width else cell[: width - 1] + "…"
+        pieces.append(text.ljust(width) if place < 2 else text.rjust(width))
+    return "  ".join(pieces).rstrip()
+
+
+def _notes(summary: pd.DataFrame) -> list[str]:
+    attrs = summary.attrs
+    notes = [
+        f"Mean and {100 * attrs['confidence']:g} % t interval over seeds; last round, test split; "
+        "* best but for the ceiling.",
+        "Differences are paired by seed, in points; p: paired t test, Holm-corrected over all.",
+        "Costs are medians; > means not reached; bytes count both ways and the set-up.",
+    ]
+    for source in dict.fromkeys(goal["ceiling_from"] for goal in attrs["targets"]):
+        if source.startswith("the best"):
+            notes.append(f"Ceiling: {source}.")
+    missing = summary[
+        (summary["num_missing_pairs"] > 0) & (summary["method"] != attrs["reference"])
+    ]
+    if attrs["reference"] and len(missing):
+        count = int(missing["num_missing_pairs"].sum())
+        notes.append(
+            f"{count} runs have no partner in the reference and are not in the differences."
+        )
+    if attrs["unfinished"]:
+        count = len(attrs["unfinished"])
+        notes.append(
+            f"{count} runs are not finished and not counted (seeds: finished+unfinished?)."
+        )
+    return notes
