@@ -61,7 +61,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Making $(VENV) with $$($$found --version) ($$found)"; \
 	  "$$found" -m venv "$(VENV)"; \
 	fi
-	@echo "Installing fedsim and its dependencies. On Linux the first time takes about 5 minutes and"
+	@echo "Installing fedsim and its dependencies. On Linux the first time takes 5 to 10 minutes and"
 	@echo "6 GB: torch brings its CUDA libraries along."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
