@@ -31,7 +31,7 @@ def choose_train(source: Source, train_split: str, notes: list[str], name: str) 
     return replace(source, parts=parts)
 
 
-def split_by_domain(table: Table, test_domain: str) -> None:
+def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
     """Test on one domain, train on the others."""
     if not table.domain_names:
         raise ConfigError(
@@ -50,6 +50,7 @@ def split_by_domain(table: Table, test_domain: str) -> None:
         table.splits[split] = rows.take(np.flatnonzero(~held))
         if split == "train":
             table.splits["test"] = rows.take(np.flatnonzero(held))
+            notes.append(f"test: the {int(held.sum())} samples of domain {test_domain}")
 
 
 def carve_missing(

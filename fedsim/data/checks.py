@@ -205,8 +205,9 @@ def _check_names(names: tuple[str, ...], where: str) -> None:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise DataError(f"{where}: class name {twice[0]!r} occurs {names.count(twice[0])} times")
-    if any(not name.strip() for name in names):
-        raise DataError(f"{where}: class name {names.index('')} is empty")
+    blank = next((index for index, name in enumerate(names) if not name.strip()), None)
+    if blank is not None:
+        raise DataError(f"{where}: the name of class {blank} is empty")
 
 
 def _codes(

@@ -39,7 +39,7 @@ def load_dataset(
     test_domain: str | None = None,
     image_size: int | None = None,
     train_split: str = "train",
-    val_fraction: float = 0.1,
+    val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     shots: int | None = None,
     max_train_samples: int | None = None,
@@ -89,7 +89,7 @@ def load_dataset(
     table = tabulate(source, classnames, only_text_classes, notes)
     splits = table.splits
     if test_domain is not None:
-        split_by_domain(table, test_domain)
+        split_by_domain(table, test_domain, notes)
     carve_missing(table, test_fraction, val_fraction, notes)
     train = splits["train"]
     if shots is not None and not source.few_shot:
@@ -133,13 +133,20 @@ def _read(
     shots: int | None,
 ) -> Source:
     """Find out what `name` and `path` are, and read that."""
+    given = [f"{column}_column" for column, value in vars(columns).items() if value is not None]
+    if domains and (name.startswith("hf:") or name == "digits"):
+        raise ConfigError("domains applies to image folders: set domain_column instead")
     if name.startswith("hf:"):
         return read_huggingface(name.removeprefix("hf:"), path, columns, image_size)
     if name == "digits" and path is None:
+        if given:
+            raise ConfigError(f"{given[0]} does not apply to digits")
         source, kind = _digits(), "digits"
     else:
         place = path or Path(name)
         if place.is_dir():
+            if given:
+                raise ConfigError(f"{given[0]} does not apply to a folder of images ({place})")
             return read_folder(place, domains, image_size)
         if place.suffix != ".npz":
             if place.exists():

@@ -36,7 +36,7 @@ def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
         raise missing_path(root)
     top = _folders(root)
     splits = {split_name(folder.name): folder for folder in top}
-    if "train" in splits and not domains:
+    if "train" in splits and not domains and _folders(splits["train"]):
         groups = {name: {"": folder} for name, folder in splits.items() if name}
     elif domains:
         groups = {"train": {folder.name: folder for folder in top}}

@@ -64,7 +64,9 @@ def _load(name: str, path: Path | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"hf:{name} needs the 'datasets' package: pip install datasets") from error
+        raise DataError(
+            f"hf:{name} needs the 'datasets' package: pip install 'fedsim[hf]'"
+        ) from error
     local = path or (Path(name) if Path(name).is_dir() else None)
     try:
         if local is not None:

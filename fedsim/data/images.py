@@ -90,7 +90,7 @@ def open_paths(root: Path, files: list[str], image_size: int | None) -> ImagePat
     from PIL import Image
 
     root = root.resolve()
-    whole = sum((root / file).stat().st_size for file in files) <= _WHOLE_HASH_BYTES
+    whole = sum(_size(root / file) for file in files) <= _WHOLE_HASH_BYTES
     digests, first = [], None
     for file in files:
         path = root / file
@@ -105,6 +105,11 @@ def open_paths(root: Path, files: list[str], image_size: int | None) -> ImagePat
             raise _mixed_sizes(str(path), shape, first)
         digests.append(digest)
     return ImagePaths(root, tuple(files), image_size, np.array(digests, dtype="S32"))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a broken link, which fails when it is opened."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _digest(path: Path, whole: bool) -> tuple[bytes, bytes]:

@@ -8,7 +8,7 @@ something else):
 - optional: `client(s)`, `client_id(s)`; `domain(s)`, `domain_id(s)`
 - splits, either as keys `x_train`, `train_x` (train, val or valid or validation, test), or as a
   column beside flat `x` and `y`: `is_test`, `is_local_test`, `is_val`, or `split` (train, val,
-  test, or 0, 1, 2)
+  test, or 0, 1, 2); `x` and `y` beside `x_test` and `y_test` are train
 - few-shot features: `keys_16` and `keylab_16` are the train split for `shots: 16`
 - `classnames` or `class_names`; `text_f` or `text_features`, with `text_class` when they are not
   in label order
@@ -19,6 +19,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,18 +35,28 @@ _DOMAINS = ("domain", "domains", "domain_id", "domain_ids")
 _FEATURE_NAMES = ("features", "feats", "f", "keys")
 
 
+_DAMAGE = (
+    OSError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,  # a compression method that Python lacks
+    RuntimeError,  # encrypted
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
 class _Archive:
     """An open archive whose every failure is a `DataError`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, handle: BinaryIO) -> None:
         self.path = path
         try:
-            loaded = np.load(path, allow_pickle=False)
-        except FileNotFoundError:
-            raise missing_path(path) from None
+            loaded = np.load(handle, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            reason = "it is no zip file" if "allow_pickle" in str(error) else error
             raise DataError(
-                f"{path}: not a readable .npz archive, perhaps truncated ({error}): copy it again"
+                f"{path}: not a readable .npz archive, perhaps truncated ({reason}): copy it again"
             ) from error
         if isinstance(loaded, np.ndarray):
             raise DataError(f"{path} holds one bare array: save x and y together with np.savez")
@@ -57,7 +68,7 @@ class _Archive:
     def __getitem__(self, key: str) -> np.ndarray:
         try:
             array = self.archive[key]
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self.path}: {key!r} is damaged ({error}): copy it again") from error
         except ValueError as error:
             if "allow_pickle" in str(error):
@@ -66,8 +77,8 @@ class _Archive:
                     "it with a plain dtype"
                 ) from error
             raise DataError(f"{self.path}: {key!r} is damaged ({error}): copy it again") from error
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"{self.path}: {key!r} is not an array")
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            raise DataError(f"{self.path}: {key!r} is not an array with one row per sample")
         return array
 
     def first(self, *keys: str) -> np.ndarray | None:
@@ -86,8 +97,10 @@ def read_npz(path: Path, columns: Columns, shots: int | None) -> Source:
     Raises:
         DataError: The file is missing, damaged or pickled, or a key is not there.
     """
-    archive = _Archive(path)
-    with archive.archive:
+    if not path.exists():
+        raise missing_path(path)
+    with path.open("rb") as handle:  # NumPy leaves a broken file open
+        archive = _Archive(path, handle)
         notes: list[str] = []
         parts, are_features = _read_parts(archive, columns, shots, notes)
         few_shot = "keys_" in parts["train"].where if "train" in parts else False
@@ -129,6 +142,10 @@ def _read_parts(
         keys["train"] = {"rows": f"keys_{name}", "labels": f"keylab_{name}"}
     if not keys:
         return _read_flat(archive, columns)
+    if "train" not in keys:  # flat x and y beside x_test and y_test
+        flat = {what: next((n for n in w if n in archive.keys), None) for what, w in wanted.items()}
+        if flat["rows"] and flat["labels"]:
+            keys["train"] = flat
     parts = {}
     for split, named in keys.items():
         rows, labels = named["rows"], named["labels"]
@@ -245,4 +262,4 @@ def _are_features(key: str, part: Part) -> bool:
     rows = part.rows
     assert isinstance(rows, np.ndarray)
     named = any(word in _FEATURE_NAMES for word in key.lower().split("_"))
-    return rows.ndim == 2 and (named or rows.dtype.kind == "f")
+    return named or (rows.ndim == 2 and rows.dtype.kind == "f")

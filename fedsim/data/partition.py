@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -212,12 +213,16 @@ def _count(owner: np.ndarray, ask: Ask) -> np.ndarray:
     return counts.reshape(ask.num_clients, ask.num_classes)
 
 
-def _check_options(
-    options: dict[str, float | None], num_clients: int | None, min_samples: int
-) -> None:
+def _check_options(options: dict[str, Any], num_clients: int | None, min_samples: int) -> None:
     """Refuse numbers outside their range, all of them at once."""
+    whole_numbers = {"num_clients": num_clients, "min_samples": min_samples}
+    whole_numbers["classes_per_client"] = options["classes_per_client"]
     at_least = {"classes_per_client": 1, "size_sigma": 0, "imbalance_factor": 1}
-    problems = []
+    problems = [
+        f"{name} is {value!r}: it must be a whole number"
+        for name, value in whole_numbers.items()
+        if value is not None and not isinstance(value, int | np.integer)
+    ]
     for name, value in options.items():
         if value is None:
             continue

@@ -143,17 +143,18 @@ def quantity(ask: Ask) -> Draft:
     """Unequal client sizes, labels IID: log-normal sizes, or Dirichlet ones.
 
     With `size_sigma`, sizes are in proportion to exp(N(0, sigma^2)) (FedLab); with
-    `dirichlet_alpha`, to one draw from Dir(alpha * 1_n) (NIID-Bench). One of the two is needed.
+    `dirichlet_alpha`, to one draw from Dir(alpha * 1_n) (NIID-Bench). Set one of the two.
     """
     alpha, sigma, num = ask.dirichlet_alpha, ask.size_sigma, ask.num_clients
+    if (sigma is None) == (alpha is None):
+        raise ConfigError("partition 'quantity' needs size_sigma or dirichlet_alpha: set one")
     if sigma is not None:
         shares = softmax(sigma * ask.rng.standard_normal(num))
         note = f"quantity: log-normal sizes, size_sigma {sigma:g}"
-    elif alpha is not None:
+    else:
+        assert alpha is not None
         shares = softmax(log_dirichlet(ask.rng, np.full(num, alpha), 1)[0])
         note = f"quantity: Dirichlet sizes, dirichlet_alpha {alpha:g}"
-    else:
-        raise ConfigError("partition 'quantity' needs size_sigma or dirichlet_alpha: set one")
     owner = np.empty(len(ask.labels), dtype=np.int64)
     sizes = split_counts(ask.rng, len(owner), shares)
     owner[ask.rng.permutation(len(owner))] = np.repeat(np.arange(num), sizes)

@@ -101,12 +101,12 @@ def proportional_quota(sizes: np.ndarray, total: int) -> np.ndarray:
     >>> proportional_quota(np.array([60, 30, 1, 0]), 10).tolist()
     [6, 3, 1, 0]
     """
-    base = (sizes > 0).astype(np.int64)
-    rest = sizes - base
-    share = rest * ((total - base.sum()) / max(int(rest.sum()), 1))
-    quota = base + np.floor(share).astype(np.int64)
-    missing = int(total - quota.sum())
-    quota[np.argsort(-(share - np.floor(share)), kind="stable")[:missing]] += 1
+    share = sizes * (total / max(int(sizes.sum()), 1))
+    quota = np.maximum(np.floor(share).astype(np.int64), sizes > 0)
+    while quota.sum() < total:
+        quota[np.argmax(np.where(quota < sizes, share - quota, -np.inf))] += 1
+    while quota.sum() > total:
+        quota[np.argmax(np.where(quota > 1, quota - share, -np.inf))] -= 1
     return np.asarray(quota)
 
 
