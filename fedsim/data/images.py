@@ -98,7 +98,7 @@ def open_paths(root: Path, files: list[str], image_size: int | None) -> ImagePat
             digest, data = _digest(path, whole)
             with Image.open(io.BytesIO(data) if whole else path) as image:
                 shape = (image.height, image.width)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders of damaged files raise whatever they trip over
             raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
         first = first or shape
         if image_size is None and shape != first:
@@ -147,7 +147,9 @@ def pixels(source: bytes | Image, where: str, image_size: int | None) -> np.ndar
         if image_size is not None:
             image = _resize(image, image_size)
         return np.asarray(image, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they trip over
         raise DataError(f"{where}: not a readable image ({_brief(error)})") from error
 
 

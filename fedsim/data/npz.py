@@ -53,7 +53,7 @@ class _Archive:
         self.path = path
         try:
             loaded = np.load(handle, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (*_DAMAGE, ValueError) as error:
             reason = "it is no zip file" if "allow_pickle" in str(error) else error
             raise DataError(
                 f"{path}: not a readable .npz archive, perhaps truncated ({reason}): copy it again"

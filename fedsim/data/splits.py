@@ -48,8 +48,8 @@ def take_per_group(groups: np.ndarray, quota: np.ndarray, seed: int) -> np.ndarr
     Returns:
         bool (N,), true for the chosen rows.
 
-    >>> take_per_group(np.array([0, 0, 0, 1, 1]), np.array([2, 1]), seed=1).sum()
-    np.int64(3)
+    >>> take_per_group(np.array([0, 0, 0, 1, 1]), np.array([2, 1]), seed=1).sum().item()
+    3
     """
     count = len(groups)
     rank = np.empty(count, dtype=np.int64)
@@ -138,8 +138,8 @@ def holdout(
 
     >>> rng = np.random.default_rng(0)
     >>> fit, held = holdout(np.arange(10), np.array([0] * 5 + [1] * 5), 0.2, rng)
-    >>> len(fit), len(held), sorted(held // 5)
-    (8, 2, [np.int64(0), np.int64(1)])
+    >>> len(fit), len(held), (held // 5).tolist()
+    (8, 2, [0, 1])
     >>> holdout(np.array([4, 7]), np.zeros(9, int), 0.5, rng)[1].tolist()
     []
     """

@@ -296,6 +296,14 @@ class TestDamage:
         with pytest.raises(DataError, match="'x' is damaged .*: copy it again"):
             load_dataset(str(path))
 
+    def test_an_unknown_zip_version(self, save):
+        path = Path(save(x=X, y=Y))
+        content = bytearray(path.read_bytes())
+        content[content.rfind(b"PK\x01\x02") + 6] = 99
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a readable .npz archive"):
+            load_dataset(str(path))
+
     def test_a_header_that_lies(self, tmp_path: Path):
         with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
             header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (9000000000000,), }"
