@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -152,8 +154,8 @@ class EngineConfig(Section):
     """How groups of clients are computed. `group_size` and `threads` are part of a run's identity."""
 
     backend: Literal["ray", "local"] = "ray"
-    group_size: int = Field(10, gt=0)
-    """Clients trained together on one leading axis."""
+    group_size: int | Auto = "auto"
+    """Clients trained together on one leading axis; auto: a quarter of the cohort, 2 to 10."""
     threads: int = Field(1, gt=0)
     """Torch threads of every process that computes results."""
 
@@ -242,6 +244,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        if self.phase == "tune" and self.evaluation.holdout_fraction == 0:
+            raise ValueError(
+                "tuning chooses on held-out client data: evaluation.holdout_fraction must be above 0"
+            )
         if self.method == "cachefl" and self.cache.init != "generated":
             raise ValueError(
                 f"cache.init is {self.cache.init!r}, but only a generated cache is called cachefl: "
@@ -250,12 +256,30 @@ class Experiment(Section):
             )
         return self
 
+    def resolved(self) -> Experiment:
+        """The same experiment with `engine.group_size` settled, from the configuration alone."""
+        if self.engine.group_size != "auto":
+            return self
+        size = min(10, max(2, math.ceil(self.cohort_size / 4)))
+        hosted = self.resources.clients_per_actor
+        size = size if hosted == "auto" else min(size, hosted)
+        engine = self.engine.model_copy(update={"group_size": size})
+        return self.model_copy(update={"engine": engine})
+
+    @property
+    def group_size(self) -> int:
+        """`engine.group_size` of a resolved experiment."""
+        assert self.engine.group_size != "auto", "resolve the experiment first"
+        return self.engine.group_size
+
     @property
     def partition_seed(self) -> int:
+        """Seed of the split, of hold-outs and of few-shot draws."""
         return self.seed if self.partition.seed is None else self.partition.seed
 
     @property
     def train_seed(self) -> int:
+        """Seed of cohorts, batches, initial weights and generated images."""
         return self.seed if self.train.seed is None else self.train.seed
 
     @property
@@ -273,6 +297,9 @@ class Experiment(Section):
         payload = self.model_dump(mode="json", exclude={"study", "output", "resources", "report"})
         payload["engine"].pop("backend")
         payload["failures"].pop("deadline_s")
+        file = Path(self.use.partition(":")[0])
+        if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
+            payload["use"] = hashlib.sha256(file.read_bytes()).hexdigest()
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

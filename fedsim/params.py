@@ -7,7 +7,7 @@ c-th client of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -116,16 +116,20 @@ class ExactSum:
         return {k: (v.double() / self.weight).float() for k, v in self.sums.items()}
 
 
-def to_device(tree: Any, device: torch.device | str) -> Any:
-    """Tensors in nested dicts, sequences and dataclasses moved to `device`; the rest unchanged."""
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(
-            tree, **{f.name: to_device(getattr(tree, f.name), device) for f in fields(tree)}
-        )
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`function` of every tensor in nested dicts, sequences and dataclasses; the rest unchanged."""
     if isinstance(tree, Tensor):
-        return tree.to(device)
+        return function(tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        parts = {f.name: map_tensors(getattr(tree, f.name), function) for f in fields(tree)}
+        return replace(tree, **parts)
     if isinstance(tree, dict):
-        return {k: to_device(v, device) for k, v in tree.items()}
+        return {k: map_tensors(v, function) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(to_device(v, device) for v in tree)
+        return type(tree)(map_tensors(v, function) for v in tree)
     return tree
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Every tensor of a tree (see `map_tensors`) on `device`."""
+    return map_tensors(tree, lambda tensor: tensor.to(device))

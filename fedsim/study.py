@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from fedsim.config import Experiment, PartitionConfig, Section
+from fedsim.config import Experiment, Section
 from fedsim.errors import ConfigError, did_you_mean
 
 SECTIONS = tuple(
@@ -111,8 +111,8 @@ class Study(Section):
             problems += _overlay(tree, {"partition": dict(partition)})
         problems += _overlay(tree, self.methods[name], f"methods.{name}.")
         problems += _overlay(tree, point)
-        use = tree["use"]
-        if use not in known and not str(use).split(":")[0].endswith(".py"):
+        tree["use"] = use = self._use(str(tree["use"]))
+        if use not in known and not use.partition(":")[0].endswith(".py"):
             problems.append(f"methods.{name}: unknown method {use!r}; {did_you_mean(use, known)}")
         try:
             experiment = Experiment.model_validate(tree)
@@ -120,7 +120,14 @@ class Study(Section):
             problems += _messages(error, Experiment)
         if problems:
             raise ConfigError(problems)
-        return experiment
+        return experiment.resolved()
+
+
+    def _use(self, use: str) -> str:
+        """A method file is looked for beside the study first, then where fedsim was started."""
+        file, colon, name = use.partition(":")
+        beside = Path(self.source).parent / file
+        return f"{beside}{colon}{name}" if file.endswith(".py") and beside.is_file() else use
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -275,4 +282,4 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 
-__all__ = ["SECTIONS", "PartitionConfig", "Study", "TuneConfig", "load_study", "parse_study"]
+__all__ = ["SECTIONS", "Study", "TuneConfig", "load_study", "parse_study"]

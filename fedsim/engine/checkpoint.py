@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from fedsim.errors import CheckpointError
 
 _KEPT = 2
 _FORMAT = 1
+_CLAIM_DEADLINE_S = 20.0
 
 
 class CheckpointFolder:
@@ -31,10 +33,31 @@ class CheckpointFolder:
     def __init__(self, study_dir: Path, run_id: str) -> None:
         self.path = study_dir / "checkpoints" / run_id
         self.run_id = run_id
+        self._lock = FileLock(self.path / ".lock")
+
+    def claim(self) -> None:
+        """Make this process the only writer of the run, until `release` or its death.
+
+        A killed driver's actors live on for a few seconds; who starts again waits for them.
+
+        Raises:
+            CheckpointError: If another process holds the run and does not let go.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=_CLAIM_DEADLINE_S)
+        except Timeout as error:
+            raise CheckpointError(
+                f"run {self.run_id} is being computed by another process; "
+                f"wait for it, or end it (lock: {self.path / '.lock'})"
+            ) from error
+
+    def release(self) -> None:
+        """Let other processes continue the run."""
+        self._lock.release()
 
     def save(self, round: int, content: dict[str, Any]) -> None:
         """Commit the state after `round`; older snapshots than the last two are removed."""
-        self.path.mkdir(parents=True, exist_ok=True)
         final = self.path / f"round-{round:06d}.pt"
         draft = final.with_suffix(f".tmp{os.getpid()}")
         with open(draft, "wb") as file:

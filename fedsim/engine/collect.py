@@ -29,8 +29,6 @@ class ClientPool(Protocol):
     def take_events(self) -> list[tuple[str, str]]:
         """What happened to the pool since last asked, as (kind, message)."""
 
-    def close(self) -> None:
-        """Release what the pool holds."""
 
 
 @dataclass

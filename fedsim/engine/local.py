@@ -36,10 +36,6 @@ class LocalPool:
         """Nothing happens to a pool that is this process."""
         return []
 
-    def close(self) -> None:
-        """Forget the host."""
-        self._host = None
-
 
 def run_local(
     config: Experiment, sink: Sink, study_dir: Path, watch: Watch = lambda row: None

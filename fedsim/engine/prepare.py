@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.datasets import Dataset, Split, load_dataset
-from fedsim.data.partition import Partition, make_partition
-from fedsim.data.splits import holdout
-from fedsim.data.store import Arrays, address, file_identity, shared_arrays
+from fedsim.data.configured import draw_seed, read_dataset, source_identity
+from fedsim.data.datasets import Split
+from fedsim.data.store import Arrays, address, shared_arrays
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
 from fedsim.models.clip import Clip
@@ -54,17 +52,6 @@ class TaskData:
         return len(self.meta["classnames"])
 
 
-def read_dataset(config: Experiment) -> Dataset:
-    """The configured data set; few-shot draws follow the partition's seed."""
-    return load_dataset(**config.data.model_dump(), seed=_draw_seed(config))
-
-
-def _draw_seed(config: Experiment) -> int:
-    """Only subsampled data depends on the seed; all else is shared by every seed of a study."""
-    drawn = config.data.shots is not None or config.data.max_train_samples is not None
-    return config.partition_seed if drawn else 0
-
-
 def prepare(
     config: Experiment, method: type[Method], device: torch.device, synthetic: bool = True
 ) -> TaskData:
@@ -85,9 +72,9 @@ def prepare(
         "kind": "inputs",
         "inputs": method.inputs,
         "data": config.data.model_dump(mode="json"),
-        "source": _source(config.data.path or config.data.name),
-        "seed": _draw_seed(config),
-        "clip": _source(config.models.clip),
+        "source": source_identity(config.data.path or config.data.name),
+        "seed": draw_seed(config),
+        "clip": source_identity(config.models.clip),
     }
     arrays = dict(shared_arrays(key, lambda: _inputs(config, method, device)))
     meta = json.loads(arrays.pop("meta").tobytes())
@@ -157,8 +144,8 @@ def synthetic_set(
         "seed": config.train_seed,
         "steps": models.generator_steps,
         "guidance": models.generator_guidance,
-        "generator": _source(models.generator),
-        "clip": _source(models.clip),
+        "generator": source_identity(models.generator),
+        "clip": source_identity(models.clip),
     }
 
     def make() -> Arrays:
@@ -195,52 +182,6 @@ def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-@dataclass(frozen=True)
-class ClientSplit:
-    """What every client holds: rows it trains on, and rows held out to choose settings on."""
-
-    partition: Partition
-    fit: tuple[np.ndarray, ...]
-    held: tuple[np.ndarray, ...]
-
-
-def split_clients(
-    config: Experiment,
-    labels: np.ndarray,
-    clients: np.ndarray | None = None,
-    domains: np.ndarray | None = None,
-) -> ClientSplit:
-    """The configured partition of the training rows, with every client's hold-out set apart.
-
-    Raises:
-        PartitionError: If the split asked for cannot be made from this data.
-    """
-    settings, seed = config.partition, config.partition_seed
-    partition = make_partition(
-        np.asarray(labels),
-        scheme=settings.scheme,
-        rng=numpy_rng(seed, "partition"),
-        num_clients=settings.num_clients,
-        dirichlet_alpha=settings.dirichlet_alpha,
-        classes_per_client=settings.classes_per_client,
-        min_samples=settings.min_samples,
-        size_sigma=settings.size_sigma,
-        imbalance_factor=settings.imbalance_factor,
-        clients=None if clients is None else np.asarray(clients),
-        domains=None if domains is None else np.asarray(domains),
-    )
-    parts = [
-        holdout(
-            rows,
-            np.asarray(labels),
-            config.evaluation.holdout_fraction,
-            numpy_rng(seed, "holdout", client),
-        )
-        for client, rows in enumerate(partition.indices)
-    ]
-    return ClientSplit(partition, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
-
-
 def _clip(config: Experiment, device: torch.device) -> Clip:
     from fedsim.models.clip import load_clip
 
@@ -265,13 +206,3 @@ def _unit(features: np.ndarray | None) -> np.ndarray:
     assert features is not None
     norm = np.linalg.norm(features.astype(np.float64), axis=-1, keepdims=True)
     return (features / np.maximum(norm, 1e-12)).astype(np.float32)
-
-
-def _source(name: str | None) -> Any:
-    """What identifies a named or local source: its name, and for files their sizes and times."""
-    if name is None:
-        return None
-    path = Path(name.partition("@")[2] or name)
-    if not path.exists():
-        path = Path(__file__).parents[1] / "models" / "pretrained" / name
-    return [name, file_identity(path)] if path.exists() else [name]

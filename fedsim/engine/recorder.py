@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
+from fedsim.data.configured import ClientSplit
 from fedsim.data.partition import Partition
 from fedsim.engine.evaluate import Scores, predict, score
 from fedsim.engine.machine import describe_machine
-from fedsim.engine.prepare import ClientSplit, TaskData
+from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
 from fedsim.methods.base import Method, Predictor, Task
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
+from fedsim.data.configured import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool, Collected, collect
 from fedsim.engine.host import pixel_normaliser
-from fedsim.engine.prepare import prepare, split_clients
+from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, now
 from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.task import make_task, settle_numerics
@@ -91,6 +92,7 @@ class Federation:
             The row of `rounds` as far as it is known: round, accuracy, loss.
         """
         config = self.config
+        self.checkpoints.claim()
         snapshot = self.checkpoints.latest()
         self.data = prepare(config, self.cls, self.device)
         arrays = self.data.arrays
@@ -130,7 +132,7 @@ class Federation:
             num_clients = self.split.partition.num_clients
             cohort_size = max(1, round(config.train.participation * num_clients))
             cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
-            groups = make_groups(cohort, self.split.fit, config.engine.group_size)
+            groups = make_groups(cohort, self.split.fit, config.group_size)
             # 2. What goes down the wire, the same for every client.
             constants = self.method.constants(self._state)
             message = self.method.message(self._state)
@@ -177,6 +179,7 @@ class Federation:
     def _close(self, status: str, error: str | None = None) -> None:
         self.sink.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
         self.sink.close()
+        self.checkpoints.release()
 
     def _write_clients(
         self, number: int, cohort: list[int], constants: int, message: int, got: Collected

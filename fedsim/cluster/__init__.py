@@ -1,0 +1,1 @@
+"""Ray: actors, placement and sweeps. The only package that imports it."""

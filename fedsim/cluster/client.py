@@ -1,0 +1,68 @@
+"""`ClientActor`: a Ray actor, pinned to a GPU fraction, that hosts simulated clients.
+
+Torch is imported inside the actor, so that drivers can name the class without loading it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from fedsim.cluster.placement import MEMORY_HEADROOM
+from fedsim.config import Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fedsim.engine.host import ClientHost, Done, Work
+
+
+def device_of_actor(gpus: float) -> str:
+    """`cuda` where Ray gave this actor a real GPU, else `cpu`; caps its share of the memory.
+
+    Logical GPUs on a machine without any are Ray's bookkeeping only, and compute on the CPU.
+    """
+    import torch
+
+    if gpus == 0 or not torch.cuda.is_available():
+        return "cpu"
+    if gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus * MEMORY_HEADROOM)
+    return "cuda"
+
+
+class ClientActor:
+    """Hosts one or more simulated clients and trains them group by group.
+
+    Args:
+        gpus: GPU fraction this actor was given, 0 to 1, or a whole number.
+    """
+
+    def __init__(self, gpus: float) -> None:
+        self._gpus, self._device = gpus, device_of_actor(gpus)
+        self._config: Experiment | None = None
+        self._host: ClientHost | None = None
+
+    def where(self) -> dict[str, Any]:
+        """Process, node and accelerators of this actor."""
+        context = ray.get_runtime_context()
+        return {
+            "pid": os.getpid(),
+            "node_id": context.get_node_id(),
+            "gpu_ids": context.get_accelerator_ids().get("GPU", []),
+            "gpus": self._gpus,
+            "device": self._device,
+        }
+
+    def train(self, config: Experiment, work: Work, message: dict[str, np.ndarray]) -> Done:
+        """Train the groups of `work`; the host is rebuilt only when the experiment changes."""
+        from fedsim.engine.host import ClientHost
+        from fedsim.engine.task import as_tensor
+
+        if self._host is None or config != self._config:
+            self._host, self._config = ClientHost(config, self._device), config
+        done = self._host.train(work, {name: as_tensor(value) for name, value in message.items()})
+        done.total.sums = {k: v.numpy() for k, v in done.total.sums.items()}  # type: ignore[misc]
+        return done

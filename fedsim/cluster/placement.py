@@ -1,0 +1,202 @@
+"""How many client actors a run gets, and what each may hold. Pure arithmetic, no Ray.
+
+A GPU fraction is Ray's bookkeeping, not isolation: two actors with 0.5 GPU each share one device's
+memory freely. What is known of memory is therefore checked here, before round 1, and every refusal
+shows its sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsim.config import Experiment
+from fedsim.errors import PlacementError
+
+AUTO_GPU_FRACTION = 0.25
+MEMORY_HEADROOM = 0.9
+"""Share of a device's memory that clients may plan with; contexts and workspaces need the rest."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers.
+
+    Attributes:
+        cpus: Logical CPUs registered with Ray.
+        gpus: GPUs registered with Ray.
+        gpu_memory_bytes: Memory of each GPU, if known.
+    """
+
+    cpus: float
+    gpus: float = 0
+    gpu_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one run holds.
+
+    Attributes:
+        head: What the coordinator holds; empty on CPUs, where it mostly waits for its clients.
+        bundles: Ray placement-group bundles of the client actors.
+        actor_bundles: Per client actor, the position of its bundle among `bundles`.
+        cpus_per_actor: CPUs of one client actor.
+        gpus_per_actor: GPU fraction of one client actor.
+        concurrent_runs: How many such runs fit the cluster at once.
+        arithmetic: The sum in words.
+    """
+
+    head: dict[str, float]
+    bundles: tuple[dict[str, float], ...]
+    actor_bundles: tuple[int, ...]
+    cpus_per_actor: float
+    gpus_per_actor: float
+    concurrent_runs: int
+    arithmetic: str
+
+    @property
+    def num_actors(self) -> int:
+        """Client actors of one run."""
+        return len(self.actor_bundles)
+
+    @property
+    def gpus_coordinator(self) -> float:
+        """GPU fraction of the coordinator."""
+        return self.head.get("GPU", 0.0)
+
+    def bundle_of(self, actor: int) -> int:
+        """Position of an actor's bundle in a placement group that has the head first, if any."""
+        return self.actor_bundles[actor] + bool(self.head)
+
+
+def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Placement:
+    """Fit one run, or several alike, onto a cluster.
+
+    Args:
+        config: The experiment; its `resources`, cohort and group size matter.
+        nodes: The machines.
+        num_runs: Runs of this shape waiting to be run.
+
+    Raises:
+        PlacementError: If the cluster cannot hold what was asked for.
+
+    >>> place(Experiment(study="s", method="m", use="m").resolved(), [Node(cpus=2)]).num_actors
+    2
+    """
+    resources = config.resources
+    cpus = resources.cpus_per_client
+    total_cpus, total_gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    gpus = _gpu_fraction(config, nodes)
+    slots = sum(_slots(node, cpus, gpus) for node in nodes)
+    have = f"{_count(total_cpus, 'CPU')} and {_count(total_gpus, 'GPU')}"
+    need = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
+    if slots == 0:
+        raise PlacementError(
+            f"no client actor fits: each needs {need}, the cluster's {len(nodes)} node(s) have "
+            f"{have}; lower resources.gpus_per_client or resources.cpus_per_client"
+        )
+    groups = math.ceil(config.cohort_size / config.group_size)
+    actors = _wanted_actors(config, groups, slots, num_runs)
+    if actors > slots:
+        raise PlacementError(
+            f"{actors} client actors x ({need}) = {_count(actors * cpus, 'CPU')} and "
+            f"{_count(actors * gpus, 'GPU')}, but the cluster's {len(nodes)} node(s) have {have}, "
+            f"room for {slots}; use resources.clients_per_actor: auto, or smaller shares"
+        )
+    _check_memory(config, nodes, gpus)
+    coordinator = gpus if 0 < gpus < 1 and actors < slots else 0.0
+    bundles, where = _bundles(actors, cpus, gpus, total_gpus)
+    at_once = max(1, slots // (actors + (coordinator > 0)))
+    held = math.ceil(config.cohort_size / actors)
+    return Placement(
+        {"GPU": coordinator} if coordinator else {},
+        bundles,
+        where,
+        cpus,
+        gpus,
+        at_once,
+        f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
+        f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
+        f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at once",
+    )
+
+
+def _wanted_actors(config: Experiment, groups: int, slots: int, num_runs: int) -> int:
+    resources = config.resources
+    if resources.num_actors != "auto":
+        return resources.num_actors
+    if resources.clients_per_actor != "auto":
+        return math.ceil(config.cohort_size / resources.clients_per_actor)
+    # Runs are independent, so a sweep fills the cluster with runs before it splits one.
+    return max(1, min(groups, slots // min(num_runs, slots)))
+
+
+def _gpu_fraction(config: Experiment, nodes: Sequence[Node]) -> float:
+    asked, gpus = config.resources.gpus_per_client, sum(n.gpus for n in nodes)
+    if asked != "auto":
+        if asked > 0 and gpus == 0:
+            raise PlacementError(
+                f"resources.gpus_per_client is {asked:g}, but the cluster's {len(nodes)} node(s) "
+                f"have 0 GPUs; use 0 or auto to run on CPUs"
+            )
+        return float(asked)
+    if gpus == 0:
+        return 0.0
+    need = config.resources.gpu_memory_bytes_per_client
+    memory = min((n.gpu_memory_bytes for n in nodes if n.gpu_memory_bytes), default=None)
+    if need is None or memory is None:
+        return AUTO_GPU_FRACTION
+    per_gpu = math.floor(memory * MEMORY_HEADROOM / need)
+    return 1.0 / min(per_gpu, 16) if per_gpu >= 1 else 1.0
+
+
+def _slots(node: Node, cpus: float, gpus: float) -> int:
+    """Client actors that fit one node; a fraction never spans two GPUs."""
+    by_cpu = math.floor(node.cpus / cpus + 1e-9)
+    if gpus == 0:
+        return by_cpu
+    by_gpu = node.gpus // gpus if gpus >= 1 else node.gpus * math.floor(1 / gpus + 1e-9)
+    return min(by_cpu, int(by_gpu))
+
+
+def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> None:
+    need = config.resources.gpu_memory_bytes_per_client
+    if need is None or gpus == 0:
+        return
+    per_gpu = max(1, math.floor(1 / gpus + 1e-9))
+    for node in nodes:
+        if node.gpu_memory_bytes and per_gpu * need > node.gpu_memory_bytes * MEMORY_HEADROOM:
+            raise PlacementError(
+                f"{per_gpu} client actors of {gpus:g} GPU share one GPU and need {per_gpu} x "
+                f"{_gib(need)} = {_gib(per_gpu * need)}, but {MEMORY_HEADROOM:.0%} of its "
+                f"{_gib(node.gpu_memory_bytes)} is {_gib(int(node.gpu_memory_bytes * MEMORY_HEADROOM))};"
+                f" raise resources.gpus_per_client"
+            )
+
+
+def _bundles(
+    actors: int, cpus: float, gpus: float, total_gpus: float
+) -> tuple[tuple[dict[str, float], ...], tuple[int, ...]]:
+    """Actors spread over GPUs before they are packed: one bundle per GPU that is used."""
+    if gpus == 0 or gpus >= 1:
+        each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        return (each,) * actors, tuple(range(actors))
+    per_gpu = math.floor(1 / gpus + 1e-9)
+    used = min(int(total_gpus), actors) or 1
+    used = max(used, math.ceil(actors / per_gpu))
+    where = tuple(actor % used for actor in range(actors))
+    bundles = [
+        {"CPU": cpus * where.count(b), "GPU": round(gpus * where.count(b), 4)}
+        for b in range(used)
+    ]
+    return tuple(bundles), where
+
+
+def _count(value: float, unit: str) -> str:
+    return f"{value:g} {unit}{'' if value == 1 else 's'}"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

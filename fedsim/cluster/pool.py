@@ -1,0 +1,121 @@
+"""The client actors of one run: what the round loop sees as its `ClientPool`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedsim.cluster.client import ClientActor
+from fedsim.cluster.placement import Placement
+from fedsim.config import Experiment
+from fedsim.errors import ExecutionError
+
+if TYPE_CHECKING:
+    from fedsim.engine.host import Done, Work
+    from fedsim.params import Params
+
+_MAX_LOSSES_PER_ROUND = 3
+
+
+class ActorPool:
+    """Client actors in the bundles of a placement group, kept warm between runs.
+
+    A dead actor is replaced in its bundle and its groups are trained again; since sums are exact
+    and groups whole, the results are the same bits.
+
+    Args:
+        placement: How many actors, and what each holds.
+        group: The placement group whose bundles they live in.
+    """
+
+    def __init__(self, placement: Placement, group: PlacementGroup) -> None:
+        self.placement, self._group = placement, group
+        self.config: Experiment | None = None
+        self._events: list[tuple[str, str]] = []
+        self._actors = [self._start(position) for position in range(placement.num_actors)]
+
+    @property
+    def num_actors(self) -> int:
+        """Client actors of this run."""
+        return len(self._actors)
+
+    def train(self, work: Work, message: Params) -> Iterator[Done]:
+        """Give every actor its groups, and yield partial results as they arrive.
+
+        Raises:
+            ExecutionError: The deadline of a round passed, or actors keep dying.
+        """
+        import torch
+
+        from fedsim.engine.schedule import assign
+
+        config = self.config
+        assert config is not None
+        shared = ray.put({k: v.detach().cpu().numpy() for k, v in message.items()})
+        pending: dict[Any, tuple[int, Work]] = {}
+
+        def submit(position: int, part: Work) -> None:
+            # `shared` is one object for all actors; arguments are resolved on arrival.
+            future = self._actors[position].train.remote(config, part, shared)
+            pending[future] = position, part
+
+        for position, groups in enumerate(assign(work.groups, self.num_actors)):
+            if groups:
+                clients = {client for group in groups for client in group.client_ids}
+                states = {c: state for c, state in work.states.items() if c in clients}
+                submit(position, replace(work, groups=groups, states=states))
+        deadline, losses = time.monotonic() + config.failures.deadline_s, 0
+        while pending:
+            left = deadline - time.monotonic()
+            ready, _ = ray.wait(list(pending), timeout=max(0.0, left))
+            if not ready:
+                raise ExecutionError(
+                    f"round {work.round}: {len(pending)} client actor(s) did not answer within "
+                    f"failures.deadline_s = {config.failures.deadline_s:g} s"
+                )
+            position, part = pending.pop(ready[0])
+            try:
+                done: Done = ray.get(ready[0])
+            except RayActorError as error:
+                losses += 1
+                if losses > _MAX_LOSSES_PER_ROUND:
+                    raise ExecutionError(
+                        f"round {work.round}: client actors died {losses} times; last: {error}"
+                    ) from error
+                self._events.append(("actor_lost", f"client actor {position}: {error}"))
+                self._actors[position] = self._start(position)
+                submit(position, part)
+                continue
+            done.total.sums = {k: torch.from_numpy(v) for k, v in done.total.sums.items()}
+            yield done
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """Lost actors since last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def where(self) -> list[dict[str, Any]]:
+        """Process, node and accelerators of every client actor."""
+        return ray.get([actor.where.remote() for actor in self._actors])
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _start(self, position: int) -> Any:
+        placement = self.placement
+        strategy = PlacementGroupSchedulingStrategy(
+            self._group, placement_group_bundle_index=placement.bundle_of(position)
+        )
+        options = {"num_cpus": placement.cpus_per_actor, "num_gpus": placement.gpus_per_actor}
+        actor = ray.remote(ClientActor).options(scheduling_strategy=strategy, **options)
+        return actor.remote(placement.gpus_per_actor)

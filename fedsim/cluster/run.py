@@ -1,0 +1,93 @@
+"""One run on Ray: a coordinator actor and its client actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedsim.cluster.coordinator import Coordinator, Progress
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.session import Interrupted, Stop
+from fedsim.config import Experiment
+from fedsim.errors import ExecutionError, FedsimError, PlacementError
+from fedsim.results.writer import TableWriter
+
+_START_DEADLINE_S = 300.0
+_LOOK_EVERY_S = 0.2
+
+
+def run_on_ray(
+    config: Experiment,
+    placement: Placement,
+    study_dir: Path,
+    stop: Stop,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Run one experiment to its end, or on from its last checkpoint.
+
+    Args:
+        config: The resolved experiment.
+        placement: What it may hold (`fedsim.cluster.placement.place`).
+        study_dir: Where tables and checkpoints go; seen by all nodes under this path.
+        stop: Looked at while waiting.
+        watch: Called after every committed round.
+
+    Raises:
+        PlacementError: The cluster did not grant the placement in time.
+        FedsimError: Whatever ended the run.
+        Interrupted: After marking the run as interrupted.
+    """
+    stop.leave = partial(mark_interrupted, study_dir, config.run_id)
+    group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
+    coordinator = None
+    try:
+        ready, _ = ray.wait([group.ready()], timeout=_START_DEADLINE_S)
+        if not ready:
+            raise PlacementError(
+                f"the cluster did not grant {placement.arithmetic} within {_START_DEADLINE_S:g} s: "
+                f"other jobs hold its resources (`ray status` shows them)"
+            )
+        options = {"num_cpus": 0, "num_gpus": placement.gpus_coordinator}
+        if placement.head:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
+        coordinator = ray.remote(Coordinator).options(**options).remote(placement, group)
+        progress = _get(coordinator.begin.remote(config, str(study_dir)), stop)
+        watch(progress)
+        while not progress.finished:
+            progress = _get(coordinator.step.remote(), stop)
+            watch(progress)
+    except Interrupted:
+        if coordinator is not None:
+            ray.kill(coordinator)  # so that nothing is written after the mark
+        mark_interrupted(study_dir, config.run_id)
+        raise
+    finally:
+        remove_placement_group(group)  # ends the actors in it
+
+
+def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
+    """The result of a coordinator call; its own errors as they were raised."""
+    while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
+        stop.check()
+    stop.check()
+    try:
+        return ray.get(future)
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, FedsimError) else None
+        raise cause or ExecutionError(f"the coordinator failed: {error}") from error
+    except RayActorError as error:
+        raise ExecutionError(f"the coordinator actor died: {error}; run `fedsim resume`") from error
+
+
+def mark_interrupted(study_dir: Path, run_id: str) -> None:
+    """Write into a run's row that it was interrupted, if it has begun."""
+    if (study_dir / "runs" / f"{run_id}.parquet").exists():
+        writer = TableWriter(study_dir, run_id)
+        writer.update_run(status="interrupted")
+        writer.commit()

@@ -1,0 +1,154 @@
+"""Connecting to Ray, quietly, and letting go of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Read by Ray and Tune when they are imported. Tune must not write checkpoints, loggers' files or
+# console reports of its own: tables, checkpoints and progress are fedsim's.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+for _name, _value in _SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+
+from fedsim.cluster.placement import Node  # noqa: E402
+from fedsim.errors import ExecutionError  # noqa: E402
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+class Interrupted(Exception):
+    """The command was stopped by Ctrl+C or SIGTERM; what was committed stays."""
+
+
+class Stop:
+    """A request to stop, by SIGINT or SIGTERM.
+
+    Raising from a handler is no use inside Ray's own waits, so loops look at `requested`. Who does
+    not come around to looking within `GRACE_S` is ended; a second signal ends at once. Either way
+    `leave` is called first.
+
+    Attributes:
+        requested: Name of the signal, or None.
+        nudge: Called when a stop is requested, to wake up whoever waits.
+        leave: Called before the process is ended by force.
+    """
+
+    GRACE_S = 4.0
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self.nudge: Callable[[], None] = lambda: None
+        self.leave: Callable[[], None] = lambda: None
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a stop was requested."""
+        if self.requested:
+            raise Interrupted(self.requested)
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Within this block the two signals request a stop; does nothing off the main thread."""
+        try:
+            before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            self._end()
+        self.requested = signal.Signals(number).name
+        timer = threading.Timer(self.GRACE_S, self._end)
+        timer.daemon = True
+        timer.start()
+        self.nudge()
+
+    def _end(self) -> None:
+        self.leave()
+        quiet_exit(INTERRUPTED_EXIT_CODE)
+
+
+@contextmanager
+def session(address: str | None = None) -> Iterator[Stop]:
+    """A connection to Ray: the given cluster, the one in `$RAY_ADDRESS`, or one started here.
+
+    A cluster started here ends with this block, and with this process however it dies. Must be
+    entered on the main thread: Ray ties its processes to the thread that started them.
+
+    Yields:
+        Tells whether the user wants to stop.
+
+    Raises:
+        ExecutionError: If the cluster cannot be reached.
+    """
+    started = not ray.is_initialized()
+    if started:
+        address = address or os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+            raise ExecutionError(
+                f"cannot {'reach the Ray cluster at ' + address if address else 'start Ray'}: "
+                f"{error}; `fedsim doctor` checks the machine"
+            ) from error
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    stop = Stop()
+    try:
+        with stop.handled():  # after ray.init, which installs handlers of its own
+            yield stop
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            found.append(Node(resources.get("CPU", 0), resources.get("GPU", 0), None))
+    return found
+
+
+def ray_version() -> str:
+    """Version of Ray."""
+    return ray.__version__
+
+
+def quiet_exit(code: int) -> None:
+    """End the process at once, without the interpreter's slow teardown of Ray's threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,187 @@
+"""A sweep: many runs on one warm cluster, scheduled by Ray Tune.
+
+A trial's actor holds a coordinator and its client actors; Tune hands the actor from one run to the
+next, so processes, imports and data stay warm. Tune schedules and nothing else: tables, checkpoints
+and failures are ours. A run that fails ends as a row with status `failed`; the others go on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import get_current_placement_group
+
+from fedsim.cluster.coordinator import Coordinator
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.run import mark_interrupted
+from fedsim.cluster.session import Stop
+from fedsim.config import Experiment
+
+from ray import tune  # isort: skip
+from ray.tune import Callback  # isort: skip
+
+Watch = Callable[[Experiment, dict[str, Any]], None]
+"""Called with a run's config and its latest `round`, `accuracy`, `finished` and `error`."""
+
+
+_GATE_DEADLINE_S = 120.0
+
+
+class Gate:
+    """Lets the first runs begin together.
+
+    Tune hands a warm actor to the next run and then drops actors that are still starting; runs
+    shorter than an actor's start would all end up on one actor. So nobody begins before all have
+    started.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._missing = expected
+
+    def arrive(self) -> None:
+        """One more trial actor has started."""
+        self._missing -= 1
+
+    def is_open(self) -> bool:
+        """Whether all have."""
+        return self._missing <= 0
+
+
+class Cell(tune.Trainable):
+    """One run as a Tune trial: the first step sets up, every other step is a round."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the client actors; runs come later."""
+        self._coordinator = Coordinator(config["placement"], get_current_placement_group())
+        self._begun = False
+        gate, deadline = config["gate"], time.monotonic() + _GATE_DEADLINE_S
+        gate.arrive.remote()
+        while not ray.get(gate.is_open.remote()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next run on the same actors."""
+        self._begun = False
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Set up, or one round. A failure is a result, so that the actors stay warm."""
+        experiment = self.config["experiment"]
+        try:
+            if self._begun:
+                progress = self._coordinator.step()
+            else:
+                progress = self._coordinator.begin(experiment, self.config["study_dir"])
+                self._begun = True
+        except Exception as error:
+            return {"done": True, "error": f"{type(error).__name__}: {error}"}
+        return {
+            "round": progress.round,
+            "accuracy": progress.accuracy,
+            "finished": progress.finished,
+            "done": progress.finished,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a run's checkpoints are written by its own round loop."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see `save_checkpoint`."""
+
+    def cleanup(self) -> None:
+        """End the client actors."""
+        self._coordinator.close()
+
+
+class _Listener(Callback):
+    def __init__(self, watch: Watch, begun: set[str]) -> None:
+        self._watch, self._begun = watch, begun
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.add(trial.config["experiment"].run_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._watch(trial.config["experiment"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.discard(trial.config["experiment"].run_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cause = trial.get_pickled_error() or trial.get_error()
+        self._watch(trial.config["experiment"], {"error": f"the trial's actor failed: {cause}"})
+
+
+def sweep_on_ray(
+    experiments: Sequence[Experiment],
+    placement: Placement,
+    study_dir: Path,
+    stop: Stop,
+    watch: Watch,
+) -> None:
+    """Run experiments of one resource shape, as many at once as fit.
+
+    Args:
+        experiments: What is still to be run.
+        placement: What one run may hold.
+        study_dir: Where tables and checkpoints go; seen by all nodes under this path.
+        stop: Looked at while waiting.
+        watch: Called after every committed round and for every failure.
+
+    Raises:
+        Interrupted: After marking the runs in flight as interrupted.
+    """
+    scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
+    begun: set[str] = set()
+    at_once = min(placement.concurrent_runs, len(experiments))
+    gate = ray.remote(Gate).options(num_cpus=0).remote(at_once)
+    factory = tune.PlacementGroupFactory([placement.head or {"CPU": 0}, *placement.bundles])
+    tuner = tune.Tuner(
+        tune.with_resources(Cell, factory),
+        param_space={
+            "placement": placement,
+            "study_dir": str(study_dir),
+            "gate": gate,
+            "experiment": tune.grid_search(list(experiments)),
+        },
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=at_once,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=scratch,
+            verbose=0,
+            callbacks=[_Listener(watch, begun)],
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+
+    def leave() -> None:
+        for run_id in begun:
+            mark_interrupted(study_dir, run_id)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    stop.nudge, stop.leave = _stop_tune, leave
+    try:
+        tuner.fit()
+        stop.check()
+    finally:
+        leave()
+
+
+def _stop_tune() -> None:
+    """Tune ends gracefully on SIGUSR1; before it listens, the grace period ends the process."""
+    if callable(signal.getsignal(signal.SIGUSR1)):
+        signal.raise_signal(signal.SIGUSR1)

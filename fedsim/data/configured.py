@@ -1,0 +1,92 @@
+"""What an experiment's `data` and `partition` sections mean: the data set, and who holds what.
+
+NumPy only, so that the command line can check them before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.config import Experiment
+from fedsim.data.datasets import Dataset, load_dataset
+from fedsim.data.partition import Partition, make_partition
+from fedsim.data.splits import holdout
+from fedsim.data.store import file_identity
+from fedsim.seeding import numpy_rng
+
+
+def read_dataset(config: Experiment) -> Dataset:
+    """The configured data set; few-shot draws follow the partition's seed."""
+    return load_dataset(**config.data.model_dump(), seed=draw_seed(config))
+
+
+def draw_seed(config: Experiment) -> int:
+    """Seed of what is drawn from the data set itself. Only subsampled data depends on the seed; all else is shared by every seed of a study."""
+    drawn = config.data.shots is not None or config.data.max_train_samples is not None
+    return config.partition_seed if drawn else 0
+
+
+@dataclass(frozen=True)
+class ClientSplit:
+    """What every client holds.
+
+    Attributes:
+        partition: All training rows of every client.
+        fit: Per client, the rows it trains on.
+        held: Per client, the rows held out to choose settings on.
+    """
+
+    partition: Partition
+    fit: tuple[np.ndarray, ...]
+    held: tuple[np.ndarray, ...]
+
+
+def split_clients(
+    config: Experiment,
+    labels: np.ndarray,
+    clients: np.ndarray | None = None,
+    domains: np.ndarray | None = None,
+) -> ClientSplit:
+    """The configured partition of the training rows, with every client's hold-out set apart.
+
+    Raises:
+        PartitionError: If the split asked for cannot be made from this data.
+    """
+    settings, seed = config.partition, config.partition_seed
+    partition = make_partition(
+        np.asarray(labels),
+        scheme=settings.scheme,
+        rng=numpy_rng(seed, "partition"),
+        num_clients=settings.num_clients,
+        dirichlet_alpha=settings.dirichlet_alpha,
+        classes_per_client=settings.classes_per_client,
+        min_samples=settings.min_samples,
+        size_sigma=settings.size_sigma,
+        imbalance_factor=settings.imbalance_factor,
+        clients=None if clients is None else np.asarray(clients),
+        domains=None if domains is None else np.asarray(domains),
+    )
+    parts = [
+        holdout(
+            rows,
+            np.asarray(labels),
+            config.evaluation.holdout_fraction,
+            numpy_rng(seed, "holdout", client),
+        )
+        for client, rows in enumerate(partition.indices)
+    ]
+    return ClientSplit(partition, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
+
+
+def source_identity(name: str | None) -> Any:
+    """What identifies a named or local source: its name, and for files their sizes and times."""
+    if name is None:
+        return None
+    path = Path(name.partition("@")[2] or name)
+    if not path.exists():
+        path = Path(__file__).parents[1] / "models" / "pretrained" / name
+    return [name, file_identity(path)] if path.exists() else [name]

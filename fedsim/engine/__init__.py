@@ -1,0 +1,1 @@
+"""The round loop and what it needs: pure Python and torch, no Ray."""
