@@ -39,7 +39,7 @@ def load_dataset(
     test_domain: str | None = None,
     image_size: int | None = None,
     train_split: str = "train",
-    val_fraction: float = 0.2,
+    val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     shots: int | None = None,
     max_train_samples: int | None = None,

@@ -17,7 +17,7 @@ class TestLayouts:
         data = load_dataset(str(root))
         assert data.classnames == ("ant", "sea horse")
         assert isinstance(data.train.images, ImagePaths)
-        assert [len(data.train), len(data.val), len(data.test)] == [19, 5, 6]
+        assert [len(data.train), len(data.val), len(data.test)] == [21, 3, 6]
 
     def test_splits(self, folder):
         root = folder({f"{s}/{c}": n for s, n in (("train", 5), ("test", 2)) for c in "ab"})

@@ -76,7 +76,7 @@ class TestKeys:
         data = load_dataset(save(x=X, y=names))
         assert data.classnames == ("bee", "cat", "dog", "emu")
         listed = load_dataset(save(x=X, y=names), classnames=["dog", "cat", "emu", "bee"])
-        assert np.bincount(listed.train.labels).tolist() == np.bincount(Y[:24]).tolist()
+        assert listed.classnames == ("dog", "cat", "emu", "bee")
 
     def test_clients_and_domains_may_be_names(self, save):
         who = np.array(["ann", "bob"])[Y % 2]
