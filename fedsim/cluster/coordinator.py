@@ -42,6 +42,10 @@ class Progress:
     accuracy: float
     finished: bool
 
+    def as_row(self) -> dict[str, Any]:
+        """What the driver's display needs."""
+        return {"round": self.round, "accuracy": self.accuracy, "finished": self.finished}
+
 
 class RayExecutor:
     """Server-side work of a round as Ray tasks on the cluster's free resources.

@@ -89,7 +89,7 @@ class Federation:
         """Load everything; resume from the last checkpoint, or evaluate and commit round 0.
 
         Returns:
-            The row of `rounds` as far as it is known: round, accuracy, loss.
+            The row of `rounds` as far as it is known (round, accuracy, loss), and `num_rounds`.
         """
         config = self.config
         self.checkpoints.claim()
@@ -107,7 +107,7 @@ class Federation:
         self.record.describe(self.cls, self.split.partition, self.pool.num_actors)
         if snapshot is not None:
             self._restore(snapshot)
-            return {"round": self.round, **self._scores}
+            return {"round": self.round, "num_rounds": self.num_rounds, **self._scores}
         self._state = self.method.setup(task, torch_rng(config.train_seed, "setup"))
         self.record.partition(self.split.partition)
         self.record.synthetic(task)
@@ -119,7 +119,7 @@ class Federation:
         """One communication round.
 
         Returns:
-            Its row of `rounds`, committed.
+            Its row of `rounds`, committed, and `num_rounds`.
 
         Raises:
             ClientError: A client failed and the policy is `raise`.
@@ -233,7 +233,7 @@ class Federation:
             "wall_s": self._wall(),
         }
         self.checkpoints.save(self.round, snapshot)
-        return row
+        return row | {"num_rounds": self.num_rounds}
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         if snapshot["threads"] != self.config.engine.threads:
