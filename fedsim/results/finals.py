@@ -1,13 +1,16 @@
 """The runs that count: how they are called in tables and figures, their curves and last values.
 
-A run counts when its phase is `final` (or not said). Methods are named by their own name, and by
-the settings that tell them apart where a study holds one method in several versions. Partitions
-are named by their scheme and alpha, and by what else differs (`dirichlet 0.05, 100 clients`).
+A run counts when its phase is `final` (or not said). Partitions are named by their scheme and
+alpha, and by what else differs in the data or, as an axis of the study, for every method
+(`dirichlet_label 0.05, shots=4`). Methods are named by their own name, and by the settings that
+tell them apart where a study still holds one method in several versions.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fedsim.results.columns import CONFIG_PREFIX
@@ -17,29 +20,57 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import Study
 
-__all__ = ["CEILINGS", "CELL", "curves", "final_runs", "last_rounds", "method_order"]
+__all__ = [
+    "CEILINGS",
+    "CELL",
+    "curves",
+    "final_runs",
+    "last_rounds",
+    "method_order",
+    "setting_text",
+]
 
 CEILINGS = ("centralised", "centralized")
+LEVELS = ("zero_shot", *CEILINGS)  # not federated: levels that curves are seen against
 CELL = ["dataset", "partition"]  # what a comparison is made within
 _FIRST = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")
-# Settings that say which cell a run is in, or how it was computed, not which method it is.
-_NOT_METHOD = {
-    "method", "methods", "name", "dataset", "data", "partition", "partitions", "seed", "seeds",
-    "study", "phase", "report", "resources", "engine", "results", "output", "sweep", "tune",
+# Settings that say where or how a run was computed, or what has a column of its own.
+_ASIDE = {
+    "study", "output", "method", "use", "phase", "seed", "report", "engine", "resources",
+    "failures", "evaluation",
 }  # fmt: skip
-_NOT_PARTITION = {"seed", "partition_seed", "alpha", "dirichlet_alpha", "scheme", "name", "kind"}
+_NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
+USE = CONFIG_PREFIX + "use"
 
 
+def _once(compute: Callable[[Study], pd.DataFrame]) -> Callable[[Study], pd.DataFrame]:
+    """Compute once per loaded study; callers get a copy that they may add columns to."""
+
+    @wraps(compute)
+    def get(study: Study) -> pd.DataFrame:
+        if compute.__name__ not in study.derived:
+            study.derived[compute.__name__] = compute(study)
+        frame: pd.DataFrame = study.derived[compute.__name__]
+        return frame.copy(deep=False)
+
+    return get
+
+
+@_once
 def final_runs(study: Study) -> pd.DataFrame:
     """The runs that count, as in `study.runs`, with names to show.
 
     Returns:
         `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
-        `base_method` and `scheme` as they were, sorted by data set, partition, method and seed.
+        `base_method` (what it is: `config.use` for zero-shot and the ceiling, whatever their name)
+        and `scheme`, sorted by data set, partition, method and seed.
     """
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
-    runs["base_method"] = runs["method"].fillna("method").astype(object)
+    runs["method"] = runs["method"].fillna("method").astype(object)
+    runs["base_method"] = runs["method"]
+    if USE in runs:
+        runs["base_method"] = runs["method"].where(~runs[USE].isin(LEVELS), runs[USE])
     runs["scheme"] = runs["partition"].fillna("data").astype(object)
     runs["partition"] = _partition_names(runs)
     runs["method"] = _method_names(runs)
@@ -58,9 +89,10 @@ def method_order(method: str) -> tuple[int, str]:
         return _FIRST.index(base), method
     if base in CEILINGS:
         return 99, method
-    return (10 if base == "fedavg" else 11), method
+    return (10 if base.startswith("fedavg") else 11), method
 
 
+@_once
 def curves(study: Study) -> pd.DataFrame:
     """Accuracy and cumulative cost of every round of the runs that count.
 
@@ -94,6 +126,7 @@ def curves(study: Study) -> pd.DataFrame:
     return merged.sort_values(["_place", "round"]).drop(columns="_place").reset_index(drop=True)
 
 
+@_once
 def last_rounds(study: Study) -> pd.DataFrame:
     """One row per run that counts and has rounds: `curves` at its last round.
 
@@ -102,6 +135,15 @@ def last_rounds(study: Study) -> pd.DataFrame:
     table = curves(study)
     table["accuracy"] = table.groupby("run_id")["accuracy"].ffill()
     return table.groupby("run_id", sort=False).tail(1).reset_index(drop=True)
+
+
+def setting_text(value: Any) -> str:
+    """The value of a `config.*` column in words."""
+    if value is None or value != value:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _test_accuracy(study: Study, rounds: pd.DataFrame) -> pd.Series:
@@ -125,55 +167,62 @@ def _partition_names(runs: pd.DataFrame) -> pd.Series:
     names = names.where(alpha.isna(), names + " " + alpha.map("{:g}".format))
     if runs.groupby("dataset")["num_clients"].nunique().max() > 1:
         names = names + ", " + runs["num_clients"].astype(str) + " clients"
-    for column in _config_columns(runs):
-        path = column.removeprefix(CONFIG_PREFIX).split(".")
-        if path[0] != "partition" or path[-1] in _NOT_PARTITION or path[-1] == "num_clients":
-            continue
-        text = runs[column].map(_text)
-        if text.groupby(names).nunique().max() > 1:
-            names = names + f", {path[-1]}=" + text
+    data = _texts(runs, [c for c in _config_columns(runs) if _section(c) in ("data", "partition")])
+    for column, text in data.items():
+        if _leaf(column) not in _NAMED and text.groupby(names).nunique().max() > 1:
+            names = names + f", {_leaf(column)}=" + text
+    # Axes of the study: settings of which every method has the same several values.
+    if len(set(runs["method"])) > 1:
+        cell = runs[["dataset", "method", "seed"]]
+        for column, text in _texts(runs, _method_columns(runs)).items():
+            longer = names + f", {_leaf(column)}=" + text
+            values = {frozenset(group) for _, group in text.groupby(runs["method"])}
+            if len(values) == 1 and _twice(cell, longer) < _twice(cell, names):
+                names = longer
     return names
 
 
 def _method_names(runs: pd.DataFrame) -> pd.Series:
     """The method, and the fewest settings that tell two runs of one cell apart."""
-    names = runs["base_method"].astype(object)
-    cell = [*CELL, "seed"]
-    for method, group in runs.groupby("base_method"):
-        columns = ["cache_init"] + [
-            column
-            for column in _config_columns(group)
-            if column.removeprefix(CONFIG_PREFIX).split(".")[0] not in _NOT_METHOD
-        ]
-        texts = {column: group[column].map(_text) for column in columns}
-        texts = {column: text for column, text in texts.items() if len(set(text)) > 1}
-        shown = names.loc[group.index]
-        while texts and _twice(group, shown, cell) > 0:
-            left = {c: _twice(group, shown + "|" + text, cell) for c, text in texts.items()}
+    names = runs["method"].copy()
+    for method, group in runs.groupby("method"):
+        cell, shown = group[[*CELL, "seed"]], names.loc[group.index]
+        texts = _texts(group, ["cache_init", *_method_columns(group)])
+        while texts and _twice(cell, shown) > 0:
+            left = {column: _twice(cell, shown + "|" + text) for column, text in texts.items()}
             best = min(left, key=lambda column: left[column])
-            if left[best] == _twice(group, shown, cell):
+            if left[best] == _twice(cell, shown):
                 break
-            name = best.removeprefix(CONFIG_PREFIX).split(".")[-1]
             value = texts.pop(best)
-            part = value if best == "cache_init" else f"{name}=" + value
-            shown = shown.where(shown == method, shown.str.rstrip(")") + ", " + part + ")")
-            shown = shown.where(shown != method, f"{method} (" + part + ")")
+            part = value if best == "cache_init" else f"{_leaf(best)}=" + value
+            first = (shown == method).all()
+            shown = shown + " (" + part + ")" if first else shown.str[:-1] + ", " + part + ")"
         names.loc[group.index] = shown
     return names
 
 
-def _twice(group: pd.DataFrame, shown: pd.Series, cell: list[str]) -> int:
+def _twice(cell: pd.DataFrame, shown: pd.Series) -> int:
     """How many runs share cell and name with an earlier one."""
-    return int(group[cell].assign(_shown=shown).duplicated().sum())
+    return int(cell.assign(_shown=shown).duplicated().sum())
+
+
+def _texts(runs: pd.DataFrame, columns: list[str]) -> dict[str, pd.Series]:
+    """The columns that hold more than one value, as text."""
+    texts = {column: runs[column].map(setting_text) for column in columns}
+    return {column: text for column, text in texts.items() if len(set(text)) > 1}
+
+
+def _method_columns(runs: pd.DataFrame) -> list[str]:
+    return [c for c in _config_columns(runs) if _section(c) not in {*_ASIDE, "data", "partition"}]
+
+
+def _section(column: str) -> str:
+    return column.removeprefix(CONFIG_PREFIX).split(".")[0]
+
+
+def _leaf(column: str) -> str:
+    return column.split(".")[-1]
 
 
 def _config_columns(runs: pd.DataFrame) -> list[str]:
     return [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)

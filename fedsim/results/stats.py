@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["holm", "mean_interval", "paired_test", "rank_methods", "summarise"]
 
-REFERENCE_SETTING = CONFIG_PREFIX + "report.reference_method"
-
 
 def summarise(
     study: Study,
     reference_method: str | None = None,
-    targets: Sequence[float] = (0.5, 0.9),
+    targets: Sequence[float] | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Compare the methods of a study, one row per data set, partition and method.
@@ -39,7 +37,8 @@ def summarise(
         study: The study; it may still be running.
         reference_method: What the others are compared with; by default the setting
             `report.reference_method`, else the first method whose name starts with `fedavg`.
-        targets: Shares of the way from zero-shot to the ceiling, see `fedsim.results.costs`.
+        targets: Shares of the way from zero-shot to the ceiling, see `fedsim.results.costs`; by
+            default the setting `report.targets`, else 0.5 and 0.9.
         confidence: Coverage of the intervals.
 
     Returns:
@@ -60,6 +59,8 @@ def summarise(
     runs, table, last = final_runs(study), curves(study), last_rounds(study)
     finished = last[(last["status"] == "finished") & last["accuracy"].notna()]
     reference = _reference(runs, reference_method)
+    if targets is None:
+        targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
     goals = targets_of(table, finished, targets)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), group in runs.groupby([*CELL, "method"], sort=False):
@@ -86,10 +87,11 @@ def summarise(
         }
         row |= costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets)
         rows.append(row)
+    ceilings = set(runs.loc[runs["base_method"].isin(CEILINGS), "method"])
     frame = pd.DataFrame(rows, columns=None if rows else ["dataset", "partition", "method"])
     if rows:
         frame["p_holm"] = holm(frame["p_value"].to_numpy())
-        rivals = frame["accuracy_mean"].where(~frame["method"].map(_is_ceiling))
+        rivals = frame["accuracy_mean"].where(~frame["method"].isin(ceilings))
         frame["best"] = rivals.notna() & (
             rivals == rivals.groupby([frame[c] for c in CELL]).transform("max")
         )
@@ -214,10 +216,6 @@ def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> 
     return frame
 
 
-def _is_ceiling(method: str) -> bool:
-    return method.split(" ")[0] in CEILINGS
-
-
 def _paired(
     mine: pd.Series, reference: pd.Series, is_reference: bool, confidence: float
 ) -> dict[str, Any]:
@@ -232,13 +230,18 @@ def _paired(
     return numbers | {"num_pairs": len(pairs), "num_missing_pairs": missing}
 
 
+def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
+    """The values of a setting, where there are any."""
+    column = CONFIG_PREFIX + path
+    return list(runs[column].dropna()) if column in runs else []
+
+
 def _reference(runs: pd.DataFrame, asked: str | None) -> str | None:
     """The name, as shown, of the reference method."""
     names = list(dict.fromkeys(runs["method"]))
-    if asked is None and REFERENCE_SETTING in runs:
-        settings = [s for s in runs[REFERENCE_SETTING].dropna().unique() if isinstance(s, str)]
-        asked = settings[0] if settings else None
-        if asked is not None and asked not in {*names, *runs["base_method"]}:
+    if asked is None:
+        asked = next(iter(_settings(runs, "report.reference_method")), None)
+        if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:
         candidates = sorted((n for n in names if n.startswith("fedavg")), key=lambda n: (len(n), n))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,9 +35,11 @@ class Study:
 
     Attributes:
         path: Folder of the study.
+        derived: What `fedsim.results.finals` computed of the tables, so that it does so once.
     """
 
     path: Path
+    derived: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:

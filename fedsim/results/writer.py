@@ -51,7 +51,7 @@ class TableWriter:
         self.study_dir, self.run_id = Path(study_dir), run_id
         self._seal_rows, self._durable, self._closed = seal_rows, durable, False
         self._run: dict[str, Any] = {"run_id": run_id}
-        self._run_changed = False
+        self._run_changed, self._set_here = False, {"run_id"}
         self._open: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._changed: set[str] = set()
         self._sealed = dict.fromkeys(TABLES, 0)
@@ -96,8 +96,10 @@ class TableWriter:
             cell_array("runs", TABLES["runs"].column(name), [value])
         if config is not None:
             kept = {k: v for k, v in self._run.items() if not k.startswith(CONFIG_PREFIX)}
-            self._run = kept | flatten_config(config)
+            self._run = kept
+            columns |= flatten_config(config)
         self._run.update(columns, run_id=self.run_id)
+        self._set_here |= set(columns)
         self._run_changed = True
 
     def commit(self) -> None:
@@ -124,7 +126,8 @@ class TableWriter:
         """Drop the rows of rounds after `last_round`, on disk at once. Events go by their round.
 
         Args:
-            last_round: Last round to keep; -1 starts the run anew, its row in `runs` included.
+            last_round: Last round to keep; -1 starts the run anew: of its row in `runs`, only what
+                this writer set is kept.
         """
         self._check_open()
         for name in TABLES:
@@ -136,7 +139,7 @@ class TableWriter:
                 self._replace(name, rows.filter(pc.invert(later)), compact=False)
         if last_round < 0:
             parts.remove([parts.open_path(self._folder("runs"), self.run_id)])
-            self._run = {"run_id": self.run_id}
+            self._run = {name: self._run[name] for name in self._set_here if name in self._run}
         self._must_truncate = False
 
     def close(self) -> None:

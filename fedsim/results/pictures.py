@@ -1,0 +1,150 @@
+"""Figures of data: how it was split over the clients, and what the synthetic images look like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedsim.results.finals import CELL, final_runs
+from fedsim.results.style import DARK, GREY, panels
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedsim.results.tables import Study, SyntheticImages
+
+__all__ = ["client_split", "label_counts", "synthetic_gallery"]
+
+_COLOR = "#0072B2"
+_MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
+
+
+def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
+    """How many samples of each class each client has, for the first seed of every partition.
+
+    Returns:
+        (data set, partition) -> counts (num_clients, num_classes), from the rows of round 0.
+    """
+    import numpy as np
+
+    start = study.clients[(study.clients["round"] == 0) & study.clients["label_counts"].notna()]
+    by_run = dict(tuple(start.groupby("run_id")))
+    found: dict[tuple[str, str], np.ndarray] = {}
+    runs = final_runs(study)
+    order = runs.sort_values("seed", kind="stable").index
+    for run in runs.loc[order, ["run_id", *CELL]].itertuples(index=False):
+        cell = (run.dataset, run.partition)
+        if cell not in found and run.run_id in by_run:
+            rows = by_run[run.run_id].sort_values("client_id")
+            found[cell] = np.stack([np.asarray(counts) for counts in rows["label_counts"]])
+    wanted = dict.fromkeys(map(tuple, runs[CELL].to_numpy()))
+    return {cell: found[cell] for cell in wanted if cell in found}
+
+
+def client_split(study: Study) -> Figure:
+    """Samples per client and class, one panel per partition, first seed.
+
+    Bubbles by area for up to 30 clients and classes, shades beyond.
+    """
+    splits = label_counts(study)
+    several = len({dataset for dataset, _ in splits}) > 1
+    titles = [f"{cell[0]}, {cell[1]}" if several else cell[1] for cell in splits]
+    clients = max((len(counts) for counts in splits.values()), default=4)
+    height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
+    figure, axes = panels(titles or ["no split yet"], "class", "client", height, share_x=False)
+    for axis, counts in zip(axes, splits.values(), strict=False):
+        axis.grid(False)
+        if max(counts.shape) <= _MAX_BUBBLES:
+            _bubbles(axis, counts)
+        else:
+            edges = [[place - 0.5 for place in range(size + 1)] for size in counts.shape[::-1]]
+            shades = axis.pcolormesh(*edges, counts, cmap="Blues", vmin=0, rasterized=True)
+            bar = figure.colorbar(shades, ax=axis, pad=0.02)
+            bar.outline.set_visible(False)
+            bar.ax.tick_params(labelsize=7, colors=GREY, length=2)
+        _class_names(axis, study, counts.shape[1])
+    if splits:
+        axes[0].set_ylim(clients - 0.3, -0.7)  # client 0 on top; the axis is shared
+    return figure
+
+
+def synthetic_gallery(
+    images: SyntheticImages, per_class: int = 10, max_classes: int = 20, side: int = 96
+) -> Figure:
+    """The first images of each class of a synthetic set, one row per class.
+
+    Args:
+        images: From `Study.synthetic_images`.
+        per_class: Images in a row, at most.
+        max_classes: Rows, at most.
+        side: Images are shrunk to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    classes = [int(label) for label in np.unique(images.labels)][:max_classes]
+    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
+    columns = max((len(row) for row in chosen), default=1)
+    height, width = images.images.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    gap = max(1, h // 16)
+    canvas = np.full(((h + gap) * max(len(classes), 1), (w + gap) * columns, 3), 255, np.uint8)
+    for place, row in enumerate(chosen):
+        for column, index in enumerate(row):
+            top, left = place * (h + gap), column * (w + gap)
+            canvas[top : top + h, left : left + w] = _shrunk(images.images[index], h, w)
+    inch = 0.68
+    figure = Figure(
+        figsize=(1.6 + inch * columns, 0.2 + inch * h / w * max(len(classes), 1)),
+        layout="constrained",
+    )
+    axis = figure.subplots()
+    axis.imshow(canvas[:-gap, :-gap], interpolation="nearest")
+    names = [_name(images.classnames, label) for label in classes]
+    axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
+    axis.set_xticks([])
+    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def _bubbles(axis: Axes, counts: np.ndarray) -> None:
+    import numpy as np
+
+    client, label = np.nonzero(counts)
+    values = counts[client, label]
+    largest = 190.0 * min(1.0, 10 / max(counts.shape))
+    axis.scatter(label, client, s=largest * values / values.max() if len(values) else values,
+                 color=_COLOR, alpha=0.75, linewidth=0)  # fmt: skip
+    axis.set_xlim(-0.7, counts.shape[1] - 0.3)
+    title = axis.get_title(loc="left")
+    axis.set_title(f"{title}  (largest: {values.max() if len(values) else 0} samples)", fontsize=10,
+                   color=DARK, loc="left")  # fmt: skip
+
+
+def _class_names(axis: Axes, study: Study, num_classes: int) -> None:
+    """Names under the columns where they are known and few."""
+    rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
+    names: list[Any] = []
+    if len(rows):
+        names = list(
+            dict.fromkeys(rows.loc[rows["run_id"] == rows["run_id"].iloc[0], "class_name"])
+        )
+    if len(names) == num_classes <= 15:
+        axis.set_xticks(range(num_classes), names, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _name(classnames: list[str], label: int) -> str:
+    return classnames[label] if 0 <= label < len(classnames) else str(label)

@@ -1,0 +1,200 @@
+"""The report: one self-contained page about a study, also while it runs and after a kill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedsim.results import contents, pictures, plots
+from fedsim.results.finals import CELL, final_runs
+from fedsim.results.stats import rank_methods, summarise
+from fedsim.results.style import data_uri
+from fedsim.results.tables import Study, load
+from fedsim.results.text import p_text, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["write_report"]
+
+_MAX_EVENTS = 100
+_MAX_GALLERIES = 4
+
+
+class Picture(NamedTuple):
+    """A figure on the page: what it shows, how to read it, and the figure itself."""
+
+    title: str
+    caption: str
+    uri: str
+
+
+def write_report(
+    study_dir: Path | str, config_path: Path | str | None = None, command: str | None = None
+) -> Path:
+    """Write `report.html` into a study's folder: one file that needs no other.
+
+    Args:
+        study_dir: Folder of the study.
+        config_path: The experiment's YAML, to say how to reproduce; by default what lies in the
+            study's folder.
+        command: The command that reproduces the study; by default what the runs recorded.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ResultsError: There is no such study.
+    """
+    from jinja2 import Environment
+
+    study = load(study_dir)
+    template = files("fedsim.results").joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    summary = summarise(study)
+    text = page.render(
+        name=study.name,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=", ".join(study.runs["fedsim_version"].dropna().unique()),
+        headline=contents.headline(summary),
+        unfinished=summary.attrs["unfinished"],
+        num_runs=len(final_runs(study)),
+        facts=contents.facts(study),
+        attrs=summary.attrs,
+        summaries=contents.summary_grids(summary),
+        ranks=_ranks(summary),
+        curves=list(_curves(study)),
+        galleries=list(_galleries(study)),
+        quality=contents.synthetic_quality(study),
+        split=_split(study),
+        split_statistics=contents.split_statistics(study),
+        times=contents.times(study),
+        failed=_failed(study),
+        events=_events(study),
+        num_events=len(study.events),
+        differences=contents.setting_differences(study),
+        shared=contents.shared_settings(study),
+        commands=[command] if command else list(study.runs["command"].dropna().unique()),
+        config_files=_config_files(study, config_path),
+        folder=study.path,
+    )
+    path = study.path / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _curves(study: Study) -> Iterator[Picture]:
+    runs = final_runs(study)
+    rounds = study.rounds[study.rounds["run_id"].isin(runs["run_id"])]
+    if rounds["accuracy"].notna().any() and (rounds["round"] > 0).any():
+        yield Picture(
+            "Accuracy over rounds",
+            "Each line is the mean over seeds, the band its 95 % interval (from the lowest to the "
+            "highest run for two seeds); a curve that rises earlier needs fewer rounds.",
+            data_uri(plots.accuracy_over_rounds(study)),
+        )
+        if (rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)).sum() > 0:
+            yield Picture(
+                "Accuracy for bytes",
+                "The same curves against everything sent and received so far, set-up included, "
+                "on a logarithmic axis; further left is cheaper for the same accuracy.",
+                data_uri(plots.accuracy_against_bytes(study)),
+            )
+    groups = plots.alpha_groups(study)
+    if any(len(set(group["partition"])) > 1 for group in groups.values()):
+        yield Picture(
+            "Accuracy against heterogeneity",
+            "Final accuracy for each Dirichlet alpha, mean and 95 % interval; a flat line does not "
+            "mind how the data is split, a line that falls to the left suffers from skew.",
+            data_uri(plots.accuracy_against_alpha(study)),
+        )
+    scores = study.evaluations
+    by_class = scores[(scores["scope"] == "class") & (scores["split"] == "test")]
+    finished = runs[(runs["status"] == "finished") & runs["run_id"].isin(by_class["run_id"])]
+    for dataset in dict.fromkeys(finished["dataset"]):
+        yield Picture(
+            f"Accuracy by class: {dataset}",
+            "One mark per method and class, mean over seeds, hardest classes at the bottom; marks "
+            "far apart in a row are classes on which the choice of method matters.",
+            data_uri(plots.class_accuracy(study, dataset)),
+        )
+
+
+def _galleries(study: Study) -> Iterator[Picture]:
+    runs = final_runs(study)
+    for fingerprint in study.synthetic_sets()[:_MAX_GALLERIES]:
+        images = study.synthetic_images(fingerprint)
+        methods = list(dict.fromkeys(runs.loc[runs["synthetic_set"] == fingerprint, "method"]))
+        used = f"Used by {', '.join(methods)}. " if methods else ""
+        yield Picture(
+            f"Set {fingerprint}",
+            f"{used}The first of {len(images.images)} images, one row per class; a row should look "
+            "like its class and its images should differ from one another.",
+            data_uri(pictures.synthetic_gallery(images)),
+        )
+
+
+def _split(study: Study) -> Picture | None:
+    if not pictures.label_counts(study):
+        return None
+    return Picture(
+        "",
+        "Samples per client (rows) and class (columns) of the first seed, by area or shade; equal "
+        "marks everywhere mean IID, few marks per row a strong skew.",
+        data_uri(pictures.client_split(study)),
+    )
+
+
+def _ranks(summary: pd.DataFrame) -> contents.Grid | None:
+    if summary.empty or summary["dataset"].nunique() < 2:
+        return None
+    ranks = rank_methods(summary)
+    header = ["method", "average rank", "data sets", "wins", "losses", "median difference",
+              "p (Wilcoxon, Holm)"]  # fmt: skip
+    rows = []
+    for row in ranks.to_dict("records"):
+        cells = [row["method"], f"{row['average_rank']:.2f}", str(row["num_datasets"])]
+        if "wins" in row:
+            cells += [str(row["wins"]), str(row["losses"]), percent(row["difference"], True)]
+            cells += [p_text(row["p_holm"])]
+        rows.append(cells + ["-"] * (len(header) - len(cells)))
+    left_out = ", ".join(ranks.attrs["left_out"])
+    title = f"Left out for want of a data set: {left_out}" if left_out else ""
+    return contents.Grid(title, header, rows)
+
+
+def _failed(study: Study) -> contents.Grid:
+    runs = final_runs(study)
+    failed = runs[runs["error"].notna()]
+    columns = ["method", *CELL, "seed", "status", "error"]
+    rows = [[str(value) for value in row] for row in failed[columns].itertuples(index=False)]
+    return contents.Grid("", [*columns[:-1], "message"], rows)
+
+
+def _events(study: Study) -> contents.Grid:
+    """The last events, newest first."""
+    events = study.events.sort_values("time", ascending=False).head(_MAX_EVENTS)
+    rows = [
+        [
+            "-" if event.time != event.time else f"{event.time:%Y-%m-%d %H:%M:%S}",
+            str(event.run_id),
+            *("-" if place != place else f"{place:g}" for place in (event.round, event.client_id)),
+            str(event.kind),
+            "" if event.message != event.message else str(event.message),
+        ]
+        for event in events.astype({"round": "float64", "client_id": "float64"}).itertuples()
+    ]
+    return contents.Grid("", ["time, UTC", "run", "round", "client", "kind", "message"], rows)
+
+
+def _config_files(study: Study, config_path: Path | str | None) -> list[str]:
+    if config_path is not None:
+        return [str(config_path)]
+    found = [path for path in sorted(study.path.glob("*.y*ml")) if path.is_file()]
+    return [str(path) for path in found[:3]]
