@@ -77,6 +77,9 @@ class ExactSum:
     def refused(self, params: Params, weight: Tensor) -> list[tuple[int, str]]:
         """Clients whose tensors cannot be summed: (position on the client axis, reason)."""
         bad: dict[int, str] = {}
+        possible = (weight >= 0) & (weight * self._unit < self._limit)
+        for c in (~possible).nonzero().flatten().tolist():
+            bad[c] = f"its weight is {float(weight[c]):g}"
         for name, value in params.items():
             flat = value.flatten(1)
             finite = flat.isfinite().all(1)
@@ -86,8 +89,6 @@ class ExactSum:
                 bad.setdefault(c, f"{count} of {flat.shape[1]} values of {name!r} are NaN or infinite")
             for c in (finite & ~(largest < self._limit)).nonzero().flatten().tolist():
                 bad.setdefault(c, f"values of {name!r} are as large as {float(flat[c].abs().max()):g}")
-        for c in (~(weight.isfinite() & (weight >= 0))).nonzero().flatten().tolist():
-            bad.setdefault(c, f"its weight is {float(weight[c]):g}")
         return sorted(bad.items())
 
     def add(self, params: Params, weight: Tensor) -> None:
