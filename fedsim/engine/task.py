@@ -16,10 +16,12 @@ from fedsim.models.clip import Clip
 
 
 def settle_numerics(threads: int) -> None:
-    """Fix what could change the bits of a result: thread count, and cuDNN's choice of kernels."""
+    """Fix what could change the bits of a result: threads, and the choice between kernels."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # Attention's inference-only kernel has neither a gradient nor a batching rule.
+    torch.backends.mha.set_fastpath_enabled(False)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

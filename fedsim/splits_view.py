@@ -1,0 +1,92 @@
+"""How data is split over clients: a table and a picture, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedsim.config import Experiment
+from fedsim.data.configured import read_dataset, split_clients
+from fedsim.data.partition import Partition
+
+_SHADES = " .:-=+*#%@"
+_MOST_ROWS = 30
+
+
+def splits_of(experiments: Sequence[Experiment]) -> dict[str, tuple[Partition, tuple[str, ...]]]:
+    """Every distinct split of some experiments: name -> partition and class names."""
+    found: dict[str, tuple[Partition, tuple[str, ...]]] = {}
+    for config in experiments:
+        name = f"{config.partition.label}, seed {config.partition_seed}"
+        if name not in found:
+            data = read_dataset(config)
+            train = data.train
+            split = split_clients(config, train.labels, train.clients, train.domains)
+            found[name] = split.partition, data.classnames
+    return found
+
+
+def print_splits(experiments: Sequence[Experiment], console: Console | None = None) -> None:
+    """One line of statistics per split, and the first split of each scheme class by class."""
+    console = console or Console()
+    splits = splits_of(experiments)
+    table = Table(title="How the training samples are split over clients")
+    for column in ("split", "clients", "min/median/max", "TV", "classes", "Gini"):
+        side = "left" if column == "split" else "right"
+        table.add_column(column, justify=side, no_wrap=True)
+    for name, (partition, _) in splits.items():
+        s = partition.statistics
+        table.add_row(
+            name,
+            str(partition.num_clients),
+            f"{s.size_min}/{s.size_median:g}/{s.size_max}",
+            f"{s.total_variation:.3f}",
+            f"{s.effective_classes:.2f}",
+            f"{s.size_gini:.3f}",
+        )
+    console.print(table)
+    console.print(
+        "min/median/max: samples per client; TV: mean total variation to the global labels; "
+        "classes: mean effective classes per client; Gini: of client sizes"
+    )
+    shown: set[str] = set()
+    for name, (partition, classnames) in splits.items():
+        scheme = name.partition(",")[0]
+        if scheme not in shown:
+            shown.add(scheme)
+            _print_counts(name, partition, classnames, console)
+        for line in partition.log:
+            console.print(f"  {name}: {line}", markup=False, soft_wrap=True)
+
+
+def _print_counts(
+    name: str, partition: Partition, classnames: Sequence[str], console: Console
+) -> None:
+    """Clients as rows, classes as columns; darker is more of the class."""
+    counts = partition.label_counts[:_MOST_ROWS]
+    largest = max(1, counts.max())
+    console.print(f"\n{name}: samples per client (row) and class (column)", markup=False)
+    for client, row in enumerate(counts):
+        if len(classnames) <= 12:
+            cells = "".join(f"{count:>6}" for count in row)
+        else:
+            level = np.ceil(row / largest * (len(_SHADES) - 1)).astype(int)
+            cells = "".join(_SHADES[i] for i in level)
+        line = f"  client {client:>4} {cells}  = {row.sum()}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if partition.num_clients > _MOST_ROWS:
+        console.print(f"  ... and {partition.num_clients - _MOST_ROWS} more clients")
+
+
+def draw_splits(experiments: Sequence[Experiment], path: Path) -> None:
+    """The same as a picture (see `fedsim.results.pictures`)."""
+    from fedsim.results.pictures import split_figure
+
+    splits = splits_of(experiments)
+    counts = {name: partition.label_counts for name, (partition, _) in splits.items()}
+    classnames = next(iter(splits.values()))[1]
+    split_figure(counts, classnames).savefig(path, dpi=150)
