@@ -9,6 +9,7 @@ which makes their differences paired.
 from __future__ import annotations
 
 import hashlib
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,8 @@ def derive(seed: int, *key: Key) -> int:
     >>> derive(0, "batches", 3, 7) == derive(0, "batches", 37)
     False
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (int(seed), *key))
+    parts = (f"str:{p}" if isinstance(p, str) else f"int:{index(p)}" for p in (seed, *key))
+    text = "\x1f".join(parts)  # NumPy's integers name the same stream as Python's
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
