@@ -32,7 +32,7 @@ from fedsim.models.generator import DEFAULTS_FILE, PRETRAINED, TINY_DIFFUSION
 
 NO_CAPTION = 0.1  # share of training captions replaced by "", for classifier-free guidance
 DIGIT_SHARE = 0.8  # of a batch; the rest keeps letters and symbols in the vocabulary
-DEFAULTS = {"steps": 8, "guidance_scale": 2.0}
+DEFAULTS = {"steps": 6, "guidance_scale": 1.5}
 
 
 def main() -> None:

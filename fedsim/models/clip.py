@@ -224,7 +224,7 @@ def _explain(spec: str, tag: dict, error: Exception) -> str:
     """The message for weights that open_clip could not load."""
     if not tag and not spec.startswith("hf-hub:"):
         return f"CLIP {spec!r} could not be loaded: {error}"
-    source = tag.get("hf_hub") or tag.get("url") or spec
+    source = (tag.get("hf_hub") or tag.get("url") or spec).rstrip("/")
     return (
         f"CLIP {spec!r} could not be downloaded (tried {source}): {error}\n"
         "On a machine without internet, download the weights elsewhere and give a local "

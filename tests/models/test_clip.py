@@ -1,5 +1,6 @@
 """CLIP: the loading path, pixels, features, and the tower under a client axis."""
 
+import json
 import pickle
 import shutil
 import warnings
@@ -154,11 +155,22 @@ def test_loading_leaves_the_global_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_local_folder_and_a_checkpoint_load_like_the_shipped_model(tmp_path, digits, clip):
+def test_a_local_folder_loads_like_the_shipped_model(tmp_path, digits, clip):
     shutil.copytree(PRETRAINED / "tiny-clip", tmp_path / "mine")
     mine = load_clip(str(tmp_path / "mine"))
     pixels = clip.prepare(digits[0][:4])
     assert torch.equal(mine.encode_images(pixels), clip.encode_images(pixels))
+
+
+def test_a_checkpoint_from_disk_fills_a_named_architecture(tmp_path, clip):
+    import open_clip
+
+    config = json.loads((PRETRAINED / "tiny-clip" / "open_clip_config.json").read_text())
+    (tmp_path / "fedsim-test.json").write_text(json.dumps(config["model_cfg"]))
+    open_clip.add_model_config(tmp_path)
+    weights = PRETRAINED / "tiny-clip" / "open_clip_model.safetensors"
+    mine = load_clip(f"fedsim-test@{weights}")
+    assert torch.equal(mine.encode_texts(["letter q"]), clip.encode_texts(["letter q"]))
 
 
 @pytest.mark.parametrize(

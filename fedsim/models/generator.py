@@ -1,0 +1,175 @@
+"""Text-to-image generators through diffusers: shipped, public or from a local folder, one path.
+
+    tiny-diffusion         the pipeline inside fedsim: 32x32 px pictures of digits and letters
+    stabilityai/sd-turbo   a pipeline of the hub, downloaded once
+    path/to/folder         a folder that `DiffusionPipeline.save_pretrained` wrote
+
+A folder may hold `fedsim.json` with `steps` and `guidance_scale`, the defaults to generate with.
+Importing diffusers takes seconds, so it happens inside `load_generator`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.errors import ModelError, did_you_mean
+
+__all__ = ["PRETRAINED", "TINY_DIFFUSION", "Generator", "load_generator"]
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+TINY_DIFFUSION = "tiny-diffusion"
+DEFAULTS_FILE = "fedsim.json"
+
+# Distilled hub models want few steps and no guidance; `variant` names their half-size files.
+KNOWN_ON_HUB: dict[str, dict[str, Any]] = {
+    "stabilityai/sd-turbo": {"steps": 1, "guidance_scale": 0.0, "variant": "fp16"},
+    "stabilityai/sdxl-turbo": {"steps": 1, "guidance_scale": 0.0, "variant": "fp16"},
+}
+
+
+class Generator:
+    """A text-to-image pipeline with fixed defaults.
+
+    Attributes:
+        spec: What it was loaded from.
+        pipeline: The diffusers pipeline (its `vae` decodes latents for distillation in latent
+            space).
+        steps: Default number of denoising steps; None leaves it to the pipeline.
+        guidance_scale: Default classifier-free guidance; None leaves it to the pipeline.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        pipeline: Any,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        self.spec, self.pipeline = spec, pipeline
+        self.steps, self.guidance_scale = steps, guidance_scale
+        pipeline.set_progress_bar_config(disable=True)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Draws one picture per prompt.
+
+        Picture i depends on prompt i, seed i and the settings; its batch neighbours change it
+        by rounding only, so the same batch layout gives the same bytes.
+
+        Args:
+            prompts: What to draw.
+            seeds: One seed per picture; its noise comes from a CPU generator on every device.
+            steps: Denoising steps instead of the default.
+            guidance_scale: Guidance instead of the default; 1 or less switches it off.
+            batch_size: Pictures drawn at once.
+
+        Returns:
+            uint8 (num_images, height, width, 3).
+
+        Raises:
+            ValueError: No prompts, or another number of seeds.
+        """
+        if len(prompts) == 0 or len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
+        settings = {
+            "num_inference_steps": self.steps if steps is None else steps,
+            "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+        }
+        settings = {name: value for name, value in settings.items() if value is not None}
+        parts = []
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            with warnings.catch_warnings():
+                # Schedulers hand tensors to numpy.array, which numpy 2 deprecates.
+                warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+                output = self.pipeline(
+                    prompt=list(prompts[batch]),
+                    generator=[torch.Generator("cpu").manual_seed(int(s)) for s in seeds[batch]],
+                    output_type="np",
+                    **settings,
+                )
+            parts.append(np.round(output.images * 255).astype(np.uint8))
+        return np.concatenate(parts)
+
+
+def load_generator(spec: str, device: str | torch.device = "cpu") -> Generator:
+    """Loads a generator; see the top of this file for what `spec` may be.
+
+    Weights are float32 on the CPU and float16 on a GPU.
+
+    Raises:
+        ModelError: The folder is missing or broken, or the hub could not be reached.
+    """
+    folder = PRETRAINED / spec if spec == TINY_DIFFUSION else Path(spec).expanduser()
+    local = folder.is_dir()
+    if local and not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"the folder {folder} is no diffusers pipeline: it has no model_index.json"
+        )
+    if not local and spec.count("/") != 1:
+        known = did_you_mean(spec, [TINY_DIFFUSION, *KNOWN_ON_HUB])
+        raise ModelError(f"no generator {spec!r}: there is no such folder; {known}")
+    settings = _defaults(folder) if local else dict(KNOWN_ON_HUB.get(spec, {}))
+    on_cpu = torch.device(device).type == "cpu"
+    diffusers = _import_diffusers()
+    try:
+        with warnings.catch_warnings():
+            # diffusers hands its own downloader an argument that no longer does anything.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")
+            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+                str(folder) if local else spec,
+                low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),  # else it grumbles
+                variant=settings.pop("variant", None),
+                dtype=torch.float32 if on_cpu else torch.float16,
+            ).to(device)
+    except Exception as error:
+        if local:
+            raise ModelError(f"generator {spec!r} could not be loaded: {error}") from error
+        raise ModelError(
+            f"generator {spec!r} could not be downloaded from the hub: {error}\n"
+            "On a machine without internet, save the pipeline elsewhere with "
+            "`save_pretrained(folder)` and give that folder, or use 'tiny-diffusion'"
+        ) from error
+    return Generator(spec, pipeline, **settings)
+
+
+def _import_diffusers() -> ModuleType:
+    """Imports diffusers and silences the progress bars of loading (downloads keep theirs)."""
+    try:
+        import diffusers
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            "generators need the packages diffusers and transformers, which could not be "
+            f"imported: {error}. Install fedsim with its dependencies."
+        ) from error
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _defaults(folder: Path) -> dict[str, Any]:
+    """`steps` and `guidance_scale` from the folder's own small file, where it has one."""
+    path = folder / DEFAULTS_FILE
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    unknown = set(found) - {"steps", "guidance_scale"}
+    if unknown:
+        raise ModelError(f"{path}: unknown settings {sorted(unknown)}")
+    return found
