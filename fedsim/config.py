@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -154,7 +154,7 @@ class EngineConfig(Section):
     """How groups of clients are computed. `group_size` and `threads` are part of a run's identity."""
 
     backend: Literal["ray", "local"] = "ray"
-    group_size: int | Auto = "auto"
+    group_size: Annotated[int, Field(gt=0)] | Auto = "auto"
     """Clients trained together on one leading axis; auto: a quarter of the cohort, 2 to 10."""
     threads: int = Field(1, gt=0)
     """Torch threads of every process that computes results."""
@@ -299,7 +299,8 @@ class Experiment(Section):
         payload["failures"].pop("deadline_s")
         file = Path(self.use.partition(":")[0])
         if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
-            payload["use"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            name = self.use.partition(":")[2]
+            payload["use"] = [hashlib.sha256(file.read_bytes()).hexdigest(), name]
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

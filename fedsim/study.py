@@ -7,11 +7,12 @@ hint, before any work starts.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -25,6 +26,21 @@ SECTIONS = tuple(
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 )
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What can be the name of a file on every system."""
+
+Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+"""What one axis of a grid goes through."""
+
+_AXES = {
+    "method": "methods",
+    "seed": "seeds",
+    "study": "study",
+    "output": "output",
+    "phase": "tune",
+}
+"""Fields of an experiment that its own settings cannot change, and where they come from."""
+
 
 class TuneConfig(Section):
     """Hyper-parameter selection: same seeds, partitions and number of trials for every method."""
@@ -33,21 +49,21 @@ class TuneConfig(Section):
     """Never the seeds of the final tables."""
     extensions: int = Field(2, ge=0)
     """How often an optimum on the edge of a numeric range may extend it."""
-    grid: dict[str, dict[str, tuple[Any, ...]]] = Field({}, strict=False)
+    grid: dict[str, dict[str, Values]] = {}
     """method -> dotted key -> values; every method gets the same number of combinations."""
 
 
 class Study(Section):
     """A YAML file: sections shared by all runs, and the axes of the sweep."""
 
-    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    study: str = Field(pattern=_NAME)
     output: str = "runs"
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[Annotated[str, Field(pattern=_NAME)], dict[str, Any]] = Field(min_length=1)
     """Name in tables -> its own settings: `use`, `options`, and dotted keys of any section."""
     partitions: tuple[dict[str, Any], ...] = Field((), strict=False)
     """Each entry overlays the shared `partition` section."""
     seeds: tuple[int, ...] = Field((0,), strict=False, min_length=1)
-    grid: dict[str, tuple[Any, ...]] = Field({}, strict=False)
+    grid: dict[str, Values] = {}
     """More axes: dotted key -> values, crossed with everything else."""
     tune: TuneConfig = TuneConfig()
     shared: dict[str, Any] = {}
@@ -67,16 +83,24 @@ class Study(Section):
             known_methods: Names that `use` may take besides a path to a Python file.
 
         Raises:
-            ConfigError: Listing every problem of every run once.
+            ConfigError: Listing every problem of every run once, or runs that are the same.
         """
         axes = [
             dict(zip(self.grid, values, strict=True))
             for values in itertools.product(*self.grid.values())
         ]
-        return self.resolve(
-            [(name, point, seed, "final") for name in self.methods for point in axes for seed in self.seeds],
-            known_methods,
-        )
+        runs = itertools.product(self.methods, axes, self.seeds)
+        found = self.resolve([(*run, "final") for run in runs], known_methods)
+        again = found[:]
+        for run_id in {experiment.run_id: None for experiment in found}:
+            again.remove(next(e for e in again if e.run_id == run_id))
+        if again:
+            names = {f"{e.method}, {e.partition.label}, seed {e.seed}" for e in again}
+            raise ConfigError(
+                f"{self.source}: the same run is given twice ({'; '.join(sorted(names))}): look "
+                f"for a repeated entry in seeds, partitions or grid"
+            )
+        return found
 
     def resolve(
         self,
@@ -107,10 +131,12 @@ class Study(Section):
         tree: dict[str, Any] = {"study": self.study, "output": self.output, "seed": seed}
         tree |= {"method": name, "use": name, "phase": phase}
         problems = _overlay(tree, self.shared)
-        if isinstance(tree.get("partition", {}), dict):
+        if partition and isinstance(tree.get("partition", {}), dict):
             problems += _overlay(tree, {"partition": dict(partition)})
-        problems += _overlay(tree, self.methods[name], f"methods.{name}.")
-        problems += _overlay(tree, point)
+        for where, own in ((f"methods.{name}.", self.methods[name]), ("grid.", point)):
+            wrong = [key for key in own if key in _AXES]
+            problems += [f"{where}{key}: a run's {key} is set by {_AXES[key]!r}" for key in wrong]
+            problems += _overlay(tree, {k: v for k, v in own.items() if k not in wrong}, where)
         tree["use"] = use = self._use(str(tree["use"]))
         if use not in known and not use.partition(":")[0].endswith(".py"):
             problems.append(f"methods.{name}: unknown method {use!r}; {did_you_mean(use, known)}")
@@ -121,7 +147,6 @@ class Study(Section):
         if problems:
             raise ConfigError(problems)
         return experiment.resolved()
-
 
     def _use(self, use: str) -> str:
         """A method file is looked for beside the study first, then where fedsim was started."""
@@ -166,12 +191,18 @@ def parse_study(
     >>> [e.train.lr for e in study.experiments(["cachefl"])]
     [0.1]
     """
-    top, problems = dict(tree), list[str]()
+    problems = list[str]()
+    top = {name: value for name, value in tree.items() if value is not None}  # `train:` alone
     methods = top.get("methods")
     if isinstance(methods, list):  # a bare list of names is the same as empty settings
         top["methods"] = {str(name): {} for name in methods}
+        if len(top["methods"]) < len(methods):
+            problems.append("methods: a name is given more than once")
     elif isinstance(methods, dict):
-        top["methods"] = {str(name): settings or {} for name, settings in methods.items()}
+        top["methods"] = {
+            str(name): {} if settings is None else copy.deepcopy(settings)
+            for name, settings in methods.items()
+        }
     for text in overrides:
         problems += _override(top, text)
     shared = {name: top.pop(name) for name in SECTIONS if name in top}
@@ -194,25 +225,53 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
     except yaml.YAMLError:
         return [f"override {text!r}: the value is not valid YAML"]
     if key == "method":
-        methods = tree.get("methods") or {}
-        if value in methods:
-            tree["methods"] = {value: methods[value]}
-        else:
-            tree["methods"] = {str(value): {}}
+        methods = tree.get("methods")
+        own = methods.get(str(value)) if isinstance(methods, dict) else None
+        tree["methods"] = {str(value): own or {}}
         return []
     if key == "seed":
         tree["seeds"] = [value]
         return []
+    problems = []
+    for name, leaf in _leaves(key, value):
+        if name.partition(".")[0] in SECTIONS:
+            _uncover(tree, name)
+        problems += _overlay(tree, {name: leaf})
+    return problems
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Settings of a section one by one: `train={lr: 0.1}` is `train.lr=0.1`."""
+    if isinstance(value, Mapping) and value and key.partition(".")[0] in SECTIONS:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _uncover(tree: dict[str, Any], key: str) -> None:
+    """Remove what would hide an override: axes over the same setting, and methods' own values."""
     section, _, rest = key.partition(".")
-    if section == "partition" and tree.get("partitions"):
+    if section == "partition" and "partitions" in tree:
         # One split from the command line stands in place of the axis in the file.
-        first = dict(tree.pop("partitions")[0]) if rest != "scheme" else (tree.pop("partitions"), {})[1]
-        tree["partition"] = {**(tree.get("partition") or {}), **first}
-    if rest and section in SECTIONS:  # a method's own setting would hide the override
-        for settings in (tree.get("methods") or {}).values():
-            if isinstance(settings, dict):
-                settings.pop(key, None)
-    return _overlay(tree, {key: value})
+        axis, shared = tree.pop("partitions"), tree.get("partition", {})
+        first = axis[0] if isinstance(axis, list) and axis and rest != "scheme" else {}
+        if isinstance(first, dict) and isinstance(shared, dict):
+            tree["partition"] = {**shared, **first}
+    if isinstance(tree.get("grid"), dict):
+        tree["grid"] = {name: values for name, values in tree["grid"].items() if name != key}
+    methods = tree.get("methods")
+    for settings in methods.values() if isinstance(methods, dict) else ():
+        _remove(settings, key)
+
+
+def _remove(settings: Any, key: str) -> None:
+    """Delete a dotted setting, however deep it is nested."""
+    if isinstance(settings, dict):
+        settings.pop(key, None)
+        for name, inner in settings.items():
+            if key.startswith(f"{name}."):
+                _remove(inner, key.removeprefix(f"{name}."))
 
 
 def _overlay(tree: dict[str, Any], settings: Mapping[str, Any], where: str = "") -> list[str]:
@@ -264,16 +323,16 @@ def _messages(error: ValidationError, model: type[Section], extra: Iterable[str]
 class _Loader(yaml.SafeLoader):
     """Safe YAML that also reads 1e-3 as a number and refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value!r} is given twice"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
