@@ -74,9 +74,7 @@ def experiment(data: Path | str, method: str = "cache_text", **settings: Any) ->
     return study.resolve([(method, {}, seed, phase)], METHODS)[0]
 
 
-def federation(
-    config: Experiment, folder: Path, pool: ClientPool | None = None
-) -> Federation:
+def federation(config: Experiment, folder: Path, pool: ClientPool | None = None) -> Federation:
     """A run in this process whose tables and checkpoints are in `folder`."""
     checkpoints = CheckpointFolder(folder, config.run_id)
     return Federation(

@@ -25,7 +25,10 @@ def exact_mean(values: Tensor, weights: Tensor) -> list[float]:
     total = sum(Fraction(float(w)) for w in weights)
     return [
         float(
-            sum(Fraction(float(w)) * Fraction(float(v)) for w, v in zip(weights, column, strict=True))
+            sum(
+                Fraction(float(w)) * Fraction(float(v))
+                for w, v in zip(weights, column, strict=True)
+            )
             / total
         )
         for column in values.T

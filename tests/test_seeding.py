@@ -3,19 +3,19 @@
 import inspect
 from pathlib import Path
 
-import fedsim
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedsim
 from fedsim import seeding
 from fedsim.config import Experiment
 from fedsim.data.configured import split_clients
 from fedsim.engine.batching import make_batches, make_groups
 from fedsim.engine.schedule import sample_cohort
 from fedsim.seeding import derive, numpy_rng, torch_rng
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.helpers import experiment, run, write_features
 
 keys = st.lists(

@@ -15,7 +15,9 @@ clients = st.lists(
 )
 
 
-def summed(parts: list[list[int]], values: Tensor, weights: Tensor, merge_order: list[int]) -> Params:
+def summed(
+    parts: list[list[int]], values: Tensor, weights: Tensor, merge_order: list[int]
+) -> Params:
     """Partial sums over `parts` (positions of clients), merged in `merge_order`."""
     bound, count = max(1.0, float(weights.sum())), len(values)
     partial = []
@@ -61,7 +63,9 @@ def test_the_mean_is_that_of_float64(given_clients: list[tuple[list[float], int]
 
 
 @settings(max_examples=60, deadline=None)
-@given(clients, st.integers(0, 11), st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30]))
+@given(
+    clients, st.integers(0, 11), st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30])
+)
 def test_a_bad_value_is_refused_and_the_others_are_not(
     given_clients: list[tuple[list[float], int]], at: int, bad: float
 ):
