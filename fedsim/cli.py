@@ -87,7 +87,7 @@ def sweep(
     if tune:
         from fedsim.tuning import tune_study
 
-        tune_study(study, METHODS, lambda e: _go(e, study.folder, dry_run, address, report=False))
+        tune_study(study, METHODS, lambda e: _go(e, study.folder, dry_run, address, trials=True))
         return
     _go(study.experiments(METHODS), study.folder, dry_run, address)
 
@@ -138,9 +138,9 @@ def _go(
     folder: Path,
     dry_run: bool,
     address: str | None,
-    report: bool = True,
+    trials: bool = False,
 ) -> None:
-    """Check, then run what is not finished, then report."""
+    """Check, then run what is not finished, then report; trials may fail and are not reported."""
     from fedsim.launch import check_data, launch, study_lock, unfinished
     from fedsim.progress import Display
 
@@ -155,19 +155,20 @@ def _go(
         done = len(experiments) - len(todo)
         failed = False
         if todo:
-            with Display(todo, done) as display, _report_anyway(folder, report):
-                launch(todo, folder, display.hear, address)
+            with Display(todo, done) as display, _say_how_to_go_on(folder):
+                launch(todo, folder, display.hear, address, keep_going=trials)
             failed = bool(display.failed)
         elif len(experiments) > 1:
             typer.echo(f"all {len(experiments)} runs are finished", err=True)
-    if report:
-        _report(folder)
+    if trials:
+        return
+    _report(folder)
     if failed:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _report_anyway(folder: Path, report: bool) -> Iterator[None]:
+def _say_how_to_go_on(folder: Path) -> Iterator[None]:
     """After Ctrl+C, say where things are and how to go on."""
     try:
         yield

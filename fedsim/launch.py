@@ -108,7 +108,11 @@ def unfinished(folder: Path, experiments: Sequence[Experiment]) -> list[Experime
 
 
 def launch(
-    experiments: Sequence[Experiment], folder: Path, watch: Watch, address: str | None = None
+    experiments: Sequence[Experiment],
+    folder: Path,
+    watch: Watch,
+    address: str | None = None,
+    keep_going: bool = False,
 ) -> None:
     """Run experiments to their end on the configured backend; the caller holds the study's lock.
 
@@ -117,15 +121,17 @@ def launch(
         folder: The study's folder.
         watch: Called after every committed round and for every failure.
         address: A Ray cluster to use instead of this machine.
+        keep_going: Report a failure through `watch` also when there is only one run.
 
     Raises:
         FedsimError: What was wrong before any run began, or what ended a single run.
         KeyboardInterrupt: After the runs in flight are marked as interrupted.
     """
+    alone = len(experiments) == 1 and not keep_going
     if experiments[0].engine.backend == "local":
-        _launch_local(experiments, folder, watch)
+        _launch_local(experiments, folder, watch, alone)
     else:
-        _launch_ray(experiments, folder, watch, address)
+        _launch_ray(experiments, folder, watch, alone, address)
 
 
 def write_plan(folder: Path, experiments: Sequence[Experiment]) -> None:
@@ -138,7 +144,9 @@ def write_plan(folder: Path, experiments: Sequence[Experiment]) -> None:
     os.replace(draft, path)
 
 
-def _launch_local(experiments: Sequence[Experiment], folder: Path, watch: Watch) -> None:
+def _launch_local(
+    experiments: Sequence[Experiment], folder: Path, watch: Watch, alone: bool
+) -> None:
     from fedsim.engine.local import run_local
     from fedsim.engine.preflight import preflight
     from fedsim.results.writer import TableWriter
@@ -155,13 +163,17 @@ def _launch_local(experiments: Sequence[Experiment], folder: Path, watch: Watch)
         try:
             run_local(config, TableWriter(folder, config.run_id), folder, heard)
         except Exception as error:
-            if len(experiments) == 1:
+            if alone:
                 raise
             watch(config, {"error": f"{type(error).__name__}: {error}"})
 
 
 def _launch_ray(
-    experiments: Sequence[Experiment], folder: Path, watch: Watch, address: str | None
+    experiments: Sequence[Experiment],
+    folder: Path,
+    watch: Watch,
+    alone: bool,
+    address: str | None,
 ) -> None:
     from fedsim.cluster.placement import place
     from fedsim.cluster.preflight import preflight_on_ray
@@ -173,7 +185,7 @@ def _launch_ray(
             placements = {e.run_id: place(e, machines, len(experiments)) for e in experiments}
             preflight_on_ray(experiments, placements[experiments[0].run_id], stop)
             write_plan(folder, experiments)
-            if len(experiments) == 1:
+            if alone:
                 from fedsim.cluster.run import run_on_ray
 
                 only = experiments[0]

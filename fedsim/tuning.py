@@ -1,7 +1,7 @@
 """Choosing hyper-parameters: the same number of trials for every method, on held-out client data.
 
 Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
-that of `client_holdout`, and test data is not even read. An optimum on the edge of a numeric range
+that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. An optimum on the edge of a numeric range
 extends the range. All trials stay in the tables.
 """
 
@@ -38,7 +38,7 @@ def tune_study(
 
     Raises:
         ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.
-        ExecutionError: If a trial did not finish.
+        ExecutionError: If no trial of a method finished.
     """
     known = tuple(known_methods)
     grids = {name: {k: list(v) for k, v in axes.items()} for name, axes in study.tune.grid.items()}
@@ -142,22 +142,23 @@ def _trials(
 def _scores(
     study: Study, experiments: dict[tuple[str, str], list[Experiment]]
 ) -> dict[tuple[str, str], float]:
-    """Mean held-out accuracy of the last round, per method and point."""
+    """Mean held-out accuracy of the last round, per method and point; 0 for runs that failed."""
     from fedsim.results.tables import load
 
-    rounds = load(study.folder).rounds.sort_values("round").groupby("run_id").last()
-    scores = {}
-    for key, runs in experiments.items():
-        ids = [e.run_id for e in runs]
-        missing = [i for i in ids if i not in rounds.index]
-        if missing:
-            raise ExecutionError(f"trial {missing[0]} of {key[0]} did not finish; see its events")
-        scores[key] = float(rounds.loc[ids, "accuracy"].mean())
-    return scores
+    tables = load(study.folder)
+    finished = tables.runs.run_id[tables.runs.status == "finished"]
+    rounds = tables.rounds[tables.rounds.run_id.isin(finished)].sort_values("round")
+    last = rounds.groupby("run_id").accuracy.last()
+    return {
+        key: float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean())
+        for key, runs in experiments.items()
+    }
 
 
 def _best(scores: dict[tuple[str, str], float], name: str) -> Point:
     mine = {point: score for (method, point), score in scores.items() if method == name}
+    if not any(mine.values()):
+        raise ExecutionError(f"no trial of {name} finished; see the events table of the study")
     best: Point = json.loads(max(mine, key=lambda point: mine[point]))
     return best
 
