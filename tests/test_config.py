@@ -1,0 +1,333 @@
+"""The experiment: what is refused, what a run's identity depends on, what is settled by itself."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedsim.config import Experiment, PartitionConfig, ResourcesConfig
+from fedsim.errors import (
+    CheckpointError,
+    ClientError,
+    ConfigError,
+    FedsimError,
+    PartitionError,
+    did_you_mean,
+)
+from fedsim.study import SECTIONS
+
+# Another legal value for every field of an experiment.
+OTHER: dict[str, Any] = {
+    "study": "other",
+    "output": "elsewhere",
+    "method": "other",
+    "use": "zero_shot",
+    "options": {"a": 1},
+    "phase": "tune",
+    "seed": 9,
+    "data.name": "other.npz",
+    "data.path": "folder",
+    "data.classnames": ["a", "b"],
+    "data.templates": ["a {}"],
+    "data.image_column": "im",
+    "data.label_column": "la",
+    "data.client_column": "cl",
+    "data.domain_column": "do",
+    "data.domains": True,
+    "data.test_domain": "sketch",
+    "data.image_size": 16,
+    "data.train_split": "validation",
+    "data.only_text_classes": True,
+    "data.shots": 4,
+    "data.val_fraction": 0.3,
+    "data.test_fraction": 0.3,
+    "data.max_train_samples": 50,
+    "partition.scheme": "dirichlet_client",
+    "partition.num_clients": 11,
+    "partition.dirichlet_alpha": 0.7,
+    "partition.classes_per_client": 2,
+    "partition.size_sigma": 1.0,
+    "partition.imbalance_factor": 10.0,
+    "partition.min_samples": 3,
+    "partition.seed": 5,
+    "models.clip": None,
+    "models.generator": None,
+    "models.generator_steps": 3,
+    "models.generator_guidance": 2.0,
+    "models.logit_scale": 50.0,
+    "cache.init": "text",
+    "cache.images_per_class": 4,
+    "cache.residual_ratio": 2.0,
+    "cache.sharpness": 1.0,
+    "train.rounds": 11,
+    "train.participation": 0.9,
+    "train.local_epochs": 2,
+    "train.batch_size": 16,
+    "train.optimizer": "adamw",
+    "train.lr": 0.5,
+    "train.momentum": 0.5,
+    "train.weight_decay": 0.1,
+    "train.seed": 5,
+    "engine.backend": "local",
+    "engine.group_size": 7,
+    "engine.threads": 2,
+    "resources.gpus_per_client": 0.5,
+    "resources.cpus_per_client": 2.0,
+    "resources.clients_per_actor": 8,
+    "resources.num_actors": 2,
+    "resources.gpu_memory_bytes_per_client": 10**9,
+    "failures.policy": "drop",
+    "failures.retries": 2,
+    "failures.quorum": 0.9,
+    "failures.deadline_s": 10.0,
+    "evaluation.holdout_fraction": 0.3,
+    "evaluation.client_metrics": False,
+    "evaluation.predictions": False,
+    "evaluation.batch_size": 32,
+    "report.reference_method": "zero_shot",
+    "report.targets": [0.3],
+}
+WITHOUT_EFFECT = {
+    "study",
+    "output",
+    "engine.backend",
+    "failures.deadline_s",
+    *(key for key in OTHER if key.startswith(("resources.", "report."))),
+}
+
+
+def make(**changes: Any) -> Experiment:
+    """A resolved experiment; `a__b=1` stands for `a.b: 1`."""
+    tree: dict[str, Any] = {"study": "s", "method": "m", "use": "fedavg_head"}
+    tree["partition"] = {"scheme": "dirichlet_label", "dirichlet_alpha": 0.1}
+    for key, value in changes.items():
+        section, _, field = key.partition("__")
+        if field:
+            tree.setdefault(section, {})[field] = value
+        else:
+            tree[section] = value
+    return Experiment.model_validate(tree).resolved()
+
+
+def fields_of(model: Any, prefix: str = "") -> set[str]:
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        inner = prefix + name
+        names |= fields_of(field.annotation, f"{inner}.") if name in SECTIONS else {inner}
+    return names
+
+
+def test_every_field_is_tried():
+    """A new field has to say here whether it is part of a run's identity."""
+    assert set(OTHER) == fields_of(Experiment)
+
+
+@pytest.mark.parametrize("key", list(OTHER))
+def test_the_run_id_depends_on_what_can_change_results(key: str):
+    changed = make(**{key.replace(".", "__"): OTHER[key]})
+    assert changed != make(), "the test has to change something"
+    assert (changed.run_id == make().run_id) == (key in WITHOUT_EFFECT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(sorted(OTHER)), max_size=8))
+def test_changes_add_up_to_one_identity(keys: set[str]):
+    both = make(**{key.replace(".", "__"): OTHER[key] for key in keys})
+    matter = keys - WITHOUT_EFFECT
+    only = make(**{key.replace(".", "__"): OTHER[key] for key in matter})
+    # What a run may hold settles `group_size: auto`, which is part of its identity.
+    if "resources.clients_per_actor" not in keys or "engine.group_size" in keys:
+        assert both.run_id == only.run_id
+    assert (only.run_id == make().run_id) == (not matter)
+
+
+def test_the_run_id_is_the_same_tomorrow_and_can_be_a_file_name():
+    config = make(seed=3)
+    again = Experiment.model_validate(config.model_dump())
+    assert again == config
+    assert again.run_id == config.run_id
+    assert pickle.loads(pickle.dumps(config)).run_id == config.run_id
+    assert config.run_id.startswith("m-")
+    assert config.run_id.replace("-", "").isalnum()
+
+
+def test_a_method_of_ones_own_is_known_by_its_content(tmp_path: Path):
+    file, copy = tmp_path / "mine.py", tmp_path / "copy.py"
+    file.write_text("A = 1")
+    copy.write_text("A = 1")
+    first = make(use=str(file)).run_id
+    assert make(use=str(copy)).run_id == first  # where it lies does not matter
+    assert make(use=f"{file}:A").run_id != make(use=f"{file}:B").run_id
+    file.write_text("A = 2")
+    assert make(use=str(file)).run_id != first
+    assert make(use=f"{file}:A").run_id != make(use=str(copy) + ":A").run_id
+
+
+@pytest.mark.parametrize(
+    ("clients", "participation", "hosted", "size"),
+    [
+        (10, 1.0, "auto", 3),
+        (100, 1.0, "auto", 10),
+        (4, 1.0, "auto", 2),
+        (1, 1.0, "auto", 2),
+        (100, 0.1, "auto", 3),
+        (24, 1.0, "auto", 6),
+        (24, 1.0, 4, 4),
+        (24, 1.0, 8, 6),
+        (24, 1.0, 1, 1),
+    ],
+)
+def test_the_group_size_is_settled_from_the_configuration(
+    clients: int, participation: float, hosted: int | str, size: int
+):
+    config = make(
+        partition__num_clients=clients,
+        train__participation=participation,
+        resources__clients_per_actor=hosted,
+    )
+    assert config.group_size == size
+    assert config.resolved() is config
+
+
+def test_a_group_size_that_is_given_stays():
+    config = make(engine__group_size=7, partition__num_clients=3)
+    assert config.group_size == 7
+    assert config.run_id != make(engine__group_size=8, partition__num_clients=3).run_id
+
+
+def test_an_unresolved_experiment_has_no_group_size():
+    config = Experiment.model_validate({"study": "s", "method": "m", "use": "m"})
+    with pytest.raises(AssertionError, match="resolve"):
+        _ = config.group_size
+
+
+@pytest.mark.parametrize(
+    ("clients", "participation", "cohort"),
+    [(10, 1.0, 10), (10, 0.01, 1), (10, 0.26, 3), (7, 0.5, 4), (1, 0.1, 1)],
+)
+def test_a_cohort_has_at_least_one_client(clients: int, participation: float, cohort: int):
+    config = make(partition__num_clients=clients, train__participation=participation)
+    assert config.cohort_size == cohort
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train__lr": float("nan")},
+        {"train__lr": float("inf")},
+        {"train__lr": 0.0},
+        {"train__lr": "0.1"},
+        {"train__lr": True},
+        {"train__rounds": 1.5},
+        {"train__rounds": -1},
+        {"train__participation": 0.0},
+        {"train__participation": 1.1},
+        {"train__momentum": 1.0},
+        {"train__optimizer": "adam"},
+        {"train__nosuch": 1},
+        {"engine__group_size": 0},
+        {"engine__group_size": -3},
+        {"engine__group_size": "many"},
+        {"engine__threads": 0},
+        {"seed": -1},
+        {"seed": 1.0},
+        {"evaluation__holdout_fraction": 1.0},
+        {"cache__images_per_class": 0},
+        {"resources__gpus_per_client": 1.5},
+        {"resources__gpus_per_client": -1.0},
+        {"resources__clients_per_actor": 0},
+        {"resources__num_actors": 0},
+        {"failures__quorum": 0.0},
+        {"data__test_fraction": 0.0},
+        {"partition__dirichlet_alpha": 0.0},
+        {"partition__dirichlet_alpha": float("nan")},
+        {"phase": "tune", "evaluation__holdout_fraction": 0.0},
+        {"method": "cachefl", "cache__init": "random"},
+    ],
+)
+def test_impossible_values_are_refused(change: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        make(**change)
+
+
+@pytest.mark.parametrize("gpus", [0, 0.25, 1, 1.0, 2, "auto"])
+def test_gpu_fractions_are_as_ray_allows(gpus: float | str):
+    assert ResourcesConfig(gpus_per_client=gpus).gpus_per_client == gpus  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "missing"),
+    [
+        ({"scheme": "dirichlet_label"}, "dirichlet_alpha"),
+        ({"scheme": "longtail", "imbalance_factor": 10.0}, "dirichlet_alpha"),
+        ({"scheme": "longtail", "dirichlet_alpha": 1.0}, "imbalance_factor"),
+        ({"scheme": "quantity"}, "size_sigma"),
+        ({"scheme": "quantity", "size_sigma": 1.0, "dirichlet_alpha": 1.0}, "size_sigma"),
+        ({"scheme": "pathological"}, "classes_per_client"),
+    ],
+)
+def test_a_scheme_asks_for_what_it_needs(given_settings: dict[str, Any], missing: str):
+    with pytest.raises(ValidationError, match=missing):
+        PartitionConfig(**given_settings)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "label"),
+    [
+        ({"scheme": "iid"}, "iid"),
+        ({"scheme": "dirichlet_label", "dirichlet_alpha": 0.05}, "dirichlet_label 0.05"),
+        ({"scheme": "quantity", "size_sigma": 1.5}, "quantity 1.5"),
+        ({"scheme": "quantity", "dirichlet_alpha": 2.0}, "quantity 2"),
+        ({"scheme": "pathological", "classes_per_client": 2}, "pathological 2"),
+    ],
+)
+def test_partitions_have_short_names(given_settings: dict[str, Any], label: str):
+    assert PartitionConfig(**given_settings).label == label
+
+
+def test_seeds_can_be_set_apart():
+    assert (make(seed=3).partition_seed, make(seed=3).train_seed) == (3, 3)
+    apart = make(seed=3, partition__seed=0, train__seed=8)
+    assert (apart.partition_seed, apart.train_seed) == (0, 8)
+
+
+def test_experiments_do_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        make().train.lr = 0.3  # type: ignore[misc]
+
+
+def test_the_flat_configuration_is_complete():
+    flat = make(options={"a": {"b": 1}}).flat()
+    assert flat["train.lr"] == 0.01
+    assert flat["options.a.b"] == 1
+    assert flat["partition.scheme"] == "dirichlet_label"
+    assert fields_of(Experiment) - {"options"} <= set(flat)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_errors_survive_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(ClientError(3, 7, "node-1", "ValueError: x")))
+    assert (error.client_id, error.round, error.node) == (3, 7, "node-1")
+    assert str(error) == "client 3 failed in round 7 on node-1: ValueError: x"
+    many = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
+    assert many.problems == ["a", "b"]
+    assert str(many) == "2 problems in the configuration:\n  - a\n  - b"
+    assert str(ConfigError("a")) == "a"
+
+
+def test_exit_codes_follow_the_tree():
+    assert issubclass(PartitionError, FedsimError)
+    assert PartitionError("x").exit_code == 3
+    assert CheckpointError("x").exit_code == 7
+    assert len({cls.exit_code for cls in FedsimError.__subclasses__()}) == 7
+
+
+def test_hints_name_one_candidate_or_all():
+    assert did_you_mean("roundz", ["rounds", "lr"]) == "did you mean 'rounds'?"
+    assert did_you_mean("qqq", ["b", "a"]) == "known: a, b"
