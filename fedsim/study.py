@@ -91,10 +91,8 @@ class Study(Section):
         ]
         runs = itertools.product(self.methods, axes, self.seeds)
         found = self.resolve([(*run, "final") for run in runs], known_methods)
-        again = found[:]
-        for run_id in {experiment.run_id: None for experiment in found}:
-            again.remove(next(e for e in again if e.run_id == run_id))
-        if again:
+        last = {experiment.run_id: experiment for experiment in found}
+        if again := [e for e in found if last[e.run_id] is not e]:
             names = {f"{e.method}, {e.partition.label}, seed {e.seed}" for e in again}
             raise ConfigError(
                 f"{self.source}: the same run is given twice ({'; '.join(sorted(names))}): look "
