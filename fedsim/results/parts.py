@@ -145,19 +145,17 @@ def read_run(folder: Path, run_id: str) -> Parts | None:
             opened = _read_file(open_path(folder, run_id))
         except FileNotFoundError:
             opened = None
-        numbers = sealed_numbers(folder, run_id)
-        if opened is None and not numbers:
+        numbers = sealed_numbers(folder, run_id) if opened is None else list(_before(opened))
+        if not numbers and opened is None:
             if attempt < 2:  # the open part may just be on its way to a sealed name
                 continue
             return None
-        expected = range(1, 1 + (len(numbers) if opened is None else _after(opened)))
-        missing = sorted(set(expected) - set(numbers))
-        if missing:
-            problem = f"its parts {missing} are missing"
-            continue
         try:
-            sealed = [_read_file(sealed_path(folder, run_id, number)) for number in expected]
-        except FileNotFoundError:
+            sealed = [
+                _read_file(sealed_path(folder, run_id, n)) for n in range(1, 1 + len(numbers))
+            ]
+        except FileNotFoundError as error:
+            problem = f"{Path(error.filename).name} is missing"
             continue
         if opened is None and open_path(folder, run_id).exists():
             continue  # written or merged while we read
@@ -186,8 +184,9 @@ def remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _after(table: pa.Table) -> int:
-    return int((table.schema.metadata or {}).get(AFTER, b"0"))
+def _before(table: pa.Table) -> range:
+    """Numbers of the sealed parts that come before an open part."""
+    return range(int((table.schema.metadata or {}).get(AFTER, b"0")))
 
 
 def _read_file(path: Path) -> pa.Table:

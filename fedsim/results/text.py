@@ -99,7 +99,13 @@ def format_summary(summary: pd.DataFrame) -> str:
         return "No run of this study has started."
     attrs = summary.attrs
     ends = [target_name(share) for share in attrs["shares"]]
-    header = ["", "method", "seeds", "accuracy %", f"vs {attrs['reference'] or 'reference'}"]
+    header = [
+        "",
+        "method",
+        "seeds",
+        "accuracy %",
+        f"vs {_cut(attrs['reference'] or 'reference', 16)}",
+    ]
     header += ["p (Holm)", "bytes"]
     header += [f"rounds to {'/'.join(ends)} %", f"bytes to {ends[-1]} %"] if ends else []
     goals = {(goal["dataset"], goal["partition"]): goal for goal in attrs["targets"]}
@@ -143,9 +149,13 @@ def _cell_line(dataset: str, partition: str, goal: dict[str, Any] | None) -> str
 def _line(cells: list[str], widths: list[int]) -> str:
     pieces = []
     for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        text = cell if len(cell) <= width else cell[: width - 1] + "…"
+        text = _cut(cell, width)
         pieces.append(text.ljust(width) if place < 2 else text.rjust(width))
     return "  ".join(pieces).rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _notes(summary: pd.DataFrame) -> list[str]:

@@ -74,12 +74,12 @@ def write_run(
             rise = 1 - np.exp(-3.0 * r / max(num_rounds, 1))
             noise = 0.0 if method == "zero_shot" else rng.normal(0, 0.012)
             accuracy = float(np.clip(start + (end - start) * rise + noise * rise + shift, 0, 1))
-            cost = setup if r == 0 else per_round
+            up, down = (0, setup) if r == 0 else (per_round // 2, per_round // 2)
             writer.append(
                 "rounds",
                 [{
                     "round": r, "accuracy": accuracy, "loss": float(-np.log(accuracy)),
-                    "bytes_up": 0 if r == 0 else cost // 2, "bytes_down": cost - cost // 2,
+                    "bytes_up": up, "bytes_down": down,
                     "train_flops": 0 if r == 0 else 10**9, "train_s": 0.1, "eval_s": 0.01,
                     "num_clients_ok": 0 if r == 0 else 3, "num_clients_failed": 0,
                 }],
@@ -109,7 +109,7 @@ def write_run(
     return run_id
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., str]:
     return write_run
 

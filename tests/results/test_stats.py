@@ -1,0 +1,203 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedsim.errors import ResultsError
+from fedsim.results.costs import cost_to_reach
+from fedsim.results.finals import curves, last_rounds
+from fedsim.results.stats import holm, mean_interval, paired_test, rank_methods, summarise
+from fedsim.results.tables import Study, load
+
+VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VALUES)
+def test_intervals_are_those_of_scipy(values: list[float]):
+    mean, low, high = mean_interval(np.array(values))
+    error = stats.sem(values)
+    assert mean == pytest.approx(np.mean(values))
+    if error > 1e-9:
+        assert (low, high) == pytest.approx(
+            stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=10))
+def test_p_values_are_those_of_scipy(pairs: list[tuple[float, float]]):
+    a, b = np.array(pairs).T
+    if np.std(a - b) > 1e-6:
+        assert paired_test(a - b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=1e-12)
+
+
+def test_without_spread_there_is_no_p_value():
+    assert paired_test(np.array([0.0, 0.0])) == 1.0
+    assert math.isnan(paired_test(np.array([0.1, 0.1, 0.1])))
+    assert math.isnan(paired_test(np.array([0.1])))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_by_hand(p_values: list[float]):
+    corrected = holm(np.array([*p_values, np.nan]))
+    assert math.isnan(corrected[-1])
+    largest, m = 0.0, len(p_values)
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (m - rank) * p_values[place]))
+        assert corrected[place] == pytest.approx(largest)
+
+
+def test_a_row_of_the_summary_is_what_scipy_says(study: Study):
+    summary = study.summary()
+    assert len(summary) == 15
+    last = last_rounds(study).set_index(["partition", "method", "seed"])["accuracy"].sort_index()
+    mine, reference = last["dirichlet 0.5", "cachefl"], last["dirichlet 0.5", "fedavg"]
+    row = summary[(summary["partition"] == "dirichlet 0.5") & (summary["method"] == "cachefl")]
+    row = row.iloc[0]
+    assert row["num_seeds"] == row["num_pairs"] == 4
+    assert row["accuracy_mean"] == pytest.approx(mine.mean())
+    assert row["accuracy_sd"] == pytest.approx(mine.std())
+    difference = (mine - reference).to_numpy()
+    low, high = stats.t.interval(0.95, 3, difference.mean(), stats.sem(difference))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((low, high))
+    assert row["p_value"] == pytest.approx(stats.ttest_rel(mine, reference).pvalue)
+    assert row["bytes_total"] == 300_000 + 8 * 40_000
+    assert row["p_holm"] >= row["p_value"]
+    assert row["best"]
+    assert summary.attrs["reference"] == "fedavg"
+
+
+def test_the_ceiling_is_never_the_best(study: Study):
+    best = study.summary().query("best")
+    assert best["method"].tolist() == ["cachefl"] * 3
+
+
+def test_targets_lie_between_zero_shot_and_the_ceiling(study: Study):
+    goal = study.summary().attrs["targets"][0]
+    ceiling = last_rounds(study).query("method == 'centralised' and partition == 'dirichlet 0.05'")
+    assert goal["zero_shot"] == pytest.approx(0.55)
+    assert goal["zero_shot_from"] == "zero_shot"
+    assert goal["ceiling"] == pytest.approx(ceiling["accuracy"].mean())
+    assert goal["targets"][0.5] == pytest.approx((0.55 + goal["ceiling"]) / 2)
+
+
+def test_costs_are_medians_over_runs_by_hand(study: Study):
+    summary = study.summary(targets=(0.3,))
+    row = summary.query("method == 'cachefl' and partition == 'iid'").iloc[0]
+    table = curves(study).query("method == 'cachefl' and partition == 'iid'")
+    reached = [
+        run.loc[run["accuracy"] >= row["target_30"], "round"].min()
+        for _, run in table.groupby("run_id")
+    ]
+    assert row["rounds_to_30"] == np.median(reached)
+    assert row["bytes_to_30"] == 300_000 + 40_000 * np.median(reached)
+    assert row["reached_30"] == 4
+
+
+def test_a_target_that_is_not_reached_costs_infinity(study: Study):
+    row = study.summary().query("method == 'fedavg' and partition == 'dirichlet 0.05'").iloc[0]
+    assert row["rounds_to_90"] == math.inf
+    assert row["reached_90"] == 0
+    one = curves(study).query("method == 'fedavg' and seed == 0 and partition == 'iid'")
+    assert cost_to_reach(one, 2.0) == (math.inf, math.inf, math.inf)
+    assert all(math.isnan(cost) for cost in cost_to_reach(one, math.nan))
+    assert cost_to_reach(one, 0.0) == (0.0, 0.0, 0.0)
+
+
+def test_without_controls_targets_say_where_they_come_from(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    for method in ("fedavg", "cachefl"):
+        make_run(tmp_path, method, "iid", None, 0)
+    goal = load(tmp_path).summary().attrs["targets"][0]
+    assert goal["zero_shot"] == pytest.approx(0.2)
+    assert "before training" in goal["zero_shot_from"]
+    assert "best method here, cachefl" in goal["ceiling_from"]
+
+
+def test_controls_of_another_partition_serve_the_data_set(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    for method in ("zero_shot", "centralised", "fedavg"):
+        make_run(tmp_path, method, "iid", None, 0)
+    make_run(tmp_path, "fedavg", "dirichlet", 0.5, 0)
+    goals = {goal["partition"]: goal for goal in load(tmp_path).summary().attrs["targets"]}
+    assert goals["dirichlet 0.5"]["zero_shot"] == goals["iid"]["zero_shot"]
+    assert goals["dirichlet 0.5"]["ceiling_from"] == "centralised, other partitions"
+
+
+def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path, make_run: Callable[..., str]):
+    for method in ("fedavg", "cachefl"):
+        make_run(tmp_path, method, "iid", None, 0)
+    row = load(tmp_path).summary().query("method == 'cachefl'").iloc[0]
+    assert row["accuracy_mean"] > 0.5
+    assert math.isnan(row["accuracy_low"])
+    assert row["difference"] > 0
+    assert math.isnan(row["p_value"])
+
+
+def test_unfinished_runs_and_missing_pairs_are_counted(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    for seed in range(4):
+        make_run(tmp_path, "fedavg", "iid", None, seed)
+    make_run(tmp_path, "cachefl", "iid", None, 1)
+    make_run(tmp_path, "cachefl", "iid", None, 2)
+    make_run(tmp_path, "cachefl", "iid", None, 3, last_round=4, status="failed")
+    make_run(tmp_path, "feddgm", "iid", None, 0, last_round=0, status="running")
+    summary = load(tmp_path).summary()
+    row = summary.query("method == 'cachefl'").iloc[0]
+    assert (row["num_seeds"], row["num_unfinished"]) == (2, 1)
+    assert (row["num_pairs"], row["num_missing_pairs"]) == (2, 2)
+    assert math.isnan(summary.query("method == 'feddgm'").iloc[0]["accuracy_mean"])
+    listed = [(run["method"], run["status"], run["round"]) for run in summary.attrs["unfinished"]]
+    assert sorted(listed) == [("cachefl", "failed", 4), ("feddgm", "running", 0)]
+
+
+def test_pairs_are_of_one_seed(tmp_path: Path, make_run: Callable[..., str]):
+    for seed, shift in ((0, 0.0), (1, 0.1), (2, -0.1)):
+        make_run(tmp_path, "fedavg", "iid", None, seed, shift=shift)
+        make_run(tmp_path, "cachefl", "iid", None, seed, shift=shift)
+    row = load(tmp_path).summary().query("method == 'cachefl'").iloc[0]
+    spread = row["difference_high"] - row["difference_low"]
+    assert spread < (row["accuracy_high"] - row["accuracy_low"]) / 2
+
+
+def test_the_reference_comes_from_the_call_the_settings_or_the_name(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    report = {"report": {"reference_method": "cachefl", "targets": [0.25]}}
+    for method in ("fedprox", "fedavg_head", "cachefl"):
+        make_run(tmp_path / "set", method, "iid", None, 0, config=report)
+        make_run(tmp_path / "not", method, "iid", None, 0)
+    assert summarise(load(tmp_path / "set")).attrs["reference"] == "cachefl"
+    assert "rounds_to_25" in summarise(load(tmp_path / "set"))
+    study = load(tmp_path / "not")
+    assert summarise(study).attrs["reference"] == "fedavg_head"
+    assert summarise(study, "fedprox").attrs["reference"] == "fedprox"
+    with pytest.raises(ResultsError, match="did you mean 'fedprox'"):
+        summarise(study, "fedprx")
+
+
+def test_ranks_over_data_sets(tmp_path: Path, make_run: Callable[..., str]):
+    for number in range(6):
+        for method in ("fedavg", "cachefl", "feddgm"):
+            make_run(tmp_path, method, "iid", None, 0, dataset=f"d{number}")
+    make_run(tmp_path, "fedprox", "iid", None, 0, dataset="d0")
+    summary = load(tmp_path).summary()
+    ranks = rank_methods(summary)
+    assert ranks["method"].tolist()[0] == "cachefl"
+    assert ranks["average_rank"].sum() == pytest.approx(6)
+    assert ranks.attrs["left_out"] == ["fedprox"]
+    wide = summary.pivot_table(index="dataset", columns="method", values="accuracy_mean")
+    expected = stats.wilcoxon(wide["cachefl"] - wide["fedavg"]).pvalue
+    row = ranks.query("method == 'cachefl'").iloc[0]
+    assert row["p_value"] == pytest.approx(expected)
+    assert (row["wins"], row["losses"], row["num_datasets"]) == (6, 0, 6)
