@@ -24,6 +24,7 @@ from diffusers import (
 from diffusers.training_utils import EMAModel
 from glyphs import ANY_TEMPLATES, DIGIT_TEMPLATES, NAMES, caption
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -51,9 +52,9 @@ def main() -> None:
     data = np.load(args.glyphs)
     images, labels = pixels(data["train_x"]), data["train_y"]
     vae = train_autoencoder(images, args)
-    pipeline = build_pipeline(vae, make_tokenizer(args.out))
+    pipeline = build_pipeline(vae, make_tokenizer())
     train_unet(pipeline, encode(vae, images), labels, args)
-    pipeline.to(torch.float16).save_pretrained(args.out)
+    save(pipeline, args.out)
     (args.out / DEFAULTS_FILE).write_text(json.dumps(DEFAULTS, indent=2) + "\n")
 
 
@@ -105,7 +106,7 @@ def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts) * vae.config.scaling_factor
 
 
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer() -> CLIPTokenizer:
     """A CLIP tokeniser whose merges know the words of our captions; other words become bytes."""
     words = " ".join((*ANY_TEMPLATES, *DIGIT_TEMPLATES, *NAMES)).replace("{}", "")
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -220,6 +221,19 @@ def train_unet(
             print(f"unet {step:5d}  loss {seen:.4f}  {time.time() - started:.0f} s", flush=True)
     average.copy_to(both.parameters())
     both.eval()
+
+
+def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Writes the pipeline in float16, so that transformers 4 and 5 both read it."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    # transformers 5 reads tokenizer.json, transformers 4 a vocabulary and merges.
+    pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    # transformers 5 also reads the names of 4, which begin with `text_model.`; not the reverse.
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {
+        f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
 
 
 def cosine(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -129,13 +129,15 @@ def load_generator(spec: str, device: str | torch.device = "cpu") -> Generator:
     diffusers = _import_diffusers()
     try:
         with warnings.catch_warnings():
+            # `dtype`, its new name, is unknown to diffusers before the summer of 2026.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             # diffusers hands its own downloader an argument that no longer does anything.
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")
             pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
                 str(folder) if local else spec,
                 low_cpu_mem_usage=diffusers.utils.is_accelerate_available(),  # else it grumbles
                 variant=settings.pop("variant", None),
-                dtype=torch.float32 if on_cpu else torch.float16,
+                torch_dtype=torch.float32 if on_cpu else torch.float16,
             ).to(device)
     except Exception as error:
         if local:
