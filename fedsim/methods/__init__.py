@@ -50,7 +50,7 @@ def build_method(config: Experiment, task: Task) -> Method:
     return cls(task, check_options(config, cls))
 
 
-def check_options(config: Experiment, cls: type[Method]):  # noqa: ANN201
+def check_options(config: Experiment, cls: type[Method]):
     """The method's own settings as its `Options`.
 
     Raises:
@@ -85,7 +85,7 @@ def _from_file(path: Path, name: str) -> type[Method]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise ConfigError(f"{path} fails to import: {type(error).__name__}: {error}") from error
     members = vars(sys.modules[module_name])
