@@ -148,10 +148,11 @@ def synthetic_quality(study: Study) -> Grid:
         if table[name].notna().any()
     ]  # fmt: skip
     rows = []
-    for method, group in table.groupby("method", sort=False):
+    for method in _methods_in(runs, table):
+        group = table[table["method"] == method]
         images = group.groupby(["run_id", "round"])["num_images"].sum().mean()
         means = [f"{group[name].mean():.3f}" for name in measures]
-        rows.append([str(method), f"{images:.0f}", *means])
+        rows.append([method, f"{images:.0f}", *means])
     return Grid("", ["method", "images", *(name.replace("_", " ") for name in measures)], rows)
 
 
@@ -160,10 +161,10 @@ def times(study: Study) -> Grid:
     runs = final_runs(study)[["run_id", "method"]]
     table = study.rounds[study.rounds["round"] > 0].merge(runs, on="run_id")
     rows = []
-    for method, group in table.groupby("method", sort=False):
-        means = [group[phase].mean() for phase in _PHASES]
+    for method in _methods_in(runs, table):
+        means = [table.loc[table["method"] == method, phase].mean() for phase in _PHASES]
         if not all(math.isnan(mean) for mean in means):
-            rows.append([str(method), *("-" if math.isnan(m) else f"{m:.3g}" for m in means)])
+            rows.append([method, *("-" if math.isnan(m) else f"{m:.3g}" for m in means)])
     return Grid("", ["method", *(f"{name}, s" for name in _PHASES.values())], rows)
 
 
@@ -188,6 +189,12 @@ def shared_settings(study: Study) -> Grid:
         if len(set(by_method)) == 1:
             rows.append([column.removeprefix(CONFIG_PREFIX), by_method.iloc[0]])
     return Grid("", ["setting", "value"], rows)
+
+
+def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """The methods of a table in the order of the study."""
+    present = set(table["method"])
+    return [method for method in dict.fromkeys(runs["method"]) if method in present]
 
 
 def _summary_row(row: dict[str, Any], ends: list[str]) -> list[str]:

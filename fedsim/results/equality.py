@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import ResultsError
 from fedsim.results.schema import TABLES
-from fedsim.results.tables import Study, load
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+    from fedsim.results.tables import Study
 
 __all__ = ["equal_results"]
 
@@ -50,8 +51,10 @@ def equal_results(
     Raises:
         ResultsError: With `match="cell"`, two runs of one study share a cell.
     """
-    first = a if isinstance(a, Study) else load(a)
-    second = b if isinstance(b, Study) else load(b)
+    from fedsim.results.tables import load
+
+    first = load(a) if isinstance(a, (str, Path)) else a
+    second = load(b) if isinstance(b, (str, Path)) else b
     labels = [_cells(study) if match == "cell" else None for study in (first, second)]
     differences: list[str] = []
     for name, table in TABLES.items():

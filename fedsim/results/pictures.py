@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fedsim.results.finals import CELL, final_runs
 from fedsim.results.style import DARK, GREY, panels
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import Study, SyntheticImages
 
-__all__ = ["client_split", "label_counts", "synthetic_gallery"]
+__all__ = ["client_split", "label_counts", "split_figure", "synthetic_gallery"]
 
 _COLOR = "#0072B2"
 _MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
@@ -44,16 +45,26 @@ def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
 
 
 def client_split(study: Study) -> Figure:
-    """Samples per client and class, one panel per partition, first seed.
-
-    Bubbles by area for up to 30 clients and classes, shades beyond.
-    """
+    """Samples per client and class, one panel per partition, first seed."""
     splits = label_counts(study)
     several = len({dataset for dataset, _ in splits}) > 1
-    titles = [f"{cell[0]}, {cell[1]}" if several else cell[1] for cell in splits]
+    named = {", ".join(cell) if several else cell[1]: counts for cell, counts in splits.items()}
+    rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
+    first = rows[rows["run_id"] == next(iter(rows["run_id"]), None)]
+    return split_figure(named, list(dict.fromkeys(first["class_name"])))
+
+
+def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
+    """Samples per client and class: bubbles by area for up to 30 of both, shades beyond.
+
+    Args:
+        splits: Panel title -> counts (num_clients, num_classes).
+        classnames: Written under the columns of panels with as many classes, at most 15.
+    """
     clients = max((len(counts) for counts in splits.values()), default=4)
     height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
-    figure, axes = panels(titles or ["no split yet"], "class", "client", height, share_x=False)
+    titles = list(splits) or ["no split yet"]
+    figure, axes = panels(titles, "class", "client", height, share_x=False)
     for axis, counts in zip(axes, splits.values(), strict=False):
         axis.grid(False)
         if max(counts.shape) <= _MAX_BUBBLES:
@@ -64,7 +75,9 @@ def client_split(study: Study) -> Figure:
             bar = figure.colorbar(shades, ax=axis, pad=0.02)
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=7, colors=GREY, length=2)
-        _class_names(axis, study, counts.shape[1])
+        if counts.shape[1] == len(classnames) <= 15:
+            places = range(len(classnames))
+            axis.set_xticks(places, classnames, rotation=40, ha="right", rotation_mode="anchor")
     if splits:
         axes[0].set_ylim(clients - 0.3, -0.7)  # client 0 on top; the axis is shared
     return figure
@@ -123,18 +136,6 @@ def _bubbles(axis: Axes, counts: np.ndarray) -> None:
     title = axis.get_title(loc="left")
     axis.set_title(f"{title}  (largest: {values.max() if len(values) else 0} samples)", fontsize=10,
                    color=DARK, loc="left")  # fmt: skip
-
-
-def _class_names(axis: Axes, study: Study, num_classes: int) -> None:
-    """Names under the columns where they are known and few."""
-    rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
-    names: list[Any] = []
-    if len(rows):
-        names = list(
-            dict.fromkeys(rows.loc[rows["run_id"] == rows["run_id"].iloc[0], "class_name"])
-        )
-    if len(names) == num_classes <= 15:
-        axis.set_xticks(range(num_classes), names, rotation=40, ha="right", rotation_mode="anchor")
 
 
 def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -216,10 +216,16 @@ def _draw(axis: Axes, curve: pd.DataFrame, x: str, method: str, style: MethodSty
 def _alpha_line(
     axis: Axes, runs: pd.DataFrame, style: MethodStyle, at_iid: float, shift: float
 ) -> None:
+    import numpy as np
+
     points = []
     for position, group in runs.groupby(runs["dirichlet_alpha"].fillna(at_iid)):
-        mean, low, _ = mean_interval(group.groupby("seed")["accuracy"].mean().to_numpy())
-        points.append((position, 100 * mean, 0.0 if math.isnan(low) else 100 * (mean - low)))
+        values = group.groupby("seed")["accuracy"].mean().to_numpy()
+        mean, low, high = mean_interval(values)
+        if len(values) == 2:
+            low, high = values.min(), values.max()
+        error = (0.0, 0.0) if math.isnan(low) else (100 * (mean - low), 100 * (high - mean))
+        points.append((position, 100 * mean, error))
     drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4.5}
     line = [point for point in points if point[0] != at_iid]
     iid = [point for point in points if point[0] == at_iid]
@@ -230,7 +236,7 @@ def _alpha_line(
     ):
         if part:
             x, y, error = zip(*part, strict=True)
-            axis.errorbar([value * shift for value in x], y, yerr=error, linestyle=linestyle,
+            axis.errorbar([value * shift for value in x], y, yerr=np.transpose(error), linestyle=linestyle,
                           linewidth=1.5, elinewidth=1, capsize=2, label=name, **drawn)  # fmt: skip
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim resume` follows
 _MAX_EVENTS = 100
 _MAX_GALLERIES = 4
 
@@ -40,8 +41,8 @@ def write_report(
 
     Args:
         study_dir: Folder of the study.
-        config_path: The experiment's YAML, to say how to reproduce; by default what lies in the
-            study's folder.
+        config_path: The experiment's YAML, to say how to reproduce; by default the YAML files and
+            the plan in the study's folder.
         command: The command that reproduces the study; by default what the runs recorded.
 
     Returns:
@@ -55,7 +56,7 @@ def write_report(
     study = load(study_dir)
     template = files("fedsim.results").joinpath("report.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    summary = summarise(study)
+    summary, config_files = summarise(study), _config_files(study, config_path)
     text = page.render(
         name=study.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -79,7 +80,9 @@ def write_report(
         differences=contents.setting_differences(study),
         shared=contents.shared_settings(study),
         commands=[command] if command else list(study.runs["command"].dropna().unique()),
-        config_files=_config_files(study, config_path),
+        config_files=config_files,
+        sweep_file=next((file for file in config_files if not file.endswith(".json")), None),
+        resume=(study.path / PLAN).is_file(),
         folder=study.path,
     )
     path = study.path / "report.html"
@@ -110,8 +113,8 @@ def _curves(study: Study) -> Iterator[Picture]:
     if any(len(set(group["partition"])) > 1 for group in groups.values()):
         yield Picture(
             "Accuracy against heterogeneity",
-            "Final accuracy for each Dirichlet alpha, mean and 95 % interval; a flat line does not "
-            "mind how the data is split, a line that falls to the left suffers from skew.",
+            "Final accuracy for each Dirichlet alpha, mean and the same kind of interval; a flat "
+            "line does not mind how data is split, one that falls to the left suffers from skew.",
             data_uri(plots.accuracy_against_alpha(study)),
         )
     scores = study.evaluations
@@ -196,5 +199,5 @@ def _events(study: Study) -> contents.Grid:
 def _config_files(study: Study, config_path: Path | str | None) -> list[str]:
     if config_path is not None:
         return [str(config_path)]
-    found = [path for path in sorted(study.path.glob("*.y*ml")) if path.is_file()]
-    return [str(path) for path in found[:3]]
+    found = [*sorted(study.path.glob("*.y*ml")), study.path / PLAN]
+    return [str(path) for path in found if path.is_file()]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
+from fedsim.results.equality import equal_results
 from fedsim.results.schema import TABLES, arrow_schema
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = ["Study", "SyntheticImages", "load"]
+__all__ = ["Study", "SyntheticImages", "equal_results", "load"]
 
 
 class SyntheticImages(NamedTuple):

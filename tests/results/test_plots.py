@@ -94,6 +94,14 @@ def test_many_clients_become_shades(tmp_path: Path, make_run: Callable[..., str]
     assert figure.axes[0].collections[0].get_array().shape == (40, 5)
 
 
+def test_a_split_needs_no_study():
+    counts = {"iid, seed 0": np.full((3, 2), 4), "skewed": np.array([[5, 0], [0, 5], [1, 1]])}
+    figure = pictures.split_figure(counts, ["cat", "dog"])
+    assert [len(axis.collections[0].get_offsets()) for axis in figure.axes] == [6, 4]
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["cat", "dog"]
+    assert pictures.split_figure({}).axes[0].get_title(loc="left") == "no split yet"
+
+
 def test_a_gallery_has_a_row_per_class():
     images = SyntheticImages(
         np.zeros((30, 64, 48, 3), np.uint8), np.repeat([0, 2, 5], 10), ["a", "b", "c"]

@@ -71,6 +71,7 @@ def test_a_half_way_study_is_flagged_on_top(tmp_path: Path, make_run: Callable[.
     make_run(tmp_path, "fedavg", "iid", None, 0)
     make_run(tmp_path, "cachefl", "iid", None, 0, last_round=3, status="failed")
     make_run(tmp_path, "feddgm", "iid", None, 0, last_round=0, status="running")
+    (tmp_path / "plan.json").write_text("{}")
     text = write_report(tmp_path, command="fedsim sweep x.yaml").read_text()
     words = " ".join(" ".join(Page(text).words).split())
     assert "2 of 3 runs are not finished." in words
@@ -79,6 +80,7 @@ def test_a_half_way_study_is_flagged_on_top(tmp_path: Path, make_run: Callable[.
     assert "client 2 failed: <loss> is not finite" in words  # escaped in the file
     assert "client 2 failed in round 3 on n1" in words
     assert "fedsim sweep x.yaml" in words
+    assert f"fedsim resume {tmp_path}" in words
     assert "<loss>" not in text
 
 
