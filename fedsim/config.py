@@ -151,7 +151,7 @@ class TrainConfig(Section):
 
 
 class EngineConfig(Section):
-    """How groups of clients are computed. `group_size` and `threads` are part of a run's identity."""
+    """How groups of clients are computed; `group_size` and `threads` belong to a run's identity."""
 
     backend: Literal["ray", "local"] = "ray"
     group_size: Annotated[int, Field(gt=0)] | Auto = "auto"
@@ -246,7 +246,7 @@ class Experiment(Section):
     def _consistent(self) -> Experiment:
         if self.phase == "tune" and self.evaluation.holdout_fraction == 0:
             raise ValueError(
-                "tuning chooses on held-out client data: evaluation.holdout_fraction must be above 0"
+                "tuning chooses on held-out client data: set evaluation.holdout_fraction above 0"
             )
         if self.method == "cachefl" and self.cache.init != "generated":
             raise ValueError(

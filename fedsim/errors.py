@@ -8,8 +8,8 @@
     |-- PlacementError          5  the cluster cannot hold what was asked for
     |-- ClientError             6  one simulated client failed; names client, round and node
     |-- QuorumError             6  too many clients of one round failed to go on
-    |-- ResultsError            7  a results folder is missing, broken, or in use by another process
-    |   `-- CheckpointError     7  a checkpoint is missing, broken or belongs to another configuration
+    |-- ResultsError            7  a results folder is missing, broken, or or is in use
+    |   `-- CheckpointError     7  a checkpoint is missing, broken or of another run
     `-- ExecutionError          8  an actor or a trial died, or a wait passed its deadline
 
 An interrupted command (Ctrl+C) exits with 130, as shells expect. Messages say what happened,
@@ -114,7 +114,7 @@ class QuorumError(FedsimError):
 
 
 class ResultsError(FedsimError):
-    """A results folder is missing, broken, or in use by another process."""
+    """A results folder is missing, broken, or or is in use."""
 
     exit_code = 7
 

@@ -199,9 +199,9 @@ def _launch_ray(
                 return
             from fedsim.cluster.sweep import sweep_on_ray
 
-            shapes = {placement: [] for placement in map(_shape, placements.values())}
+            shapes: dict[str, list[Experiment]] = {}
             for config in experiments:
-                shapes[_shape(placements[config.run_id])].append(config)
+                shapes.setdefault(_shape(placements[config.run_id]), []).append(config)
             for group in shapes.values():
                 placement = place(group[0], machines, len(group))
                 sweep_on_ray(group, placement, folder.resolve(), stop, watch)
@@ -228,4 +228,3 @@ def only_run(experiments: Sequence[Experiment], source: str) -> Experiment:
         f"such as `fedsim run {source} method={experiments[0].method} seed={experiments[0].seed} "
         f"partition.scheme={experiments[0].partition.scheme}` (methods: {methods})"
     )
-

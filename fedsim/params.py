@@ -83,16 +83,17 @@ class ExactSum:
         for name, value in params.items():
             flat = value.flatten(1)
             finite = flat.isfinite().all(1)
-            largest = flat.abs().amax(1).double() * weight * self._unit if flat.shape[1] else weight * 0
+            largest = flat.abs().amax(1).double() * weight * self._unit
             for c in (~finite).nonzero().flatten().tolist():
-                count = int((~flat[c].isfinite()).sum())
-                bad.setdefault(c, f"{count} of {flat.shape[1]} values of {name!r} are NaN or infinite")
+                wrong = f"{int((~flat[c].isfinite()).sum())} of {flat.shape[1]} values of {name!r}"
+                bad.setdefault(c, f"{wrong} are NaN or infinite")
             for c in (finite & ~(largest < self._limit)).nonzero().flatten().tolist():
-                bad.setdefault(c, f"values of {name!r} are as large as {float(flat[c].abs().max()):g}")
+                most = float(flat[c].abs().max())
+                bad.setdefault(c, f"values of {name!r} are as large as {most:g}")
         return sorted(bad.items())
 
     def add(self, params: Params, weight: Tensor) -> None:
-        """Add stacked tensors `(C, ...)` with weights `(C,)`; the caller has dropped `refused` ones."""
+        """Add stacked tensors `(C, ...)` with weights `(C,)`, none of them `refused`."""
         scaled = weight.double() * self._unit
         for name, value in params.items():
             shape = (-1, *[1] * (value.dim() - 1))

@@ -119,7 +119,8 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         at_once,
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
-        f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at once",
+        f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at "
+        f"once",
     )
 
 
@@ -166,13 +167,13 @@ def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> Non
     if need is None or gpus == 0:
         return
     per_gpu = max(1, math.floor(1 / gpus + 1e-9))
-    for node in nodes:
-        if node.gpu_memory_bytes and per_gpu * need > node.gpu_memory_bytes * MEMORY_HEADROOM:
+    for memory in {node.gpu_memory_bytes for node in nodes if node.gpu_memory_bytes}:
+        usable = int(memory * MEMORY_HEADROOM)
+        if per_gpu * need > usable:
             raise PlacementError(
                 f"{per_gpu} client actors of {gpus:g} GPU share one GPU and need {per_gpu} x "
                 f"{_gib(need)} = {_gib(per_gpu * need)}, but {MEMORY_HEADROOM:.0%} of its "
-                f"{_gib(node.gpu_memory_bytes)} is {_gib(int(node.gpu_memory_bytes * MEMORY_HEADROOM))};"
-                f" raise resources.gpus_per_client"
+                f"{_gib(memory)} is {_gib(usable)}; raise resources.gpus_per_client"
             )
 
 
@@ -188,8 +189,7 @@ def _bundles(
     used = max(used, math.ceil(actors / per_gpu))
     where = tuple(actor % used for actor in range(actors))
     bundles = [
-        {"CPU": cpus * where.count(b), "GPU": round(gpus * where.count(b), 4)}
-        for b in range(used)
+        {"CPU": cpus * where.count(b), "GPU": round(gpus * where.count(b), 4)} for b in range(used)
     ]
     return tuple(bundles), where
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -45,7 +46,7 @@ def run_on_ray(
     """
     stop.leave = partial(mark_interrupted, study_dir, config.run_id)
     group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
-    coordinator = None
+    coordinator: Any = None
     try:
         ready, _ = ray.wait([group.ready()], timeout=_START_DEADLINE_S)
         if not ready:
@@ -53,10 +54,11 @@ def run_on_ray(
                 f"the cluster did not grant {placement.arithmetic} within {_START_DEADLINE_S:g} s: "
                 f"other jobs hold its resources (`ray status` shows them)"
             )
-        options = {"num_cpus": 0, "num_gpus": placement.gpus_coordinator}
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": placement.gpus_coordinator}
         if placement.head:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
-        coordinator = ray.remote(Coordinator).options(**options).remote(placement, group)
+        actor: Any = ray.remote(Coordinator).options(**options)
+        coordinator = actor.remote(placement, group)
         progress = _get(coordinator.begin.remote(config, str(study_dir)), stop)
         watch(progress)
         while not progress.finished:

@@ -59,7 +59,9 @@ class Cell(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the client actors; runs come later."""
-        self._coordinator = Coordinator(config["placement"], get_current_placement_group())
+        group = get_current_placement_group()
+        assert group is not None, "Tune places every trial in a group of its own"
+        self._coordinator = Coordinator(config["placement"], group)
         self._begun = False
         gate, deadline = config["gate"], time.monotonic() + _GATE_DEADLINE_S
         gate.arrive.remote()
@@ -104,6 +106,10 @@ class _Listener(Callback):
     def __init__(self, watch: Watch, begun: set[str]) -> None:
         self._watch, self._begun = watch, begun
 
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        """Tune pickles its set-up to restore it, which is never done here."""
+        return Callback, ()
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._begun.add(trial.config["experiment"].run_id)
 
@@ -143,7 +149,7 @@ def sweep_on_ray(
     begun: set[str] = set()
     at_once = min(placement.concurrent_runs, len(experiments))
     gate = ray.remote(Gate).options(num_cpus=0).remote(at_once)
-    factory = tune.PlacementGroupFactory([placement.head or {"CPU": 0}, *placement.bundles])
+    factory = tune.PlacementGroupFactory([placement.head or {"CPU": 0.0}, *placement.bundles])
     tuner = tune.Tuner(
         tune.with_resources(Cell, factory),
         param_space={
@@ -164,7 +170,9 @@ def sweep_on_ray(
             verbose=0,
             callbacks=[_Listener(watch, begun)],
             failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
         ),
     )
 

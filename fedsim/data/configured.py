@@ -25,7 +25,7 @@ def read_dataset(config: Experiment) -> Dataset:
 
 
 def draw_seed(config: Experiment) -> int:
-    """Seed of what is drawn from the data set itself. Only subsampled data depends on the seed; all else is shared by every seed of a study."""
+    """Seed of few-shot draws; data that is not subsampled is the same for every seed."""
     drawn = config.data.shots is not None or config.data.max_train_samples is not None
     return config.partition_seed if drawn else 0
 

@@ -38,6 +38,7 @@ class Group:
 
     @property
     def num_samples(self) -> int:
+        """Training samples of all its clients."""
         return sum(len(rows) for rows in self.indices)
 
     def only(self, keep: Sequence[int]) -> Group:
@@ -93,7 +94,9 @@ def make_batches(
         _epochs(client, rows, train, seed, round)
         for client, rows in zip(group.client_ids, group.indices, strict=True)
     ]
-    scans = [np.array_split(rows, range(_SCAN_BATCH, len(rows), _SCAN_BATCH)) for rows in group.indices]
+    scans = [
+        np.array_split(rows, range(_SCAN_BATCH, len(rows), _SCAN_BATCH)) for rows in group.indices
+    ]
     client_ids, sizes = list(group.client_ids), [len(rows) for rows in group.indices]
     if len(client_ids) == 1:  # see Batches: C = 1 rounds differently
         client_ids.append(GHOST)

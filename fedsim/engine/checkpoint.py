@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,23 @@ class CheckpointFolder:
                 f"run {self.run_id} is being computed by another process; "
                 f"wait for it, or end it (lock: {self.path / '.lock'})"
             ) from error
+        for draft in self.path.glob("round-*.tmp*"):  # of a process that was killed
+            draft.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let other processes continue the run."""
         self._lock.release()
 
     def save(self, round: int, content: dict[str, Any]) -> None:
-        """Commit the state after `round`; older snapshots than the last two are removed."""
+        """Commit the state after `round`; older snapshots than the last two are removed.
+
+        Raises:
+            CheckpointError: If a value could be written but not be read back.
+        """
+        if foreign := next(_foreign(content), None):
+            raise CheckpointError(
+                f"a method's state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
+            )
         final = self.path / f"round-{round:06d}.pt"
         draft = final.with_suffix(f".tmp{os.getpid()}")
         with open(draft, "wb") as file:
@@ -79,12 +90,16 @@ class CheckpointFolder:
             return None
         path = files[-1]
         try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"checkpoint {path} cannot be read ({type(error).__name__}); "
                 f"delete it to resume from the one before"
             ) from error
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{path} is no checkpoint; delete it to resume from the one before"
+            )
         if content.get("run_id") != self.run_id or content.get("format") != _FORMAT:
             raise CheckpointError(
                 f"checkpoint {path} belongs to run {content.get('run_id')!r} "
@@ -94,3 +109,19 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("round-*.pt"))
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def _foreign(tree: Any, where: str = "") -> Iterator[str]:
+    """Values that `weights_only` loading refuses, NumPy's numbers among them."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _foreign(key, f"a key of {where or 'the state'}")
+            yield from _foreign(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(tree, list | tuple):
+        for position, value in enumerate(tree):
+            yield from _foreign(value, f"{where}[{position}]")
+    elif not isinstance(tree, torch.Tensor) and type(tree) not in _PLAIN:
+        yield f"{type(tree).__module__}.{type(tree).__name__} ({where})"

@@ -21,14 +21,15 @@ Tell = Callable[..., None]
 class ClientPool(Protocol):
     """Where groups of clients are trained."""
 
-    num_actors: int
+    @property
+    def num_actors(self) -> int:
+        """Processes that host clients; 0 in-process."""
 
     def train(self, work: Work, message: Params) -> Iterator[Done]:
         """Train all groups of `work`; partial results in any order."""
 
     def take_events(self) -> list[tuple[str, str]]:
         """What happened to the pool since last asked, as (kind, message)."""
-
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -274,7 +274,7 @@ class ClientHost:
             torch.cuda.synchronize(self.device)
 
 
-def pixel_normaliser(method: Method):  # noqa: ANN201
+def pixel_normaliser(method: Method) -> Callable[[Tensor], Tensor]:
     """Stored inputs -> model inputs: uint8 pixels are normalised as the encoder wants them."""
     if method.inputs == "features":
         return _identity

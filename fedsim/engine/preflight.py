@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fedsim.config import Experiment
+from fedsim.data.configured import draw_seed
 from fedsim.engine.prepare import prepare
 from fedsim.errors import ConfigError
 from fedsim.methods import check_options, method_class
@@ -28,16 +29,17 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
         try:
             cls = method_class(config.use)
             check_options(config, cls)
-            if cls.needs_synthetic(config) and None in (config.models.clip, config.models.generator):
+            models = config.models
+            if cls.needs_synthetic(config) and None in (models.clip, models.generator):
                 raise ConfigError(
                     f"methods.{config.method}: a generated set needs models.clip and "
                     f"models.generator; for precomputed features choose cache.init: text, "
                     f"public_shots or random"
                 )
-            key = repr((cls.inputs, config.data, config.models.clip, config.data.shots and config.seed))
+            key = repr((cls.inputs, config.data, models.clip, draw_seed(config)))
             if key not in prepared:
                 data = prepare(config, cls, torch.device(device), synthetic=False)
-                if "text_features" not in data.arrays and config.models.clip is None:
+                if "text_features" not in data.arrays and models.clip is None:
                     raise ConfigError(
                         f"methods.{config.method}: {config.data.name!r} has no text features "
                         f"and models.clip is null: add text features to the file"

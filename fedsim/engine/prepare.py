@@ -47,10 +47,6 @@ class TaskData:
     synthetic: Arrays
     synthetic_address: str | None = None
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.meta["classnames"])
-
 
 def prepare(
     config: Experiment, method: type[Method], device: torch.device, synthetic: bool = True
@@ -96,6 +92,7 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
     meta = {
         "classnames": list(dataset.classnames),
         "templates": list(dataset.templates),
+        "notes": list(dataset.notes),
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
         "logit_scale": _FEATURE_LOGIT_SCALE,
@@ -136,6 +133,7 @@ def synthetic_set(
     models, k = config.models, config.cache.images_per_class
     if models.generator is None:
         raise ConfigError(f"method {config.method!r} needs models.generator")
+    source: str = models.generator
     key = {
         "kind": "synthetic",
         "classnames": meta["classnames"],
@@ -144,14 +142,14 @@ def synthetic_set(
         "seed": config.train_seed,
         "steps": models.generator_steps,
         "guidance": models.generator_guidance,
-        "generator": source_identity(models.generator),
+        "generator": source_identity(source),
         "clip": source_identity(models.clip),
     }
 
     def make() -> Arrays:
         from fedsim.models.generator import load_generator
 
-        generator = load_generator(models.generator, device=str(device))
+        generator = load_generator(source, device=str(device))
         template = meta["templates"][0]
         labels = np.repeat(np.arange(len(meta["classnames"])), k)
         prompts = [template.format(meta["classnames"][c].replace("_", " ")) for c in labels]

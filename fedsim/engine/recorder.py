@@ -18,15 +18,27 @@ from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
 from fedsim.methods.base import Method, Predictor, Task
 
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""Rows one by one, or columns of equal length."""
+
 
 class Sink(Protocol):
     """Where rows go; `fedsim.results.writer.TableWriter` is one."""
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None: ...
-    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None: ...
-    def truncate(self, last_round: int) -> None: ...
-    def commit(self) -> None: ...
-    def close(self) -> None: ...
+    def append(self, table: str, rows: Rows) -> None:
+        """Add rows to a table, to be written at the next commit."""
+
+    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
+        """Set columns of the run's row in `runs`."""
+
+    def truncate(self, last_round: int) -> None:
+        """Drop rows of later rounds; -1 drops everything of the run."""
+
+    def commit(self) -> None:
+        """Write what was added."""
+
+    def close(self) -> None:
+        """Commit, and tidy up."""
 
 
 class Recorder:
@@ -133,6 +145,8 @@ class Recorder:
 
     def partition(self, partition: Partition) -> None:
         """Round 0 of `clients`: every client and its data; what repair did is an event."""
+        for text in self.data.meta["notes"]:
+            self.event("data", text, 0)
         for text in partition.log:
             self.event("partition", text, 0)
         self.sink.append(

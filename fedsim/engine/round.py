@@ -192,7 +192,9 @@ class Federation:
         encoder = self.data.meta["visual_bytes"] if self.cls.inputs == "features" else 0
         down = {c: message + (c not in self._downloaded) * (constants + encoder) for c in cohort}
         self._downloaded |= set(cohort)
-        failed = [{"client_id": f.client_id, "status": "failed", "node": f.node} for f in got.failed]
+        failed = [
+            {"client_id": f.client_id, "status": "failed", "node": f.node} for f in got.failed
+        ]
         for client in got.rows + failed:
             client |= {"round": number, "bytes_down": down[client["client_id"]]}
         self.sink.append("clients", got.rows + failed)
@@ -202,9 +204,9 @@ class Federation:
             "num_clients_sampled": len(cohort),
             "train_flops": sum(client["train_flops"] for client in got.rows),
         }
-        losses = [client.get("loss_after") for client in got.rows]
-        if losses and None not in losses:
-            weights = [client["num_samples"] for client in got.rows]
+        losses = [client["loss_after"] for client in got.rows if "loss_after" in client]
+        if losses:
+            weights = [client["num_samples"] for client in got.rows if "loss_after" in client]
             row["train_loss"] = float(np.average(losses, weights=weights))
         return row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.engine.prepare import TaskData, public_rows
 from fedsim.methods.base import Labelled, Method, Task
-from fedsim.models.clip import Clip
+from fedsim.models.clip import Clip, load_clip
 
 
 def settle_numerics(threads: int) -> None:
@@ -56,7 +57,7 @@ def make_task(
         text_features=None if text is None else as_tensor(text).to(device),
         synthetic=synthetic,
         public=public,
-        load_clip=_clip_loader(config.models.clip, str(device)) if data.meta["visual_bytes"] else None,
+        load_clip=_clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None,
     )
 
 
@@ -64,13 +65,11 @@ def _labelled(inputs: np.ndarray, labels: np.ndarray, device: torch.device) -> L
     return Labelled(as_tensor(inputs).to(device), as_tensor(labels).to(device))
 
 
-def _clip_loader(spec: str | None, device: str):  # noqa: ANN202
+def _clip_loader(spec: str | None, device: torch.device) -> Callable[[], Clip]:
     assert spec is not None
-    return functools.partial(_load_once, spec, device)
+    return functools.partial(_load_once, spec, str(device))
 
 
 @functools.lru_cache(maxsize=1)
 def _load_once(spec: str, device: str) -> Clip:
-    from fedsim.models.clip import load_clip
-
     return load_clip(spec, device=device)

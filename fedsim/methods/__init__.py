@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from fedsim.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from fedsim.config import Experiment
     from fedsim.methods.base import Method, Task
 
@@ -50,7 +52,7 @@ def build_method(config: Experiment, task: Task) -> Method:
     return cls(task, check_options(config, cls))
 
 
-def check_options(config: Experiment, cls: type[Method]):
+def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
     """The method's own settings as its `Options`.
 
     Raises:
@@ -80,7 +82,8 @@ def _from_file(path: Path, name: str) -> type[Method]:
     module_name = f"fedsim_user_{path.stem}_{digest}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:

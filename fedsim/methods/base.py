@@ -43,6 +43,8 @@ State = dict[str, Any]
 Predictor = Callable[[Tensor], Tensor]
 """Inputs `(N, ...)` -> logits `(N, num_classes)`."""
 
+_CPU = torch.device("cpu")
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -129,7 +131,7 @@ class Batches:
     """`(num_train,)` int64."""
     prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
     """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     def __len__(self) -> int:
         return len(self.steps)

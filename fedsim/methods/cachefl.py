@@ -113,7 +113,8 @@ def initial_keys(task: Task, text: Tensor, rng: torch.Generator) -> tuple[Tensor
             return text.clone(), torch.arange(n, device=task.device)
         case "random":
             keys = torch.randn(n * k, task.embed_dim, generator=rng).to(task.device)
-            return F.normalize(keys, dim=-1), torch.arange(n, device=task.device).repeat_interleave(k)
+            labels = torch.arange(n, device=task.device).repeat_interleave(k)
+            return F.normalize(keys, dim=-1), labels
         case "generated":
             source = task.synthetic
         case "public_shots":

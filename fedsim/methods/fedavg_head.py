@@ -1,7 +1,7 @@
 """FedAvg (McMahan et al., 2017) of a linear head on frozen features, started from the text.
 
-    logits = scale * f W^T,   W (N, d) starts as CLIP's class embeddings
-    round:  every client trains W on its own features;  W <- sum_k (n_k / n) W_k
+logits = scale * f W^T,   W (N, d) starts as CLIP's class embeddings
+round:  every client trains W on its own features;  W <- sum_k (n_k / n) W_k
 """
 
 from __future__ import annotations

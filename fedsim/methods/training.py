@@ -79,7 +79,7 @@ def train_locally(start: Params, logits: Logits, batches: Batches, train: TrainC
 
 
 def train_one_by_one(start: Params, logits: Logits, batches: Batches, train: TrainConfig) -> Params:
-    """The readable reference of `train_locally`: a plain loop over clients and their own batches."""
+    """The readable reference of `train_locally`: a plain loop over clients and their batches."""
     changes: list[Params] = []
     for c in range(batches.num_clients):
         params = {k: v.clone().requires_grad_() for k, v in start.items()}
