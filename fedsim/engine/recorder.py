@@ -31,6 +31,11 @@ class Sink(Protocol):
     def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
         """Set columns of the run's row in `runs`."""
 
+    def save_images(
+        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+    ) -> None:
+        """Keep a set of generated images, named by its fingerprint."""
+
     def truncate(self, last_round: int) -> None:
         """Drop rows of later rounds; -1 drops everything of the run."""
 
@@ -164,7 +169,10 @@ class Recorder:
         )
 
     def synthetic(self, task: Task) -> None:
-        """What the generated set is like, per class, in the frozen encoder's space."""
+        """The generated set, and what it is like per class in the frozen encoder's space."""
+        made, name = self.data.synthetic, self.data.synthetic_address
+        if name is not None:
+            self.sink.save_images(name, made["images"], made["labels"], task.classnames)
         if task.synthetic is None or task.text_features is None:
             return
         features, labels = task.synthetic.inputs, task.synthetic.labels

@@ -102,6 +102,12 @@ class TableWriter:
         self._set_here |= set(columns)
         self._run_changed = True
 
+    def save_images(
+        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+    ) -> None:
+        """Keep a set of synthetic images with the study (see `write_synthetic_images`)."""
+        write_synthetic_images(self.study_dir, fingerprint, images, labels, classnames)
+
     def commit(self) -> None:
         """Write every table that changed, the run's row last."""
         for name in [name for name in TABLES if name in self._changed]:
