@@ -67,7 +67,7 @@ class CheckpointFolder:
         """
         if foreign := next(_foreign(content), None):
             raise CheckpointError(
-                f"a method's state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
+                f"a state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
             )
         final = self.path / f"round-{round:06d}.pt"
         draft = final.with_suffix(f".tmp{os.getpid()}")
