@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.costs import target_name
 from fedsim.results.finals import CEILINGS, CELL, final_runs, setting_text
-from fedsim.results.text import cost_text, human_bytes, interval_text, p_text, percent
+from fedsim.results.text import cost_text, human_bytes, interval_text, p_text, percent, seconds_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ def times(study: Study) -> Grid:
     for method in _methods_in(runs, table):
         means = [table.loc[table["method"] == method, phase].mean() for phase in _PHASES]
         if not all(math.isnan(mean) for mean in means):
-            rows.append([method, *("-" if math.isnan(m) else f"{m:.3g}" for m in means)])
+            rows.append([method, *map(seconds_text, means)])
     return Grid("", ["method", *(f"{name}, s" for name in _PHASES.values())], rows)
 
 

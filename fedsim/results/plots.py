@@ -28,6 +28,7 @@ __all__ = [
     "accuracy_against_bytes",
     "accuracy_over_rounds",
     "alpha_groups",
+    "byte_ticks",
     "class_accuracy",
     "mean_curve",
 ]
@@ -65,20 +66,25 @@ def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_over_rounds(study: Study) -> Figure:
     """Test accuracy after each round, one panel per data set and partition."""
-    return _curve_figure(study, "round", "communication round")
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _curve_figure(study, "round", "communication round")
+    for axis in figure.axes:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    return figure
 
 
 def accuracy_against_bytes(study: Study) -> Figure:
     """Test accuracy against everything sent so far, set-up included, on a logarithmic axis."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     figure = _curve_figure(study, "bytes", "sent and received so far")
     for axis in figure.axes:
         axis.set_xscale("log", base=2)
-        low, high = axis.get_xlim()
-        axis.xaxis.set_major_locator(FixedLocator(_byte_ticks(low, high)))
+        ticks = byte_ticks(*axis.get_xlim())
+        axis.xaxis.set_major_locator(FixedLocator(list(ticks.values())))
+        axis.xaxis.set_major_formatter(FixedFormatter(list(ticks)))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_bytes(value)))
     return figure
 
 
@@ -100,10 +106,11 @@ def accuracy_against_alpha(study: Study) -> Figure:
     for axis, here in zip(axes, groups.values(), strict=False):
         alphas = sorted(here["dirichlet_alpha"].dropna().unique())
         span = math.log10(alphas[-1] / alphas[0]) if len(alphas) > 1 else 1.0
-        at_iid = (alphas[-1] if alphas else 1.0) * 10 ** (0.22 * span)
+        at_iid = alphas[-1] * 10 ** (0.22 * span)
+        width = math.log10(at_iid / alphas[0])
         methods = list(dict.fromkeys(here["method"]))
         for place, method in enumerate(methods):
-            shift = 10 ** (0.05 * span * ((place + 0.5) / len(methods) - 0.5))
+            shift = 10 ** (0.05 * width * ((place + 0.5) / len(methods) - 0.5))
             _alpha_line(axis, here[here["method"] == method], styles[method], at_iid, shift)
         axis.set_xscale("log")
         has_iid = here["dirichlet_alpha"].isna().any()
@@ -112,7 +119,9 @@ def accuracy_against_alpha(study: Study) -> Figure:
         axis.xaxis.set_major_locator(FixedLocator(ticks))
         axis.xaxis.set_major_formatter(FixedFormatter(names))
         axis.xaxis.set_minor_locator(NullLocator())
-        if has_iid and alphas:
+        right = at_iid if has_iid else alphas[-1]
+        axis.set_xlim(alphas[0] / 10 ** (0.08 * width), right * 10 ** (0.08 * width))
+        if has_iid:
             axis.axvline(math.sqrt(at_iid * alphas[-1]), color="#9ca3af", linewidth=0.8, ls=":")
     legend(figure, axes)
     return figure
@@ -170,10 +179,11 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
             means = group.groupby("class_name")["value"].mean()
             known = [place for place, name in enumerate(names) if name in means.index]
             style = styles[method]
-            marker = "|" if style.marker == "_" else style.marker
+            look: dict[str, Any] = {"marker": style.marker, "markersize": 6, "zorder": 3}
+            if style.marker == "_":  # a level: thin and on top
+                look |= {"marker": "|", "markersize": 10, "zorder": 4}
             values = [100 * means[names[place]] for place in known]
-            axis.plot(values, known, linestyle="none", marker=marker, markersize=6,
-                      color=style.color, alpha=0.9, label=method)  # fmt: skip
+            axis.plot(values, known, ls="none", color=style.color, alpha=0.9, label=method, **look)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, max(len(names), 1) - 0.4)
     legend(figure, axes)
@@ -227,6 +237,7 @@ def _alpha_line(
         error = (0.0, 0.0) if math.isnan(low) else (100 * (mean - low), 100 * (high - mean))
         points.append((position, 100 * mean, error))
     drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4.5}
+    drawn |= {"linewidth": 1.5, "elinewidth": 1, "capsize": 2}
     line = [point for point in points if point[0] != at_iid]
     iid = [point for point in points if point[0] == at_iid]
     label = runs["method"].iloc[0]
@@ -236,8 +247,14 @@ def _alpha_line(
     ):
         if part:
             x, y, error = zip(*part, strict=True)
-            axis.errorbar([value * shift for value in x], y, yerr=np.transpose(error), linestyle=linestyle,
-                          linewidth=1.5, elinewidth=1, capsize=2, label=name, **drawn)  # fmt: skip
+            axis.errorbar(
+                [value * shift for value in x],
+                y,
+                yerr=np.transpose(error),
+                linestyle=linestyle,
+                label=name,
+                **drawn,
+            )
 
 
 def _titles(cells: list[tuple[str, ...]]) -> list[str]:
@@ -245,12 +262,24 @@ def _titles(cells: list[tuple[str, ...]]) -> list[str]:
     return [f"{dataset}, {part}" if several else part for dataset, part in cells]
 
 
-def _byte_ticks(low: float, high: float) -> list[float]:
-    """At most five powers of two inside the limits."""
-    first, last = math.ceil(math.log2(max(low, 1))), math.floor(math.log2(max(high, 1)))
-    step = max(1, math.ceil((last - first + 1) / 4))
-    return [float(2**power) for power in range(first, last + 1, step)]
+def byte_ticks(low: float, high: float) -> dict[str, float]:
+    """Two to five places on an axis of bytes and how they are labelled.
 
+    >>> byte_ticks(100_000, 3_000_000)
+    {'128 KiB': 131072.0, '512 KiB': 524288.0, '2 MiB': 2097152.0}
+    >>> list(byte_ticks(2_800_000, 2_900_000))
+    ['2.7 MiB', '2.75 MiB']
+    """
+    from matplotlib.ticker import MaxNLocator
 
-def _short_bytes(value: float) -> str:
-    return human_bytes(value).replace(".0 ", " ")
+    low, high = max(low, 1.0), max(high, 2.0)
+    first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
+    if last > first:
+        step = math.ceil((last - first + 1) / 4)
+        places = [float(2**power) for power in range(first, last + 1, step)]
+        return {human_bytes(place).replace(".0 ", " "): place for place in places}
+    power = min(int(math.log2(low) // 10), 4)
+    unit = 1024.0**power
+    name = ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    nice = MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)
+    return {f"{p:g} {name}": float(p * unit) for p in nice if low <= p * unit <= high}

@@ -18,6 +18,7 @@ __all__ = [
     "interval_text",
     "p_text",
     "percent",
+    "seconds_text",
 ]
 
 NONE = "-"
@@ -79,6 +80,17 @@ def p_text(p: float) -> str:
     if math.isnan(p):
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A time in seconds, to the millisecond.
+
+    >>> seconds_text(12.3456), seconds_text(0.01234), seconds_text(0.00005)
+    ('12.3', '0.012', '<0.001')
+    """
+    if math.isnan(seconds):
+        return NONE
+    return "<0.001" if seconds < 0.001 else f"{seconds:.3f}" if seconds < 1 else f"{seconds:.1f}"
 
 
 def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:

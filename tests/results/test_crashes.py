@@ -108,7 +108,7 @@ def test_reading_beside_a_writer_and_after_sigkill(tmp_path: Path):
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             seen = 0
-            deadline = time.monotonic() + 1.5
+            deadline = time.monotonic() + 1.0
             while time.monotonic() < deadline or seen < 30:
                 clients = load(tmp_path).clients["round"].to_numpy()
                 assert len(clients) % 7 == 0

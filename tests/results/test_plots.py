@@ -60,6 +60,15 @@ def test_bytes_are_on_a_logarithmic_axis_that_starts_after_zero(study: Study):
     assert all(text.endswith("B") for text in ticks)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(2.8e6, 2.9e6), (1e3, 1e12), (1, 3), (5e5, 6e5), (900, 1100), (3e13, 9e15)]
+)
+def test_bytes_have_two_to_five_ticks_inside_the_axis(low: float, high: float):
+    ticks = plots.byte_ticks(low, high)
+    assert 2 <= len(ticks) <= 5
+    assert all(low <= place <= high for place in ticks.values())
+
+
 def test_iid_stands_right_of_the_largest_alpha(study: Study):
     figure = plots.accuracy_against_alpha(study)
     assert len(figure.axes) == 1

@@ -43,7 +43,7 @@ def test_without_spread_there_is_no_p_value():
     assert math.isnan(paired_test(np.array([0.1])))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_by_hand(p_values: list[float]):
     corrected = holm(np.array([*p_values, np.nan]))
