@@ -24,6 +24,8 @@ from fedsim.seeding import derive, numpy_rng
 
 SPLITS = ("train", "val", "test")
 _FEATURE_LOGIT_SCALE = 100.0
+_FORMAT = 2
+"""Raised whenever what `_inputs` stores changes; older entries are then not found."""
 _GENERATE_BATCH = 32
 _CHUNK = 1024
 _PUBLIC_SHOTS_LIMIT = 4
@@ -66,6 +68,7 @@ def prepare(
     """
     key = {
         "kind": "inputs",
+        "format": _FORMAT,
         "inputs": method.inputs,
         "data": config.data.model_dump(mode="json"),
         "source": source_identity(config.data.path or config.data.name),
