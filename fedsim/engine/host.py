@@ -68,6 +68,15 @@ class Done:
     backoffs: list[str] = field(default_factory=list)
     """What was changed after running out of memory; makes the run not bit-comparable."""
 
+    def merge(self, other: Done) -> None:
+        """Add what other clients gave."""
+        self.total.merge(other.total)
+        self.kept += other.kept
+        self.rows += other.rows
+        self.states |= other.states
+        self.failures += other.failures
+        self.backoffs += other.backoffs
+
 
 class ClientHost:
     """Hosts any number of simulated clients of one experiment.
@@ -105,7 +114,7 @@ class ClientHost:
 
     def _train_group(self, group: Group, work: Work, message: Params, done: Done) -> None:
         try:
-            self._attempt(group, work, message, done)
+            done.merge(self._attempt(group, work, message))
         except torch.OutOfMemoryError as error:
             if len(group.client_ids) == 1:
                 done.failures.append(self._failure(group.client_ids[0], error))
@@ -130,9 +139,8 @@ class ClientHost:
             return
         culprits: dict[int, Exception] = {}
         for client in group.client_ids:
-            trial = Done(ExactSum(work.cohort_samples, work.cohort_size))
             try:
-                self._attempt(group.only([client]), work, message, trial)
+                self._attempt(group.only([client]), work, message)
             except Exception as found:
                 culprits[client] = found
         if not culprits:  # only together do they fail: none of them can be blamed
@@ -142,7 +150,9 @@ class ClientHost:
         if rest:
             self._train_group(group.only(rest), work, message, done)
 
-    def _attempt(self, group: Group, work: Work, message: Params, done: Done) -> None:
+    def _attempt(self, group: Group, work: Work, message: Params) -> Done:
+        """All of a group at once; what raises half-way leaves nothing behind."""
+        done = Done(ExactSum(work.cohort_samples, work.cohort_size))
         seed, train = self.config.train_seed, self.config.train
         batches = make_batches(
             group, self._inputs, self._labels, train, seed, work.round, self._prepare, self.device
@@ -168,7 +178,7 @@ class ClientHost:
             if c in real
         ]
         if not good:
-            return
+            return done
         done.rows += [rows[c] for c in good]
         done.states |= {
             batches.client_ids[c]: to_device(new_states[c], "cpu") for c in good if new_states[c]
@@ -192,6 +202,7 @@ class ClientHost:
                 )
                 for i, c in enumerate(good)
             ]
+        return done
 
     def _rows(
         self, group: Group, batches: Batches, message: Params, update: Update, train_s: float
