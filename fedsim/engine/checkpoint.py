@@ -55,6 +55,11 @@ class CheckpointFolder:
         for draft in self.path.glob("round-*.tmp*"):  # of a process that was killed
             draft.unlink(missing_ok=True)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether this process is the run's writer."""
+        return self._lock.is_locked
+
     def release(self) -> None:
         """Let other processes continue the run."""
         self._lock.release()

@@ -177,6 +177,8 @@ class Federation:
         self._close(status, None if error is None else f"{type(error).__name__}: {error}")
 
     def _close(self, status: str, error: str | None = None) -> None:
+        if not self.checkpoints.claimed:  # the tables are another process's
+            return
         self.sink.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
         self.sink.close()
         self.checkpoints.release()
