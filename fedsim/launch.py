@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +67,9 @@ def study_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before any run
+            (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def is_active(folder: Path) -> bool:
@@ -161,7 +166,8 @@ def _launch_local(
             watch(config, seen)
 
         try:
-            run_local(config, TableWriter(folder, config.run_id), folder, heard)
+            about = {"command": command_line()}
+            run_local(config, TableWriter(folder, config.run_id), folder, heard, about)
         except Exception as error:
             if alone:
                 raise
@@ -195,6 +201,7 @@ def _launch_ray(
                     folder.resolve(),
                     stop,
                     lambda p: watch(only, p.as_row()),
+                    command_line(),
                 )
                 return
             from fedsim.cluster.sweep import sweep_on_ray
@@ -204,9 +211,14 @@ def _launch_ray(
                 shapes.setdefault(_shape(placements[config.run_id]), []).append(config)
             for group in shapes.values():
                 placement = place(group[0], machines, len(group))
-                sweep_on_ray(group, placement, folder.resolve(), stop, watch)
+                sweep_on_ray(group, placement, folder.resolve(), stop, watch, command_line())
     except Interrupted as error:
         raise KeyboardInterrupt from error
+
+
+def command_line() -> str:
+    """What the user typed, to be found in the tables."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _shape(placement: Any) -> str:

@@ -77,22 +77,22 @@ class Coordinator:
         self.executor = RayExecutor()
         self._federation: Federation | None = None
 
-    def begin(self, config: Experiment, study_dir: str) -> Progress:
+    def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:
         """Set up a run, or take it up from its last checkpoint; round 0 is committed."""
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
         from fedsim.results.writer import TableWriter
 
         self.pool.config = config
-        sink = TableWriter(Path(study_dir), config.run_id)
-        sink.update_run(ray_version=ray.__version__, num_nodes=len(ray.nodes()))
+        about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(ray.nodes())}
         self._federation = Federation(
             config,
-            sink,
+            TableWriter(Path(study_dir), config.run_id),
             CheckpointFolder(Path(study_dir), config.run_id),
             self.pool,
             self.executor,
             self.device,
+            about,
         )
         return self._advance(self._federation.setup)
 

@@ -29,6 +29,7 @@ def run_on_ray(
     study_dir: Path,
     stop: Stop,
     watch: Callable[[Progress], None] = lambda progress: None,
+    command: str | None = None,
 ) -> None:
     """Run one experiment to its end, or on from its last checkpoint.
 
@@ -38,6 +39,7 @@ def run_on_ray(
         study_dir: Where tables and checkpoints go; seen by all nodes under this path.
         stop: Looked at while waiting.
         watch: Called after every committed round.
+        command: What the user typed, for the tables.
 
     Raises:
         PlacementError: The cluster did not grant the placement in time.
@@ -59,7 +61,7 @@ def run_on_ray(
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
         actor: Any = ray.remote(Coordinator).options(**options)
         coordinator = actor.remote(placement, group)
-        progress = _get(coordinator.begin.remote(config, str(study_dir)), stop)
+        progress = _get(coordinator.begin.remote(config, str(study_dir), command), stop)
         watch(progress)
         while not progress.finished:
             progress = _get(coordinator.step.remote(), stop)

@@ -80,7 +80,8 @@ class Cell(tune.Trainable):
             if self._begun:
                 progress = self._coordinator.step()
             else:
-                progress = self._coordinator.begin(experiment, self.config["study_dir"])
+                study_dir, command = self.config["study_dir"], self.config["command"]
+                progress = self._coordinator.begin(experiment, study_dir, command)
                 self._begun = True
         except Exception as error:
             return {"done": True, "error": f"{type(error).__name__}: {error}"}
@@ -132,6 +133,7 @@ def sweep_on_ray(
     study_dir: Path,
     stop: Stop,
     watch: Watch,
+    command: str | None = None,
 ) -> None:
     """Run experiments of one resource shape, as many at once as fit.
 
@@ -141,6 +143,7 @@ def sweep_on_ray(
         study_dir: Where tables and checkpoints go; seen by all nodes under this path.
         stop: Looked at while waiting.
         watch: Called after every committed round and for every failure.
+        command: What the user typed, for the tables.
 
     Raises:
         Interrupted: After marking the runs in flight as interrupted.
@@ -156,6 +159,7 @@ def sweep_on_ray(
             "placement": placement,
             "study_dir": str(study_dir),
             "gate": gate,
+            "command": command,
             "experiment": tune.grid_search(list(experiments)),
         },
         tune_config=tune.TuneConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ class LocalPool:
 
 
 def run_local(
-    config: Experiment, sink: Sink, study_dir: Path, watch: Watch = lambda row: None
+    config: Experiment,
+    sink: Sink,
+    study_dir: Path,
+    watch: Watch = lambda row: None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Run one experiment in this process to its end, or on from its last checkpoint.
 
@@ -47,9 +51,10 @@ def run_local(
         sink: Its tables.
         study_dir: Where checkpoints go.
         watch: Called after every committed round.
+        about: More columns of the run's row in `runs`.
     """
     checkpoints = CheckpointFolder(study_dir, config.run_id)
-    drive(Federation(config, sink, checkpoints, LocalPool(config)), watch)
+    drive(Federation(config, sink, checkpoints, LocalPool(config), about=about), watch)
 
 
 def drive(federation: Federation, watch: Watch) -> None:

@@ -120,32 +120,16 @@ class Recorder:
             where = {"round": round, "split": split}
             self.sink.append("predictions", where | samples | predictions | correct)
 
-    def describe(self, method: type[Method], partition: Partition, num_actors: int) -> None:
-        """The run's row in `runs`, as far as it is known before training."""
-        config, statistics = self.config, partition.statistics
+    def describe(self, partition: Partition) -> None:
+        """What the run's row in `runs` says of its data."""
+        statistics = partition.statistics
         self.sink.update_run(
-            config=config.model_dump(mode="json"),
-            study=config.study,
-            method=config.method,
             dataset=self.data.meta["dataset"],
-            partition=config.partition.scheme,
-            dirichlet_alpha=config.partition.dirichlet_alpha,
             num_clients=partition.num_clients,
-            seed=config.seed,
-            phase=config.phase,
-            cache_init=config.cache.init if "cache" in method.sections else None,
-            num_rounds=config.train.rounds if method.trains else 0,
-            status="running",
-            error=None,
-            started_at=now(),
             partition_total_variation=statistics.total_variation,
             partition_effective_classes=statistics.effective_classes,
             partition_size_gini=statistics.size_gini,
             synthetic_set=self.data.synthetic_address,
-            backend=config.engine.backend,
-            device=self.device.type,
-            num_actors=num_actors,
-            **describe_machine(),
         )
 
     def partition(self, partition: Partition) -> None:
@@ -198,6 +182,28 @@ class Recorder:
         """One row of `events`."""
         row = {"time": now(), "round": round, "kind": kind, "message": message}
         self.sink.append("events", [row | {"client_id": client_id, "node": node}])
+
+
+def about_run(config: Experiment, method: type[Method], device: torch.device) -> dict[str, Any]:
+    """What the run's row in `runs` says before anything is loaded."""
+    return {
+        "study": config.study,
+        "method": config.method,
+        "dataset": config.data.name,
+        "partition": config.partition.scheme,
+        "dirichlet_alpha": config.partition.dirichlet_alpha,
+        "num_clients": config.partition.num_clients,
+        "seed": config.seed,
+        "phase": config.phase,
+        "cache_init": config.cache.init if "cache" in method.sections else None,
+        "num_rounds": config.train.rounds if method.trains else 0,
+        "status": "running",
+        "error": None,
+        "started_at": now(),
+        "backend": config.engine.backend,
+        "device": device.type,
+        **describe_machine(),
+    }
 
 
 def now() -> datetime:

@@ -7,7 +7,7 @@ the same loop runs in-process, inside an actor and inside a sweep's trial.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool, Collected, collect
 from fedsim.engine.host import pixel_normaliser
 from fedsim.engine.prepare import prepare
-from fedsim.engine.recorder import Recorder, Sink, now
+from fedsim.engine.recorder import Recorder, Sink, about_run, now
 from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.task import make_task, settle_numerics
 from fedsim.errors import CheckpointError
@@ -55,6 +55,7 @@ class Federation:
         pool: Where clients train.
         executor: Where server-side work of a round runs.
         device: Where the server computes.
+        about: More columns of the run's row in `runs`, such as the command line.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Federation:
         pool: ClientPool,
         executor: Executor | None = None,
         device: str = "cpu",
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         settle_numerics(config.engine.threads)
         self.config, self.sink, self.checkpoints, self.pool = config, sink, checkpoints, pool
         self.executor = executor or LocalExecutor()
-        self.device = torch.device(device)
+        self.device, self._about = torch.device(device), about or {}
         self.cls = method_class(config.use)
         self.num_rounds = config.train.rounds if self.cls.trains else 0
         self.round = 0
@@ -94,6 +96,9 @@ class Federation:
         config = self.config
         self.checkpoints.claim()
         snapshot = self.checkpoints.latest()
+        self.sink.truncate(-1 if snapshot is None else snapshot["round"])
+        about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
+        self.sink.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device)
         arrays = self.data.arrays
         self.split = split_clients(
@@ -103,8 +108,7 @@ class Federation:
         self.method = build_method(config, task)
         self._prepare = pixel_normaliser(self.method)
         self.record = Recorder(config, self.sink, self.data, self.split, self.device)
-        self.sink.truncate(-1 if snapshot is None else snapshot["round"])
-        self.record.describe(self.cls, self.split.partition, self.pool.num_actors)
+        self.record.describe(self.split.partition)
         if snapshot is not None:
             self._restore(snapshot)
             return {"round": self.round, "num_rounds": self.num_rounds, **self._scores}

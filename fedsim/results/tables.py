@@ -94,7 +94,7 @@ class Study:
 
     def synthetic_sets(self) -> list[str]:
         """Fingerprints of the synthetic sets that are kept with the study."""
-        return sorted(path.stem for path in (self.path / "synthetic").glob("[!.]*.npz"))
+        return sorted(path.stem for path in (self.path / "images").glob("[!.]*.npz"))
 
     def synthetic_images(self, fingerprint: str | None = None) -> SyntheticImages:
         """The images of a synthetic set.
@@ -116,7 +116,7 @@ class Study:
         if fingerprint not in known:
             hint = did_you_mean(fingerprint, known) if known else "it has none"
             raise ResultsError(f"study {self.name} has no synthetic set {fingerprint!r}; {hint}")
-        with np.load(self.path / "synthetic" / f"{fingerprint}.npz", allow_pickle=False) as file:
+        with np.load(self.path / "images" / f"{fingerprint}.npz", allow_pickle=False) as file:
             names = [str(name) for name in file["classnames"]]
             return SyntheticImages(file["images"], file["labels"], names)
 

@@ -243,7 +243,7 @@ def write_synthetic_images(
         classnames: One name per class.
 
     Returns:
-        `<study_dir>/synthetic/<fingerprint>.npz`. A set that is there already is left alone.
+        `<study_dir>/images/<fingerprint>.npz`. A set that is there already is left alone.
 
     Raises:
         ResultsError: The arrays have other shapes or types.
@@ -255,7 +255,7 @@ def write_synthetic_images(
         )
     if labels.shape != images.shape[:1]:
         raise ResultsError(f"{len(images)} synthetic images with labels of shape {labels.shape}")
-    path = Path(study_dir) / "synthetic" / f"{fingerprint}.npz"
+    path = Path(study_dir) / "images" / f"{fingerprint}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -254,4 +254,4 @@ def test_synthetic_images_are_checked(tmp_path: Path):
     with pytest.raises(ResultsError, match="labels of shape"):
         write_synthetic_images(tmp_path, "a", good, np.array([0]), ["x", "y"])
     path = write_synthetic_images(tmp_path, "a", good, np.array([0, 1]), ["x", "y"])
-    assert path == tmp_path / "synthetic" / "a.npz"
+    assert path == tmp_path / "images" / "a.npz"
