@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,29 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
     """
     folder = cache_folder() / address(key)
     if not folder.is_dir():
-        try:
+        lock = FileLock(f"{folder}.lock")
+        with _blamed_on(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
-                    _write(folder, key, make())
-        except OSError as error:
-            raise DataError(
-                f"cannot write to the cache {folder.parent} ({error.strerror}); "
-                f"set FEDSIM_CACHE to a folder with space that you may write to"
-            ) from error
+            lock.acquire()
+        try:
+            if not folder.is_dir():
+                arrays = make()  # whatever fails in there is not the cache's fault
+                with _blamed_on(folder.parent):
+                    _write(folder, key, arrays)
+        finally:
+            lock.release()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+@contextmanager
+def _blamed_on(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache {cache} ({error.strerror}); "
+            f"set FEDSIM_CACHE to a folder with space that you may write to"
+        ) from error
 
 
 def _write(folder: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
