@@ -129,6 +129,9 @@ class ExecutionError(FedsimError):
     exit_code = 8
 
 
+_MOST_NAMES = 20
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that ends an error message about an unknown name.
 
@@ -139,4 +142,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"known: {', '.join(names[:_MOST_NAMES])}{more}" if names else "none is known"

@@ -19,12 +19,7 @@ from pydantic import Field, ValidationError
 
 from fedsim.config import Experiment, Section
 from fedsim.errors import ConfigError, did_you_mean
-
-SECTIONS = tuple(
-    name
-    for name, field in Experiment.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-)
+from fedsim.messages import SECTIONS, messages, shown
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What can be the name of a file on every system."""
@@ -108,9 +103,11 @@ class Study(Section):
         """Experiments for (method, dotted settings, seed, phase), each on every partition."""
         known, problems, found = tuple(known_methods), dict[str, None](), list[Experiment]()
         for name, point, seed, phase in runs:
-            for partition in self.partitions or ({},):
+            for place, partition in enumerate(self.partitions or ({},)):
+                axes = {"grid": point, f"methods.{name}": self.methods[name]}
+                axes[f"partitions.{place}"] = {"partition": partition} if partition else {}
                 try:
-                    found.append(self._experiment(name, partition, point, seed, phase, known))
+                    found.append(self._experiment(name, seed, phase, axes, known))
                 except ConfigError as error:
                     problems.update(dict.fromkeys(error.problems))
         if problems:
@@ -120,28 +117,29 @@ class Study(Section):
     def _experiment(
         self,
         name: str,
-        partition: Mapping[str, Any],
-        point: Mapping[str, Any],
         seed: int,
         phase: str,
+        axes: Mapping[str, Mapping[str, Any]],
         known: tuple[str, ...],
     ) -> Experiment:
+        """One run: the shared sections, overlaid by `axes` (where from -> settings), last first."""
         tree: dict[str, Any] = {"study": self.study, "output": self.output, "seed": seed}
         tree |= {"method": name, "use": name, "phase": phase}
         problems = _overlay(tree, self.shared)
-        if partition and isinstance(tree.get("partition", {}), dict):
-            problems += _overlay(tree, {"partition": dict(partition)})
-        for where, own in ((f"methods.{name}.", self.methods[name]), ("grid.", point)):
+        for where, own in reversed(list(axes.items())):
+            if where.startswith("partitions.") and not isinstance(tree.get("partition", {}), dict):
+                continue  # what stands there is refused below
             wrong = [key for key in own if key in _AXES]
-            problems += [f"{where}{key}: a run's {key} is set by {_AXES[key]!r}" for key in wrong]
-            problems += _overlay(tree, {k: v for k, v in own.items() if k not in wrong}, where)
+            problems += [f"{where}.{key}: a run's {key} is set by {_AXES[key]!r}" for key in wrong]
+            own = {key: value for key, value in own.items() if key not in wrong}
+            problems += _overlay(tree, own, f"{where}.")
         tree["use"] = use = self._use(str(tree["use"]))
         if use not in known and not use.partition(":")[0].endswith(".py"):
             problems.append(f"methods.{name}: unknown method {use!r}; {did_you_mean(use, known)}")
         try:
             experiment = Experiment.model_validate(tree)
         except ValidationError as error:
-            problems += _messages(error, Experiment)
+            problems += messages(error, Experiment, axes=axes)
         if problems:
             raise ConfigError(problems)
         return experiment.resolved()
@@ -167,17 +165,48 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = f"; {did_you_mean(path.name, near)}" if near else ""
-        raise ConfigError(f"no study file {str(path)!r}{hint}")
+        raise ConfigError(_no_such_study(path))
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping such as 'study: my-study', not {tree!r:.40}")
+        found = "is empty" if tree is None else f"holds {shown(tree)}"
+        raise ConfigError(
+            f"{path} {found}: a study is a mapping, at least `methods: [fedavg_head]`"
+        )
     tree.setdefault("study", path.stem)
     return parse_study(tree, overrides, source=str(path))
+
+
+def _no_such_study(path: Path) -> str:
+    """What to say of a path that is no file: its folder's study files are the hint."""
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        return f"no study file {str(path)!r}: there is no folder {str(folder)!r}"
+    near = sorted(p.name for p in folder.glob("*.y*ml"))
+    if path.is_dir():
+        inside = f"it holds {', '.join(near)}" if near else "give the study's YAML file"
+        return f"{str(path)!r} is a folder, not a study file; {inside}"
+    return f"no study file {str(path)!r}" + (f"; {did_you_mean(path.name, near)}" if near else "")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """A YAML error in one line, with its place."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    context = getattr(error, "context", None)
+    text = f"{problem}, {context}" if context and mark else str(problem)
+    if "'\\t'" in text:
+        text += ": indent with spaces, not tabs"
+    if mark is not None:
+        return f"{text} (line {mark.line + 1}, column {mark.column + 1})"
+    position = getattr(error, "position", None)
+    return text if position is None else f"{text} (character {position + 1})"
 
 
 def parse_study(
@@ -201,16 +230,27 @@ def parse_study(
             str(name): {} if settings is None else copy.deepcopy(settings)
             for name, settings in methods.items()
         }
+    known = set(top["methods"]) if isinstance(top.get("methods"), dict) else set()
     for text in overrides:
         problems += _override(top, text)
+    if isinstance(top.get("methods"), dict):
+        problems += _check_reference(top.get("report"), known | set(top["methods"]))
     shared = {name: top.pop(name) for name in SECTIONS if name in top}
     try:
         study = Study.model_validate({**top, "shared": shared, "source": source})
     except ValidationError as error:
-        problems += _messages(error, Study, extra=SECTIONS)
+        problems += messages(error, Study, extra=SECTIONS)
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
     return study
+
+
+def _check_reference(report: Any, methods: set[str]) -> list[str]:
+    """The method to compare with is one of the study, also of what an override leaves out."""
+    name = report.get("reference_method") if isinstance(report, dict) else None
+    if not isinstance(name, str) or name in methods:
+        return []
+    return [f"report.reference_method: no method {name!r} here; {did_you_mean(name, methods)}"]
 
 
 def _override(tree: dict[str, Any], text: str) -> list[str]:
@@ -221,7 +261,7 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
     try:
         value = yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
-        return [f"override {text!r}: the value is not valid YAML"]
+        return [f"override {text!r}: the value is not valid YAML (lists look like 'seeds=[0, 1]')"]
     if key == "method":
         methods = tree.get("methods")
         own = methods.get(str(value)) if isinstance(methods, dict) else None
@@ -229,6 +269,10 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
         return []
     if key == "seed":
         tree["seeds"] = [value]
+        return []
+    if key.startswith("grid."):
+        grid = tree.get("grid")
+        tree["grid"] = {**(grid if isinstance(grid, dict) else {}), key[5:]: value}
         return []
     problems = []
     for name, leaf in _leaves(key, value):
@@ -294,28 +338,6 @@ def _overlay(tree: dict[str, Any], settings: Mapping[str, Any], where: str = "")
             else:
                 node[last] = dict(value) if isinstance(value, Mapping) else value
     return problems
-
-
-def _messages(error: ValidationError, model: type[Section], extra: Iterable[str] = ()) -> list[str]:
-    """Pydantic's findings as one line each: place, problem, hint."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            owner: Any = model
-            for part in item["loc"][:-1]:
-                owner = getattr(owner, "model_fields", {}).get(part)
-                owner = getattr(owner, "annotation", None)
-            names = set(getattr(owner, "model_fields", {})) - {"shared", "source"}
-            names |= set(extra) if owner is model else set()
-            lines.append(f"unknown setting {where!r}; {did_you_mean(str(item['loc'][-1]), names)}")
-        elif item["type"] == "missing":
-            lines.append(f"{where} is missing")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            got = "" if item["type"] == "value_error" else f" (got {item['input']!r:.60})"
-            lines.append(f"{where}: {message}{got}" if where else message)
-    return lines
 
 
 class _Loader(yaml.SafeLoader):

@@ -348,7 +348,7 @@ def test_tuning_needs_held_out_client_data():
     study = parse_study(tree)
     assert only(study).phase == "final"
     found = problems(lambda: study.resolve([("fedavg_head", {}, 1000, "tune")], METHODS))
-    assert "holdout_fraction must be above 0" in found[0]
+    assert "set evaluation.holdout_fraction above 0" in found[0]
 
 
 def test_a_methods_file_is_found_beside_the_study(

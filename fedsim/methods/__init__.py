@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsim.errors import ConfigError, did_you_mean
+from fedsim.messages import messages
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -63,12 +64,12 @@ def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
     try:
         return cls.Options.model_validate(config.options)
     except ValidationError as error:
-        known = cls.Options.model_fields
-        problems = []
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            hint = did_you_mean(where, known) if item["type"] == "extra_forbidden" else item["msg"]
-            problems.append(f"methods.{config.method}.options.{where}: {hint}")
+        if not cls.Options.model_fields:
+            raise ConfigError(
+                f"methods.{config.method}.options: {config.use} has no options"
+            ) from error
+        found = messages(error, cls.Options)
+        problems = [f"methods.{config.method}.options: {problem}" for problem in found]
         raise ConfigError(problems) from error
 
 
@@ -76,7 +77,9 @@ def _from_file(path: Path, name: str) -> type[Method]:
     from fedsim.methods.base import Method
 
     if not path.is_file():
-        raise ConfigError(f"no method file {str(path)!r}")
+        near = [file.name for file in path.parent.glob("*.py")]
+        hint = f"; {did_you_mean(path.name, near)}" if near else ""
+        raise ConfigError(f"no method file {str(path)!r}{hint}")
     # The content is part of the module's name: an edited file is never served from memory.
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     module_name = f"fedsim_user_{path.stem}_{digest}"
@@ -99,9 +102,12 @@ def _from_file(path: Path, name: str) -> type[Method]:
     }
     if name:
         if name not in found:
-            raise ConfigError(f"{path} has no method {name!r}; {did_you_mean(name, found)}")
+            hint = did_you_mean(name, found) if found else "it holds none"
+            raise ConfigError(f"{path} has no method {name!r}; {hint}")
         return found[name]
-    if len(found) != 1:
-        names = ", ".join(sorted(found)) or "none"
-        raise ConfigError(f"{path} must hold one Method (found: {names}); or name it: {path}:CLASS")
+    if not found:
+        raise ConfigError(f"{path} holds no method: write a subclass of fedsim.methods.base.Method")
+    if len(found) > 1:
+        names = " or ".join(f"{path}:{key}" for key in sorted(found))
+        raise ConfigError(f"{path} holds several methods; say which: {names}")
     return next(iter(found.values()))
