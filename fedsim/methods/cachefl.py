@@ -23,6 +23,7 @@ controls; only `generated` is CacheFL.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,9 +70,7 @@ class CacheFL(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        def logits(params: Params, x: Tensor) -> Tensor:
-            return self.client_logits(message, params, x)
-
+        logits = partial(self.client_logits, message)
         delta = train_locally({"keys": message["keys"]}, logits, batches, self.config.train)
         return Update(delta, weight=batches.num_samples), client_state
 

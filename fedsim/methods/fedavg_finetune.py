@@ -11,6 +11,7 @@ statistics of non-IID batches would differ from client to client.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,9 +49,7 @@ class FedAvgFinetune(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        def logits(params: Params, x: Tensor) -> Tensor:
-            return self.client_logits(message, params, x)
-
+        logits = partial(self.client_logits, message)
         weights = {name: value for name, value in message.items() if name != TEXT}
         delta = train_locally(weights, logits, batches, self.config.train)
         return Update(delta, weight=batches.num_samples), client_state

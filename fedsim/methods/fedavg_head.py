@@ -7,6 +7,7 @@ round:  every client trains W on its own features;  W <- sum_k (n_k / n) W_k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +36,7 @@ class FedAvgHead(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        def logits(params: Params, x: Tensor) -> Tensor:
-            return self.client_logits(message, params, x)
-
+        logits = partial(self.client_logits, message)
         delta = train_locally(message, logits, batches, self.config.train)
         return Update(delta, weight=batches.num_samples), client_state
 
