@@ -150,6 +150,14 @@ def _read_parts(
     for split, named in keys.items():
         rows, labels = named["rows"], named["labels"]
         if not rows or not labels or labels not in archive.keys:
+            if columns.label and rows:
+                hint = did_you_mean(columns.label, archive.keys)
+                if columns.label in archive.keys:
+                    hint = "give its name without the split"
+                raise DataError(
+                    f"{archive.path}: label_column is {columns.label!r}, but the {split} split "
+                    f"has {rows!r} and no '{columns.label}_{split}': {hint}"
+                )
             raise DataError(
                 f"{archive.path}: the {split} split has {rows!r} but no labels: "
                 f"keys are {', '.join(archive.keys)}"

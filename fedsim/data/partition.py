@@ -122,7 +122,8 @@ def make_partition(
     2.0
     >>> make_partition(labels, scheme="iid", num_clients=101, rng=0)
     Traceback (most recent call last):
-    fedsim.errors.PartitionError: 101 clients x min_samples 1 = 101 samples, but there are 100
+    fedsim.errors.PartitionError: 101 clients x min_samples 1 = 101 samples, but there are 100: \
+lower num_clients or min_samples
     """
     if scheme not in PARTITIONS:
         raise ConfigError(f"unknown partition {scheme!r}: {did_you_mean(scheme, PARTITIONS)}")
@@ -149,7 +150,7 @@ def make_partition(
     if num_clients * min_samples > len(labels):
         raise PartitionError(
             f"{num_clients} clients x min_samples {min_samples} = {num_clients * min_samples} "
-            f"samples, but there are {len(labels)}"
+            f"samples, but there are {len(labels)}: lower num_clients or min_samples"
         )
     generator = numpy_rng(int(rng), "partition") if isinstance(rng, int | np.integer) else rng
     ask = Ask(

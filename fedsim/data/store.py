@@ -50,6 +50,11 @@ def address(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def is_stored(key: Mapping[str, Any]) -> bool:
+    """Whether an entry exists already."""
+    return (cache_folder() / address(key)).is_dir()
+
+
 def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
     """The arrays of an entry, computed by `make` if no process of this node has done so.
 

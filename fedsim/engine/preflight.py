@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from fedsim.config import Experiment
 from fedsim.data.configured import draw_seed
-from fedsim.engine.prepare import prepare
+from fedsim.data.store import is_stored
+from fedsim.engine.prepare import TaskData, prepare, synthetic_key
 from fedsim.errors import ConfigError
 from fedsim.methods import check_options, method_class
+from fedsim.methods.base import Method
+from fedsim.models.clip import load_clip
+from fedsim.models.generator import TINY_DIFFUSION, load_generator
 
 
 def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
@@ -21,31 +26,69 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
     Raises:
         ConfigError: Listing every problem.
         DataError: If the data cannot be read.
-        ModelError: If the encoder cannot be loaded.
+        ModelError: If encoder or generator cannot be loaded.
     """
     problems: dict[str, None] = {}
-    prepared: set[str] = set()
+    prepared: dict[str, TaskData] = {}
+    loaded: set[str] = set()
     for config in experiments:
         try:
-            cls = method_class(config.use)
+            cls = _method(config)
             check_options(config, cls)
             models = config.models
             if cls.needs_synthetic(config) and None in (models.clip, models.generator):
                 raise ConfigError(
                     f"methods.{config.method}: a generated set needs models.clip and "
-                    f"models.generator; for precomputed features choose cache.init: text, "
-                    f"public_shots or random"
+                    f"models.generator; {_INSTEAD}"
                 )
             key = repr((cls.inputs, config.data, models.clip, draw_seed(config)))
             if key not in prepared:
                 data = prepare(config, cls, torch.device(device), synthetic=False)
-                if "text_features" not in data.arrays and models.clip is None:
+                if "text_features" not in data.arrays:
                     raise ConfigError(
-                        f"methods.{config.method}: {config.data.name!r} has no text features "
-                        f"and models.clip is null: add text features to the file"
+                        f"methods.{config.method}: the features of {config.data.name!r} come "
+                        f"without text features: add text_features (num_classes, d) to the file"
                     )
-                prepared.add(key)
+                prepared[key] = data
+            if cls.needs_synthetic(config):
+                _check_generated(config, prepared[key].meta, device, loaded)
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
     if problems:
         raise ConfigError(list(problems))
+
+
+_INSTEAD = "for precomputed features choose cache.init: text, public_shots or random"
+
+
+def _method(config: Experiment) -> type[Method]:
+    try:
+        return method_class(config.use)
+    except ConfigError as error:
+        raise ConfigError([f"methods.{config.method}: {p}" for p in error.problems]) from error
+
+
+def _check_generated(
+    config: Experiment, meta: dict[str, Any], device: str, loaded: set[str]
+) -> None:
+    """Load what the server will generate images with, unless they are stored already.
+
+    A name that is wrong, or weights that are not there, are told before any run begins.
+    """
+    clip, generator = config.models.clip, config.models.generator
+    assert clip is not None
+    assert generator is not None
+    if is_stored(synthetic_key(config, meta)):
+        return
+    if meta["visual_bytes"] == 0 and clip not in loaded:  # the data holds features
+        width = load_clip(clip, device).embed_dim
+        if width != meta["embed_dim"]:
+            raise ConfigError(
+                f"methods.{config.method}: generated images need the encoder of "
+                f"{config.data.name!r}, whose features have {meta['embed_dim']} numbers; "
+                f"models.clip {clip!r} makes {width}; {_INSTEAD}"
+            )
+        loaded.add(clip)
+    if generator != TINY_DIFFUSION and generator not in loaded:
+        load_generator(generator, device)
+        loaded.add(generator)

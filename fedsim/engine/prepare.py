@@ -125,6 +125,22 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
     return arrays
 
 
+def synthetic_key(config: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a generated set depends on."""
+    models = config.models
+    return {
+        "kind": "synthetic",
+        "classnames": meta["classnames"],
+        "templates": meta["templates"],
+        "images_per_class": config.cache.images_per_class,
+        "seed": config.train_seed,
+        "steps": models.generator_steps,
+        "guidance": models.generator_guidance,
+        "generator": source_identity(models.generator),
+        "clip": source_identity(models.clip),
+    }
+
+
 def synthetic_set(
     config: Experiment, meta: dict[str, Any], device: torch.device
 ) -> tuple[Arrays, str]:
@@ -137,17 +153,7 @@ def synthetic_set(
     if models.generator is None:
         raise ConfigError(f"method {config.method!r} needs models.generator")
     source: str = models.generator
-    key = {
-        "kind": "synthetic",
-        "classnames": meta["classnames"],
-        "templates": meta["templates"],
-        "images_per_class": k,
-        "seed": config.train_seed,
-        "steps": models.generator_steps,
-        "guidance": models.generator_guidance,
-        "generator": source_identity(source),
-        "clip": source_identity(models.clip),
-    }
+    key = synthetic_key(config, meta)
 
     def make() -> Arrays:
         from fedsim.models.generator import load_generator
@@ -187,7 +193,10 @@ def _clip(config: Experiment, device: torch.device) -> Clip:
     from fedsim.models.clip import load_clip
 
     if config.models.clip is None:
-        raise ConfigError(f"{config.data.name!r} holds images: models.clip must name an encoder")
+        raise ConfigError(
+            f"models.clip is null, but {config.data.name!r} holds images: name an encoder, "
+            f"such as tiny-clip or ViT-B-32/openai"
+        )
     return load_clip(config.models.clip, device=str(device))
 
 

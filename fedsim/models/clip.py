@@ -199,6 +199,8 @@ def _resolve(spec: str, open_clip: ModuleType) -> tuple[str, str | None]:
             raise ModelError(f"CLIP {spec!r}: there is no checkpoint file {file}")
     elif "/" in spec:
         name, tag = spec.rsplit("/", 1)
+    if spec.startswith((".", "/", "~")):
+        raise ModelError(f"no CLIP model {spec!r}: there is no such folder")
     name = name.replace("/", "-")
     known = open_clip.list_models()
     if name not in known:

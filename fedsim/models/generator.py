@@ -121,7 +121,7 @@ def load_generator(spec: str, device: str | torch.device = "cpu") -> Generator:
         raise ModelError(
             f"the folder {folder} is no diffusers pipeline: it has no model_index.json"
         )
-    if not local and spec.count("/") != 1:
+    if not local and (spec.startswith((".", "/", "~")) or spec.count("/") != 1):
         known = did_you_mean(spec, [TINY_DIFFUSION, *KNOWN_ON_HUB])
         raise ModelError(f"no generator {spec!r}: there is no such folder; {known}")
     settings = _defaults(folder) if local else dict(KNOWN_ON_HUB.get(spec, {}))
