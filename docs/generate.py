@@ -1,0 +1,271 @@
+"""Writes the reference pages that follow from the code: cli.md, configuration.md, tables.md.
+
+Run `python docs/generate.py` to write them; with `--check` it only names those not current.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fedsim import config, study
+from fedsim.config import Experiment, Section
+from fedsim.results.schema import schema_markdown
+
+DOCS = Path(__file__).parent
+
+# What a field means, where its docstring in the code does not say it.
+MEANINGS = {
+    "data.classnames": "Names in label order, instead of those in the data",
+    "data.image_column": "Key or column of images or features, if not called as usual",
+    "data.label_column": "Key or column of labels",
+    "data.client_column": "Key or column of recorded clients",
+    "data.domain_column": "Key or column of domains",
+    "data.train_split": "Which split of the source clients train on; never `test`",
+    "data.val_fraction": "Share of train carved out as val where the source has none",
+    "data.test_fraction": "Share of train carved out as test where the source has none",
+    "data.max_train_samples": "Training samples in all, at most; class shares are kept",
+    "partition.scheme": "The law of the split, see [partitions](how-to/partitions.md)",
+    "partition.num_clients": "Simulated clients",
+    "partition.classes_per_client": "Classes each client holds under `pathological`",
+    "partition.min_samples": "Smallest client; met by moving samples from the largest ones",
+    "models.generator_steps": "Denoising steps; by default the generator's own",
+    "models.generator_guidance": "Classifier-free guidance; by default the generator's own",
+    "train.rounds": "Communication rounds",
+    "train.local_epochs": "Passes over a client's own data per round",
+    "train.batch_size": "Samples per local step",
+    "train.optimizer": "Of local steps; a new one each round. `adamw` has eps 1e-4",
+    "train.lr": "Learning rate",
+    "train.momentum": "Of `sgd`",
+    "train.weight_decay": "Of either optimiser",
+    "engine.backend": "`ray`, or `local`: all in this process, with equal results",
+    "resources.cpus_per_client": "CPUs of one client actor",
+    "resources.num_actors": "Client actors of a run; auto: as many as help",
+    "failures.policy": "End the run, try the client again, or go on without it",
+    "failures.retries": "How often `retry` tries again",
+    "evaluation.batch_size": "Samples per step of evaluation; memory only",
+    "report.reference_method": "Whom the others are compared with; by default the first `fedavg*`",
+    "study": "Name of the study, and of its folder of results",
+    "output": "Folder of studies",
+    "seeds": "One run per method, partition and seed",
+}
+
+
+def fields() -> Iterator[tuple[str, FieldInfo, str]]:
+    """Every setting of a study: its dotted key, its field, and what it means."""
+    for model, prefix in _models():
+        said = _docstrings(model)
+        for name, field in model.model_fields.items():
+            if _section(field.annotation) or (prefix, name) in _HIDDEN:
+                continue
+            key = f"{prefix}{name}"
+            yield key, field, MEANINGS.get(key) or said.get(name, "")
+
+
+_HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
+
+
+def _models() -> Iterator[tuple[type[Section], str]]:
+    yield study.Study, ""
+    yield study.TuneConfig, "tune."
+    for name, field in Experiment.model_fields.items():
+        if section := _section(field.annotation):
+            yield section, f"{name}."
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    is_section = inspect.isclass(annotation) and issubclass(annotation, Section)
+    return annotation if is_section else None
+
+
+def _docstrings(model: type[Section]) -> dict[str, str]:
+    """The string under each attribute of a class."""
+    module = study if model.__module__ == study.__name__ else config
+    tree = ast.parse(inspect.getsource(module))
+    body = next(
+        n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model.__name__
+    )
+    found = {}
+    for before, after in itertools.pairwise(body):
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
+            found[before.target.id] = " ".join(str(after.value.value).split()).rstrip(".")
+    return found
+
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true, false", dict: "mapping"}
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def _type(annotation: Any) -> str:
+    """A type in words."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(inside[0]) + _limits(inside[1:])
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in inside)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if part is type(None) else _type(part) for part in inside)
+    if origin is tuple:
+        return f"list of {_type(inside[0])}"
+    if origin is dict:
+        return f"mapping to {_type(inside[1])}"
+    return _WORDS.get(annotation, "any value")
+
+
+def _limits(metadata: Any) -> str:
+    found = []
+    for item in metadata:
+        parts = getattr(item, "metadata", None) or [item]
+        for part in parts:
+            found += [
+                f"{word} {getattr(part, name):g}"
+                for name, word in _BOUNDS.items()
+                if getattr(part, name, None) is not None
+            ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _default(field: FieldInfo, key: str) -> str:
+    if key == "study":
+        return "the file's name"
+    if field.default is PydanticUndefined:
+        return "required"
+    value = field.default
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def configuration_page() -> str:
+    """Every setting, by section."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated by `python docs/generate.py`. Sections and keys of a study file. On the command",
+        "line a setting is written with a dot, `train.lr=0.1`; in a study `train: {lr: 0.1}` and",
+        "`train.lr: 0.1` are the same.",
+        "",
+        "Under `methods`, each name holds the method's own settings: `use` (a method of",
+        "[the README's list](../README.md#documentation), or `FILE.py` or `FILE.py:CLASS`; by",
+        "default the name itself), `options` (what that method alone knows, see its page), and any",
+        "setting of a section below, which then holds for this method only.",
+    ]
+    titles = {prefix: (model.__doc__ or "").splitlines()[0] for model, prefix in _models()}
+    shown = None
+    for key, field, meaning in fields():
+        prefix = key.rpartition(".")[0]
+        if prefix != shown:
+            shown = prefix
+            lines += ["", f"## {prefix or 'A study'}", "", titles[f"{prefix}." if prefix else ""]]
+            lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
+        kind = (_type(field.annotation) + _limits(field.metadata)).replace("|", "\\|")
+        lines.append(f"| `{key}` | {kind} | {_default(field, key)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+class Parameter(NamedTuple):
+    """An argument or option of a command."""
+
+    name: str
+    """`CONFIG`, or `--address`."""
+    takes: str
+    """What follows an option; empty for flags and arguments."""
+    required: bool
+    help: str
+
+
+def commands() -> dict[str, tuple[str, list[Parameter]]]:
+    """The command line's commands: name -> help and parameters."""
+    from fedsim.cli import app
+
+    found = {}
+    for command in app.registered_commands:
+        assert command.callback is not None
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        signature = inspect.signature(command.callback).parameters
+        parameters = [_parameter(hints[name], p) for name, p in signature.items()]
+        found[command.callback.__name__] = (str(command.callback.__doc__), parameters)
+    return found
+
+
+def _parameter(hint: Any, parameter: inspect.Parameter) -> Parameter:
+    kind, info = typing.get_args(hint)[:2]
+    required = parameter.default is inspect.Parameter.empty
+    if type(info).__name__ == "ArgumentInfo":
+        return Parameter(parameter.name.upper(), "", required, info.help or "")
+    names = [n for n in (info.default, *(info.param_decls or ())) if isinstance(n, str)]
+    name = next((n for n in names if n.startswith("--")), f"--{parameter.name.replace('_', '-')}")
+    takes = "" if kind is bool else "PATH" if "Path" in str(kind) else "TEXT"
+    return Parameter(name, takes, required, info.help or "")
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    from fedsim.cli import app
+
+    lines = [
+        "# Commands",
+        "",
+        "Generated by `python docs/generate.py`; `fedsim --help` says the same.",
+    ]
+    lines += ["", *_text(str(app.info.help))]
+    for name, (text, parameters) in commands().items():
+        words = ["[OPTIONS]"] if any(p.name.startswith("-") for p in parameters) else []
+        for p in parameters:
+            if not p.name.startswith("-"):
+                words.append(p.name if p.required else f"[{p.name}]...")
+        lines += [
+            "",
+            f"## fedsim {name}",
+            "",
+            f"    fedsim {name} {' '.join(words)}",
+            "",
+            *_text(text),
+        ]
+        lines += ["", "| argument or option | meaning |", "|---|---|"]
+        for p in parameters:
+            lines.append(f"| `{' '.join(filter(None, [p.name, p.takes]))}` | {p.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> list[str]:
+    return inspect.cleandoc(text).replace("\f", "").splitlines()
+
+
+def pages() -> dict[str, str]:
+    """File name -> what it should hold."""
+    return {
+        "cli.md": cli_page(),
+        "configuration.md": configuration_page(),
+        "tables.md": schema_markdown().rstrip("\n") + "\n",
+    }
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    stale = []
+    for name, text in pages().items():
+        path = DOCS / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        verb = "not current" if "--check" in sys.argv else "written"
+        sys.stdout.write(f"{', '.join(stale)}: {verb}\n")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
