@@ -51,8 +51,13 @@ def add(left: Params, right: Params) -> Params:
 
 def norms(params: Params) -> Tensor:
     """L2 norm of every client's tensors together: `(C,)` in float64."""
-    squares = [v.flatten(1).double().square().sum(1) for v in params.values()]
+    squares = [_per_client(v).double().square().sum(1) for v in params.values()]
     return torch.stack(squares).sum(0).sqrt()
+
+
+def _per_client(value: Tensor) -> Tensor:
+    """`(C, ...)` as `(C, n)`; one number per client is `(C, 1)`."""
+    return value.flatten(1) if value.dim() > 1 else value[:, None]
 
 
 class ExactSum:
@@ -81,7 +86,9 @@ class ExactSum:
         for c in (~possible).nonzero().flatten().tolist():
             bad[c] = f"its weight is {float(weight[c]):g}"
         for name, value in params.items():
-            flat = value.flatten(1)
+            flat = _per_client(value)
+            if not flat.shape[1]:
+                continue
             finite = flat.isfinite().all(1)
             largest = flat.abs().amax(1).double() * weight * self._unit
             for c in (~finite).nonzero().flatten().tolist():
