@@ -120,6 +120,17 @@ def test_empty_tensors_are_no_trouble():
     assert total.mean()["none"].shape == (0,)
 
 
+def test_a_single_number_per_client_is_summed_too():
+    """Such as a trained temperature."""
+    values, weight = {"scale": torch.tensor([1.0, 3.0, torch.nan])}, torch.tensor([1.0, 3.0, 1.0])
+    total = ExactSum(5, 3)
+    assert total.refused(values, weight) == [(2, "1 of 1 values of 'scale' are NaN or infinite")]
+    total.add({"scale": values["scale"][:2]}, weight[:2])
+    assert total.mean()["scale"].item() == 2.5
+    assert norms({"scale": torch.tensor([-2.0, 3.0])}).tolist() == [2.0, 3.0]
+    assert stack({"scale": torch.tensor(1.5)}, 2)["scale"].shape == (2,)
+
+
 def test_bytes_are_counted_from_the_tensors():
     params = {
         "a": torch.zeros(3, 5),

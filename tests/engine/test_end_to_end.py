@@ -1,0 +1,128 @@
+"""Every shipped method on digits, with the shipped encoder and generator."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fedsim
+from fedsim.config import Experiment
+from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.local import run_local
+from fedsim.engine.preflight import preflight
+from fedsim.errors import ConfigError
+from fedsim.methods import METHODS
+from fedsim.models.clip import PRETRAINED
+from fedsim.results.tables import Study
+from fedsim.results.writer import TableWriter
+from fedsim.study import parse_study
+from tests.helpers import experiment, write_features
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "zero_shot": {},
+    "synthetic_only": {"train.lr": 0.05},
+    "fedavg_head": {"train.lr": 0.05},
+    "fedavg_finetune": {"train.lr": 1e-4},
+    "cachefl": {"train.lr": 0.05},
+}
+GENERATED = ("cachefl", "synthetic_only")
+CONTROLS = ("text", "random", "public_shots")
+GENERATOR = pytest.mark.skipif(
+    not (PRETRAINED / "tiny-diffusion" / "model_index.json").is_file(),
+    reason="the shipped generator is not there",
+)
+
+
+def digits(method: str, **own: Any) -> Experiment:
+    tree = {
+        "study": "digits",
+        "methods": {method: own},
+        "data": {"max_train_samples": 80},
+        "partition": {"scheme": "dirichlet_label", "dirichlet_alpha": 0.5, "num_clients": 3},
+        "train": {"rounds": 2, "batch_size": 16},
+        "cache": {"images_per_class": 2},
+        "engine": {"backend": "local"},
+    }
+    (found,) = parse_study(tree).experiments(METHODS)
+    return found
+
+
+def finished(config: Experiment, folder: Path) -> Study:
+    sink = TableWriter(folder, config.run_id)
+    run_local(config, sink, folder)
+    return fedsim.load(folder)
+
+
+def test_every_method_is_tried():
+    assert set(SETTINGS) == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=GENERATOR) if m in GENERATED else m for m in METHODS]
+)
+def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
+    config = digits(method, **SETTINGS[method])
+    preflight([config])
+    study = finished(config, tmp_path)
+    (row,) = study.runs.itertuples()
+    assert (row.status, row.dataset) == ("finished", "digits")
+    rounds = study.rounds.set_index("round")
+    assert rounds.index.tolist() == list(range(1 if method == "zero_shot" else 3))
+    assert rounds["accuracy"].between(0, 1).all()
+    assert rounds["loss"].notna().all()
+    assert rounds["accuracy"].iloc[-1] > 0.3  # ten classes: far from chance
+    clients = study.clients.query("round > 0")
+    assert len(clients) == (0 if method in ("zero_shot", "synthetic_only") else 2 * 3)
+    if len(clients):
+        assert clients["loss_after"].sum() < clients["loss_before"].sum()
+    assert len(study.synthetic) == (10 if method in GENERATED else 0)
+    assert study.events.empty
+
+
+@GENERATOR
+def test_the_generated_set_does_not_depend_on_the_method(tmp_path: Path):
+    addresses = [
+        finished(digits(m, **{"train.rounds": 0}), tmp_path / m).runs["synthetic_set"].item()
+        for m in GENERATED
+    ]
+    assert addresses[0] is not None
+    assert addresses[0] == addresses[1]
+
+
+@pytest.mark.parametrize("init", CONTROLS)
+def test_controls_of_the_cache_need_no_generator(tmp_path: Path, init: str):
+    own = {"use": "cachefl", "cache.init": init, "models.generator": None, "train.rounds": 1}
+    config = digits(f"cache_{init}", **own)
+    preflight([config])
+    study = finished(config, tmp_path)
+    assert study.runs["cache_init"].tolist() == [init]
+    assert study.runs["status"].tolist() == ["finished"]
+    folder = CheckpointFolder(tmp_path, config.run_id)
+    snapshot = folder.latest()
+    assert snapshot is not None
+    keys = {"text": 10, "random": 20, "public_shots": 20}[init]
+    assert snapshot["state"]["keys"].shape[0] == keys
+    labels = snapshot["state"]["values"].argmax(1)
+    assert torch.equal(labels, labels.sort().values)
+    assert torch.bincount(labels).tolist() == [keys // 10] * 10
+
+
+def test_preflight_tells_all_problems_at_once(tmp_path: Path):
+    data = write_features(tmp_path)
+    make = functools.partial(experiment, data)
+    wrong = [
+        make("cachefl"),  # nothing to generate with
+        make("fedavg_finetune"),  # features where pixels are needed
+        make("fedavg_head", options={"a": 1}),
+        make("zero_shot"),  # fine
+    ]
+    with pytest.raises(ConfigError) as caught:
+        preflight(wrong)
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    assert all(
+        part in text for part in ("models.generator", "precomputed features", "fedavg_head.options")
+    )
+    preflight([make("zero_shot")])
