@@ -15,6 +15,9 @@ from fedsim.config import Experiment
 from fedsim.errors import PlacementError
 
 AUTO_GPU_FRACTION = 0.25
+Bundle = dict[str, float]
+"""Resources that are granted together, on one node: CPU and GPU."""
+
 MEMORY_HEADROOM = 0.9
 """Share of a device's memory that clients may plan with; contexts and workspaces need the rest."""
 
@@ -98,7 +101,9 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
             f"{have}; lower resources.gpus_per_client or resources.cpus_per_client"
         )
     groups = math.ceil(config.cohort_size / config.group_size)
-    actors = _wanted_actors(config, groups, slots, num_runs)
+    # The coordinator takes a share as well, unless that would be a client's whole GPU.
+    shares = sum(_gpu_shares(node, gpus) for node in nodes) if 0 < gpus <= 0.5 else 0
+    actors = _wanted_actors(config, groups, slots, shares, num_runs)
     if actors > slots:
         raise PlacementError(
             f"{actors} client actors x ({need}) = {_count(actors * cpus, 'CPU')} and "
@@ -106,14 +111,20 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
             f"room for {slots}; use resources.clients_per_actor: auto, or smaller shares"
         )
     _check_memory(config, nodes, gpus)
-    coordinator = gpus if 0 < gpus < 1 and actors < slots else 0.0
-    bundles, where = _bundles(actors, cpus, gpus, total_gpus)
-    at_once = max(1, slots // (actors + (coordinator > 0)))
+    coordinator = actors < shares
+    if 0 < gpus < 1:
+        most = max(1, min(num_runs, slots // (actors + coordinator)))
+        head, bundles, where = _on_shared_gpus(nodes, actors, cpus, gpus, coordinator, most)
+        at_once = max(1, _fitting_runs(nodes, [head, *bundles], slots))
+    else:
+        each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        head, bundles, where = {}, [each] * actors, list(range(actors))
+        at_once = slots // actors
     held = math.ceil(config.cohort_size / actors)
     return Placement(
-        {"GPU": coordinator} if coordinator else {},
-        bundles,
-        where,
+        head,
+        tuple(bundles),
+        tuple(where),
         cpus,
         gpus,
         at_once,
@@ -124,14 +135,17 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
     )
 
 
-def _wanted_actors(config: Experiment, groups: int, slots: int, num_runs: int) -> int:
+def _wanted_actors(config: Experiment, groups: int, slots: int, shares: int, num_runs: int) -> int:
     resources = config.resources
     if resources.num_actors != "auto":
         return resources.num_actors
     if resources.clients_per_actor != "auto":
         return math.ceil(config.cohort_size / resources.clients_per_actor)
     # Runs are independent, so a sweep fills the cluster with runs before it splits one.
-    return max(1, min(groups, slots // min(num_runs, slots)))
+    most = slots // min(num_runs, slots)
+    if shares:  # of each run's GPU shares, one is its coordinator's
+        most = min(most, shares // min(num_runs, shares) - 1)
+    return max(1, min(groups, most))
 
 
 def _gpu_fraction(config: Experiment, nodes: Sequence[Node]) -> float:
@@ -158,15 +172,22 @@ def _slots(node: Node, cpus: float, gpus: float) -> int:
     by_cpu = math.floor(node.cpus / cpus + 1e-9)
     if gpus == 0:
         return by_cpu
-    by_gpu = node.gpus // gpus if gpus >= 1 else node.gpus * math.floor(1 / gpus + 1e-9)
-    return min(by_cpu, int(by_gpu))
+    return min(by_cpu, int(node.gpus // gpus) if gpus >= 1 else _gpu_shares(node, gpus))
+
+
+def _gpu_shares(node: Node, gpus: float) -> int:
+    return int(node.gpus) * _per_gpu(gpus)
+
+
+def _per_gpu(gpus: float) -> int:
+    return max(1, math.floor(1 / gpus + 1e-9))
 
 
 def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> None:
     need = config.resources.gpu_memory_bytes_per_client
     if need is None or gpus == 0:
         return
-    per_gpu = max(1, math.floor(1 / gpus + 1e-9))
+    per_gpu = _per_gpu(gpus)
     for memory in {node.gpu_memory_bytes for node in nodes if node.gpu_memory_bytes}:
         usable = int(memory * MEMORY_HEADROOM)
         if per_gpu * need > usable:
@@ -177,21 +198,69 @@ def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> Non
             )
 
 
-def _bundles(
-    actors: int, cpus: float, gpus: float, total_gpus: float
-) -> tuple[tuple[dict[str, float], ...], tuple[int, ...]]:
-    """Actors spread over GPUs before they are packed: one bundle per GPU that is used."""
-    if gpus == 0 or gpus >= 1:
-        each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        return (each,) * actors, tuple(range(actors))
-    per_gpu = math.floor(1 / gpus + 1e-9)
-    used = min(int(total_gpus), actors) or 1
-    used = max(used, math.ceil(actors / per_gpu))
-    where = tuple(actor % used for actor in range(actors))
-    bundles = [
-        {"CPU": cpus * where.count(b), "GPU": round(gpus * where.count(b), 4)} for b in range(used)
-    ]
-    return tuple(bundles), where
+def _on_shared_gpus(
+    nodes: Sequence[Node],
+    actors: int,
+    cpus: float,
+    gpus: float,
+    coordinator: bool,
+    at_once: int,
+) -> tuple[Bundle, list[Bundle], list[int]]:
+    """Head, bundles and each actor's bundle: one bundle per GPU, spread before packed.
+
+    Ray puts shares onto the fullest GPU that has room. What is to be spread must therefore hold
+    its GPUs as a whole; runs that would wait for each other if they did are packed.
+    """
+    per_gpu = _per_gpu(gpus)
+    devices = [n for n, node in enumerate(nodes) for _ in range(int(node.gpus))]  # their nodes
+    free = [math.floor(node.cpus / cpus + 1e-9) for node in nodes]  # actors, by its CPUs
+    load = [0] * len(devices)
+    wanted = max(len(devices) // at_once, math.ceil((actors + coordinator) / per_gpu))
+    chosen: list[int] = []
+    for _ in range(actors):
+        open_ = [d for d, n in enumerate(devices) if load[d] < per_gpu and free[n] > 0]
+        if sum(count > 0 for count in load) >= wanted:  # enough GPUs are in use
+            open_ = [d for d in open_ if load[d]] or open_
+        near = {devices[d] for d in chosen}
+        best = min(open_, key=lambda d: (load[d], devices[d] not in near, -free[devices[d]]))
+        chosen.append(best)
+        load[best] += 1
+        free[devices[best]] -= 1
+    used = [d for d, count in enumerate(load) if count]
+    with_head = min(range(len(load)), key=lambda d: (load[d] == per_gpu, d not in used, load[d]))
+    share = gpus if coordinator else 0.0
+    head = {"GPU": round(share, 4)} if coordinator else {}
+
+    def bundles(whole: bool) -> list[Bundle]:
+        gpu = {d: 1 - share * (d == with_head) if whole else gpus * load[d] for d in used}
+        return [{"CPU": cpus * load[d], "GPU": round(gpu[d], 4)} for d in used]
+
+    where = [used.index(d) for d in chosen]
+    whole, packed = bundles(True), bundles(False)
+    spread = _fitting_runs(nodes, [head, *whole], at_once)
+    held = whole if spread >= _fitting_runs(nodes, [head, *packed], at_once) else packed
+    return head, held, where
+
+
+def _fitting_runs(nodes: Sequence[Node], bundles: Sequence[Bundle], limit: int) -> int:
+    """How often bundles of at most one GPU each fit a cluster, placed as Ray does: best fit."""
+    cpus = [node.cpus for node in nodes]
+    devices = [(n, 1.0) for n, node in enumerate(nodes) for _ in range(int(node.gpus))]
+    order = sorted(bundles, key=lambda b: (-b.get("GPU", 0), -b.get("CPU", 0)))
+    for runs in range(limit):
+        for bundle in filter(None, order):
+            cpu, gpu = bundle.get("CPU", 0.0), bundle["GPU"]
+            fits = [
+                (share, cpus[n], d)
+                for d, (n, share) in enumerate(devices)
+                if share > gpu - 1e-6 and cpus[n] > cpu - 1e-6
+            ]
+            if not fits:
+                return runs
+            share, _, d = min(fits)
+            devices[d] = devices[d][0], share - gpu
+            cpus[devices[d][0]] -= cpu
+    return limit
 
 
 def _count(value: float, unit: str) -> str:
