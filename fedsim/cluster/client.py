@@ -41,7 +41,7 @@ class ClientActor:
     """
 
     def __init__(self, gpus: float) -> None:
-        self._gpus, self._device = gpus, device_of_actor(gpus)
+        self._device = device_of_actor(gpus)
         self._config: Experiment | None = None
         self._host: ClientHost | None = None
 
@@ -52,7 +52,7 @@ class ClientActor:
             "pid": os.getpid(),
             "node_id": context.get_node_id(),
             "gpu_ids": context.get_accelerator_ids().get("GPU", []),
-            "gpus": self._gpus,
+            "resources": context.get_assigned_resources(),
             "device": self._device,
         }
 
