@@ -1,0 +1,69 @@
+"""Client actors hold GPU fractions, on two real raylets with logical GPUs."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim.results.equality import equal_results
+from fedsim.results.tables import load
+from tests.integration.studies import local
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two-nodes")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, Any]:
+    """What `two_nodes.py` saw; a process of its own, since Ray connects a process only once."""
+    command = [sys.executable, "-m", "tests.cluster.two_nodes", str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_both_nodes_and_their_gpus_are_seen(found: dict[str, Any]):
+    assert sorted(map(tuple, found["nodes"])) == [(2, 0), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "per_gpu"), [("two quarters", 0.25, [1, 1]), ("three halves", 0.5, [2, 1])]
+)
+def test_actors_hold_their_fraction_spread_before_packed(
+    found: dict[str, Any], name: str, share: float, per_gpu: list[int]
+):
+    where = found[name]
+    assert [actor["resources"]["GPU"] for actor in where] == [share] * len(where)
+    assert all(len(actor["gpu_ids"]) == 1 for actor in where)
+    ids = Counter(actor["gpu_ids"][0] for actor in where)
+    assert sorted(ids.values(), reverse=True) == per_gpu
+    assert set(ids) == {"0", "1"}
+    assert len({actor["pid"] for actor in where}) == len(where)
+    assert len({actor["node_id"] for actor in where}) == 1  # the node that has GPUs
+
+
+def test_over_commit_is_refused_with_the_arithmetic_of_this_cluster(found: dict[str, Any]):
+    text = found["refused"]
+    assert "8 client actors x (1 CPU and 0.5 GPUs) = 8 CPUs and 4 GPUs" in text
+    assert "2 node(s) have 6 CPUs and 2 GPUs, room for 4" in text
+
+
+def test_actors_fill_both_nodes(found: dict[str, Any]):
+    where = found["on both nodes"]
+    assert sorted(Counter(actor["node_id"] for actor in where).values()) == [1, 2]
+    assert all(actor["gpu_ids"] == [] for actor in where)
+
+
+def test_a_sweep_on_two_nodes_computes_the_same_bits(found: dict[str, Any], folder: Path):
+    expected = local(folder / "study.yaml", folder / "local")
+    study = load(folder / "ray")
+    assert set(study.runs.num_nodes) == {2}
+    assert equal_results(expected, study) == []
