@@ -64,7 +64,8 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
     clients = max((len(counts) for counts in splits.values()), default=4)
     height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
     titles = list(splits) or ["no split yet"]
-    figure, axes = panels(titles, "class", "client", height, share_x=False)
+    alike = len({len(counts) for counts in splits.values()}) < 2
+    figure, axes = panels(titles, "class", "client", height, share_x=False, share_y=alike)
     for axis, counts in zip(axes, splits.values(), strict=False):
         axis.grid(False)
         if max(counts.shape) <= _MAX_BUBBLES:
@@ -78,8 +79,7 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
         if counts.shape[1] == len(classnames) <= 15:
             places = range(len(classnames))
             axis.set_xticks(places, classnames, rotation=40, ha="right", rotation_mode="anchor")
-    if splits:
-        axes[0].set_ylim(clients - 0.3, -0.7)  # client 0 on top; the axis is shared
+        axis.set_ylim(len(counts) - 0.3, -0.7)  # client 0 on top
     return figure
 
 
@@ -134,8 +134,8 @@ def _bubbles(axis: Axes, counts: np.ndarray) -> None:
                  color=_COLOR, alpha=0.75, linewidth=0)  # fmt: skip
     axis.set_xlim(-0.7, counts.shape[1] - 0.3)
     title = axis.get_title(loc="left")
-    axis.set_title(f"{title}  (largest: {values.max() if len(values) else 0} samples)", fontsize=10,
-                   color=DARK, loc="left")  # fmt: skip
+    largest_text = f"largest: {values.max() if len(values) else 0} samples"
+    axis.set_title(f"{title}\n{largest_text}", fontsize=10, color=DARK, loc="left")
 
 
 def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -86,6 +86,7 @@ def panels(
     height: float = 3.0,
     share_x: bool = True,
     max_columns: int = 3,
+    share_y: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples, one panel per title, at most three in a row.
 
@@ -94,8 +95,9 @@ def panels(
         xlabel: Label under the lowest panel of each column.
         ylabel: Label left of each row.
         height: Height of a row in inches.
-        share_x: Whether all panels have one x axis; the y axis is always shared.
+        share_x: Whether all panels have one x axis.
         max_columns: Panels in a row.
+        share_y: Whether all panels have one y axis.
     """
     from matplotlib.figure import Figure
 
@@ -103,7 +105,7 @@ def panels(
     rows = max(1, math.ceil(len(titles) / columns))
     width = {1: 6.4, 2: 9.0}.get(columns, 10.8)
     figure = Figure(figsize=(width, height * rows + 0.7), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
     axes = list(grid.flat)
     for place, axis in enumerate(axes[: len(titles)]):
         axis.set_title(titles[place], fontsize=10, color=DARK, loc="left")
