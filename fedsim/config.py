@@ -29,6 +29,18 @@ Scheme = Literal[
 ]
 
 
+SCHEME_OPTIONS: dict[str, frozenset[str]] = {
+    "dirichlet_label": frozenset({"dirichlet_alpha"}),
+    "dirichlet_client": frozenset({"dirichlet_alpha"}),
+    "dirichlet_balanced": frozenset({"dirichlet_alpha"}),
+    "pathological": frozenset({"classes_per_client"}),
+    "quantity": frozenset({"dirichlet_alpha", "size_sigma"}),
+    "domain": frozenset({"dirichlet_alpha"}),
+    "longtail": frozenset({"dirichlet_alpha", "imbalance_factor"}),
+}
+"""What each partition scheme reads; the others read none of these."""
+
+
 class Section(BaseModel):
     """A block of the configuration: frozen, typed, no unknown keys, no NaN or infinity."""
 
@@ -257,14 +269,27 @@ class Experiment(Section):
         return self
 
     def resolved(self) -> Experiment:
-        """The same experiment with `engine.group_size` settled, from the configuration alone."""
-        if self.engine.group_size != "auto":
+        """The same experiment with all that follows from the configuration alone settled.
+
+        `engine.group_size` gets a number, and options that the partition's scheme does not read
+        (a study may share one `dirichlet_alpha` among its partitions) are left out.
+        """
+        size, partition = self.engine.group_size, self.partition
+        read = SCHEME_OPTIONS.get(partition.scheme, frozenset())
+        unread = {
+            option
+            for option in frozenset.union(*SCHEME_OPTIONS.values()) - read
+            if getattr(partition, option) is not None
+        }
+        if size != "auto" and not unread:
             return self
-        size = min(10, max(2, math.ceil(self.cohort_size / 4)))
-        hosted = self.resources.clients_per_actor
-        size = size if hosted == "auto" else min(size, hosted)
+        partition = partition.model_copy(update=dict.fromkeys(unread))
+        if size == "auto":
+            size = min(10, max(2, math.ceil(self.cohort_size / 4)))
+            hosted = self.resources.clients_per_actor
+            size = size if hosted == "auto" else min(size, hosted)
         engine = self.engine.model_copy(update={"group_size": size})
-        return self.model_copy(update={"engine": engine})
+        return self.model_copy(update={"engine": engine, "partition": partition})
 
     @property
     def group_size(self) -> int:

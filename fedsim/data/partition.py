@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config import SCHEME_OPTIONS
 from fedsim.data.draws import Ask, Draft
 from fedsim.data.repair import repair
 from fedsim.data.schemes import SCHEMES
@@ -30,16 +31,6 @@ __all__ = ["PARTITIONS", "Partition", "make_partition"]
 
 PARTITIONS: dict[str, Callable[[Ask], Draft]] = SCHEMES
 """Name of a scheme -> the function that makes it (see `fedsim.data.schemes`)."""
-
-_USES: dict[str, set[str]] = {
-    "dirichlet_label": {"dirichlet_alpha"},
-    "dirichlet_client": {"dirichlet_alpha"},
-    "dirichlet_balanced": {"dirichlet_alpha"},
-    "pathological": {"classes_per_client"},
-    "quantity": {"dirichlet_alpha", "size_sigma"},
-    "domain": {"dirichlet_alpha"},
-    "longtail": {"dirichlet_alpha", "imbalance_factor"},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +159,7 @@ lower num_clients or min_samples
     )
     draft = PARTITIONS[scheme](ask)
     extra = [name for name, value in options.items() if value is not None]
-    unread = [name for name in extra if name not in _USES.get(scheme, set())]
+    unread = [name for name in extra if name not in SCHEME_OPTIONS.get(scheme, frozenset())]
     log = [f"{name} has no effect on partition {scheme!r}" for name in unread]
     return _finish(scheme, ask, draft, log)
 
