@@ -78,8 +78,6 @@ def _check_generated(
     clip, generator = config.models.clip, config.models.generator
     assert clip is not None
     assert generator is not None
-    if is_stored(synthetic_key(config, meta)):
-        return
     if meta["visual_bytes"] == 0 and clip not in loaded:  # the data holds features
         width = load_clip(clip, device).embed_dim
         if width != meta["embed_dim"]:
@@ -89,6 +87,7 @@ def _check_generated(
                 f"models.clip {clip!r} makes {width}; {_INSTEAD}"
             )
         loaded.add(clip)
-    if generator != TINY_DIFFUSION and generator not in loaded:
-        load_generator(generator, device)
-        loaded.add(generator)
+    if generator in (TINY_DIFFUSION, *loaded) or is_stored(synthetic_key(config, meta)):
+        return
+    load_generator(generator, device)
+    loaded.add(generator)
