@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,15 @@ def study_lock(folder: Path) -> Iterator[None]:
     Raises:
         ResultsError: If the folder cannot be written, or another process works on it.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ResultsError(
-            f"another process is working on {folder}; wait for it, or choose another output"
+            f"another process is working on {folder}; wait for it, or choose another folder: "
+            f"output=FOLDER"
         ) from error
     except OSError as error:
         raise ResultsError(
@@ -67,38 +69,98 @@ def study_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before any run
-            (folder / ".lock").unlink()
-            folder.rmdir()
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before any run
+                (folder / ".lock").unlink()
+                for path in made:
+                    path.rmdir()
 
 
-def is_active(folder: Path) -> bool:
-    """Whether a process is working on the study right now."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with study_lock(folder):
-            return False
-    except ResultsError:
-        return True
+def find_study(folder: Path) -> None:
+    """Refuse a folder in which no study has been started.
+
+    Raises:
+        ResultsError: Naming the studies near it.
+    """
+
+    def is_study(path: Path) -> bool:
+        return (path / "plan.json").is_file() or (path / "runs").is_dir()
+
+    if is_study(folder):
+        return
+    if folder.is_file():
+        hint = "it is a file; give a study's output folder, such as runs/quickstart"
+    elif inside := sorted(str(path) for path in folder.glob("*") if is_study(path)):
+        hint = f"it holds studies; choose one: {', '.join(inside)}"
+    elif near := [path.name for path in folder.parent.glob("*") if is_study(path)]:
+        hint = did_you_mean(folder.name, near)
+    else:
+        hint = "none has been started there"
+    raise ResultsError(f"no study in {folder}; {hint}")
 
 
 def read_plan(folder: Path) -> list[Experiment]:
-    """Every experiment ever started in a study, in order.
+    """Every final run ever started in a study, in order.
 
     Raises:
-        ResultsError: If the folder holds no study.
+        ResultsError: If the folder holds no study, only trials, or its plan was changed.
     """
+    find_study(folder)
     path = folder / "plan.json"
-    if not path.is_file():
-        near = [p.name for p in folder.parent.glob("*") if (p / "plan.json").is_file()]
-        hint = did_you_mean(folder.name, near) if near else "no study has been started there"
-        raise ResultsError(f"no study in {folder}; {hint}")
-    plan = json.loads(path.read_text())
+    try:
+        plan = json.loads(path.read_text())
+        found = {key: Experiment.model_validate(item) for key, item in plan.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ResultsError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); start the study's file again "
+            f"instead: what is finished is not run again"
+        ) from error
+    final = {key: e for key, e in found.items() if e.phase == "final"}
+    if not final:
+        raise ResultsError(
+            f"{folder} holds tuning trials only; to go on, start `fedsim sweep STUDY.yaml --tune` "
+            f"again: what is finished is not run again"
+        )
+    _check_unchanged(folder, final)
     return [
-        Experiment.model_validate(item).model_copy(update={"output": str(folder.parent)})
-        for item in plan.values()
+        experiment.model_copy(update={"output": str(folder.parent)})
+        for key, experiment in final.items()
+        if experiment.run_id == key
     ]
+
+
+def _check_unchanged(folder: Path, planned: dict[str, Experiment]) -> None:
+    """A run goes on only as what it was: settings and method files stay the same.
+
+    Raises:
+        ResultsError: Saying what changed.
+    """
+    changed = {key: e for key, e in planned.items() if e.run_id not in (key, *planned)}
+    if not changed:
+        return
+    from fedsim.results.tables import load
+
+    runs = load(folder).runs.set_index("run_id")
+    problems = []
+    for key, experiment in changed.items():
+        row = runs.loc[key].to_dict() if key in runs.index else {}
+        if row.get("status") == "finished":
+            continue
+        file = experiment.use.partition(":")[0]
+        settings = {f"config.{name}": value for name, value in experiment.flat().items()}
+        reasons = [
+            f"{name.removeprefix('config.')} was {row[name]} and is {value}"
+            for name, value in settings.items()
+            if name in row and row[name] != value
+        ]
+        if file.endswith(".py"):
+            reasons.append(f"{file} {'was edited' if Path(file).is_file() else 'is not there'}")
+        problems.append(f"{key}: {', '.join(reasons) or 'its settings were edited'}")
+    if problems:
+        raise ResultsError(
+            f"{folder} cannot be resumed, for a run goes on only as what it was ("
+            f"{'; '.join(problems)}); undo the change, or start the study's file anew"
+        )
 
 
 def unfinished(folder: Path, experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -132,6 +194,9 @@ def launch(
         FedsimError: What was wrong before any run began, or what ended a single run.
         KeyboardInterrupt: After the runs in flight are marked as interrupted.
     """
+    backends = {e.engine.backend for e in experiments}
+    if len(backends) > 1:
+        raise ConfigError("engine.backend: all runs of a study use the same, ray or local")
     alone = len(experiments) == 1 and not keep_going
     if experiments[0].engine.backend == "local":
         _launch_local(experiments, folder, watch, alone)
@@ -230,13 +295,28 @@ def only_run(experiments: Sequence[Experiment], source: str) -> Experiment:
     """The one experiment that `fedsim run` is about.
 
     Raises:
-        ConfigError: If the study describes several.
+        ConfigError: If the study describes several; the message says how to choose one.
     """
     if len(experiments) == 1:
         return experiments[0]
-    methods = ", ".join(dict.fromkeys(e.method for e in experiments))
     raise ConfigError(
-        f"{source} describes {len(experiments)} runs: use `fedsim sweep {source}`, or choose one, "
-        f"such as `fedsim run {source} method={experiments[0].method} seed={experiments[0].seed} "
-        f"partition.scheme={experiments[0].partition.scheme}` (methods: {methods})"
+        f"{source} describes {len(experiments)} runs: use `fedsim sweep` for all of them, or "
+        f"choose one by adding, for example: {_choice(experiments)}"
     )
+
+
+def _choice(experiments: Sequence[Experiment]) -> str:
+    """The overrides that leave the first experiment alone."""
+    first = experiments[0]
+    chosen = {"method": first.method, "seed": str(first.seed)}
+    chosen = {k: v for k, v in chosen.items() if any(str(getattr(e, k)) != v for e in experiments)}
+    alike = [e.flat() for e in experiments if (e.method, e.seed) == (first.method, first.seed)]
+    varying = {k: v for k, v in first.flat().items() if any(e.get(k) != v for e in alike)}
+    if "partition.scheme" in varying:  # it replaces the whole entry: say all of it
+        needed = ("dirichlet_alpha", "classes_per_client", "size_sigma", "imbalance_factor")
+        own = {f"partition.{key}": getattr(first.partition, key) for key in needed}
+        varying |= {key: value for key, value in own.items() if value is not None}
+    if len(varying) > 1:  # follows from the others, unless it is an axis itself
+        varying.pop("engine.group_size", None)
+    chosen |= {key: v if isinstance(v, str) else json.dumps(v) for key, v in varying.items()}
+    return " ".join(shlex.quote(f"{key}={value}") for key, value in chosen.items())
