@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,26 +24,59 @@ app = typer.Typer(
     help="""Simulate federated learning of vision models on a Ray cluster.
 
     A study is one YAML file: methods x partitions x seeds. `fedsim sweep` runs all of it and ends
-    with a table and report.html; `fedsim run` runs one cell. Any setting can be overridden:
+    with a table and report.html; `fedsim run` runs one cell. Any setting of the file can be
+    overridden on the command line:
 
-        fedsim sweep experiments/quickstart.yaml train.rounds=5 'seeds=[0,1]'
+    \b
+        fedsim sweep experiments/quickstart.yaml --dry-run
+        fedsim sweep experiments/quickstart.yaml train.rounds=5 'seeds=[0, 1]'
+        fedsim run experiments/quickstart.yaml method=cachefl seed=0 partition.scheme=iid
+        fedsim resume runs/quickstart
 
-        fedsim run experiments/quickstart.yaml method=cachefl partition.dirichlet_alpha=0.1
+    What is committed is never lost: after Ctrl+C or a kill, start the same command again, or
+    `fedsim resume FOLDER`.
 
-    Exit codes: 0 all runs finished; 1 some runs of a sweep failed; 2 configuration; 3 data;
-    4 models; 5 placement; 6 a client failed; 7 results folder; 8 execution; 130 interrupted.
+    \b
+    Exit codes:
+        0  all runs finished          5  the cluster has no room for it
+        1  some runs of a sweep       6  a simulated client failed
+           failed                     7  a results folder is missing, broken or in use
+        2  the configuration          8  an actor died or did not answer
+        3  the data                 130  interrupted
+        4  a model or generator
     """,
 )
 
-Config = Annotated[Path, typer.Argument(help="The study's YAML file.")]
+Config = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change, such as train.lr=0.1 or seed=3.")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings to change: train.lr=0.1, seed=3 (only this seed), method=cachefl (only "
+        "this method), 'seeds=[0, 1]'. partition.KEY=VALUE replaces the study's partitions.",
+        show_default=False,
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the runs, the bytes they would send and where they would be placed; run "
+        "nothing and write nothing into the output folder.",
+    ),
+]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster, such as 'auto' or host:6379.")
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Use a running Ray cluster: its address, or 'auto' on one of its machines. Without "
+        "it, a local Ray is started (RAY_ADDRESS works, too).",
+        show_default=False,
+    ),
 ]
-Folder = Annotated[Path, typer.Argument(help="A study's output folder, such as runs/quickstart.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A study's output folder, such as runs/quickstart.")
+]
 
 
 @app.command()
@@ -52,8 +85,8 @@ def run(
 ) -> None:
     """Run one cell of a study: one method, one partition, one seed.
 
-    The overrides must leave exactly one: method=NAME keeps a method, seed=N a seed, and
-    partition.KEY=VALUE replaces the study's partitions.
+    Where the study describes several, overrides choose one; for example: method=cachefl seed=0
+    partition.scheme=dirichlet_label partition.dirichlet_alpha=0.1
     """
     from fedsim.launch import only_run
     from fedsim.methods import METHODS
@@ -71,10 +104,16 @@ def sweep(
     dry_run: DryRun = False,
     address: Address = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Choose hyper-parameters on held-out client data.")
+        bool,
+        typer.Option(
+            "--tune", help="Choose hyper-parameters on held-out client data instead (see above)."
+        ),
     ] = False,
 ) -> None:
-    """Run all cells of a study that are not finished yet, and write the report.
+    """Run every cell of a study, and write its report.
+
+    Cells that are finished are not run again: after a kill, or with more seeds in the file, start
+    the same command again.
 
     With --tune the study's `tune` section is run instead: every method gets the same number of
     trials on seeds of their own, chosen on held-out client data, never on test data. What was
@@ -87,14 +126,20 @@ def sweep(
     if tune:
         from fedsim.tuning import tune_study
 
-        tune_study(study, METHODS, lambda e: _go(e, study.folder, dry_run, address, trials=True))
+        def execute(trials: list[Experiment]) -> None:
+            _go(trials, study.folder, dry_run, address, trials=True)
+
+        tune_study(study, METHODS, execute, dry_run)
         return
     _go(study.experiments(METHODS), study.folder, dry_run, address)
 
 
 @app.command()
 def resume(folder: Folder, address: Address = None) -> None:
-    """Go on with what a study has not finished, each run from its last committed round."""
+    """Go on with what a study has not finished.
+
+    Each run goes on from its last committed round; runs that failed are tried again.
+    """
     from fedsim.launch import read_plan
 
     _go(read_plan(folder), folder, False, address)
@@ -102,7 +147,13 @@ def resume(folder: Folder, address: Address = None) -> None:
 
 @app.command()
 def report(folder: Folder) -> None:
-    """Print a study's table and write its report.html; works half-way and after a kill."""
+    """Print a study's table and write its report.html.
+
+    Works at any time: while the study runs, half-way, and after a kill.
+    """
+    from fedsim.launch import find_study
+
+    find_study(folder)
     _report(folder)
 
 
@@ -110,14 +161,24 @@ def report(folder: Folder) -> None:
 def partition(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Also draw the splits into this PNG.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Also draw the splits into this file.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Show how a study's data would be split over clients, without training."""
+    """Show how a study splits its data over clients.
+
+    Nothing is trained: a line of statistics per split, and the samples of each client and class.
+    """
     from fedsim.methods import METHODS
-    from fedsim.splits_view import draw_splits, print_splits
+    from fedsim.splits_view import check_picture, draw_splits, print_splits
     from fedsim.study import load_study
 
     experiments = load_study(config, overrides or ()).experiments(METHODS)
+    if out is not None:
+        check_picture(out)
     print_splits(experiments)
     if out is not None:
         draw_splits(experiments, out)
@@ -126,7 +187,10 @@ def partition(
 
 @app.command()
 def doctor(address: Address = None) -> None:
-    """Check this machine or cluster: versions, Ray, GPUs, memory, disk, data and weights."""
+    """Check this machine or cluster before using it.
+
+    Versions, Ray, GPUs, memory, disk, data and weights; exits with 1 if something is wrong.
+    """
     from fedsim.cluster.doctor import examine
 
     if not examine(address):
@@ -153,27 +217,33 @@ def _go(
     with study_lock(folder):
         todo = unfinished(folder, experiments)
         done = len(experiments) - len(todo)
-        failed = False
+        failed = 0
         if todo:
-            with Display(todo, done) as display, _say_how_to_go_on(folder):
+            again = "start the same command again" if trials else f"fedsim resume {folder}"
+            with Display(todo, done) as display, _say_how_to_go_on(again):
                 launch(todo, folder, display.hear, address, keep_going=trials)
-            failed = bool(display.failed)
+            failed = len(display.failed)
         elif len(experiments) > 1:
             typer.echo(f"all {len(experiments)} runs are finished", err=True)
     if trials:
         return
     _report(folder)
     if failed:
+        typer.echo(
+            f"fedsim: {failed} of {len(todo)} runs failed, as said above and in report.html; "
+            f"to try them again: fedsim resume {folder}",
+            err=True,
+        )
         raise typer.Exit(1)
 
 
 @contextmanager
-def _say_how_to_go_on(folder: Path) -> Iterator[None]:
+def _say_how_to_go_on(how: str) -> Iterator[None]:
     """After Ctrl+C, say where things are and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; what was committed is kept: fedsim resume {folder}", err=True)
+        typer.echo(f"\ninterrupted; what was committed is kept; to go on: {how}", err=True)
         raise
 
 
@@ -190,7 +260,7 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.
     """Entry point: every error of fedsim is one message and an exit code."""
     code = 0
     try:
-        code = app(arguments, standalone_mode=False) or 0
+        code = app(arguments, prog_name="fedsim", standalone_mode=False) or 0
     except FedsimError as error:
         typer.echo(f"fedsim: {error}", err=True)
         code = error.exit_code
@@ -199,9 +269,20 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:
-        show = getattr(error, "show", None)  # usage errors of click, which typer may vendor
-        if show is None:
+        if not hasattr(error, "format_message"):  # errors of usage come from click
             raise
-        show()
+        _show_usage(error)
         code = getattr(error, "exit_code", 2)
     leave(code)
+
+
+def _show_usage(error: Any) -> None:
+    """An error of usage in our form; a command without arguments shows its help."""
+    context, message = getattr(error, "ctx", None), error.format_message().strip()
+    if context is not None and message == context.get_help().strip():
+        typer.echo(message, err=True)
+        return
+    path = context.command_path if context is not None else "fedsim"
+    typer.echo(
+        f"fedsim: {message[:1].lower()}{message[1:].rstrip('.')}; see {path} --help", err=True
+    )

@@ -3,52 +3,100 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.config import Experiment
 from fedsim.launch import unfinished
+from fedsim.progress import output
 
 
-def describe(experiments: Sequence[Experiment], folder: Path, address: str | None) -> None:
-    """Print the plan; nothing is written but the shared cache of features and images."""
-    console = Console()
+def describe(
+    experiments: Sequence[Experiment],
+    folder: Path,
+    address: str | None,
+    console: Console | None = None,
+) -> None:
+    """Print the plan; nothing is written but the shared cache of features and images.
+
+    Raises:
+        FedsimError: What would end the study before its first round.
+    """
+    from fedsim.engine.preflight import preflight
+
+    preflight(experiments)
+    console = console or output()
     todo = unfinished(folder, experiments)
-    console.print(
-        f"{len(experiments)} runs into {folder}: {len(experiments) - len(todo)} finished, "
-        f"{len(todo)} to do",
-        markup=False,
+    count = len(experiments)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(
+        f"{count} run{'s' * (count != 1)} into {folder}: {count - len(todo)} finished, "
+        f"{len(todo)} to do"
     )
-    table = Table(title="Runs, and bytes per client")
-    for column in ("method", "uses", "partitions", "seeds", "rounds"):
-        table.add_column(column)
-    for column in ("up / round", "down / round", "once", "total / run"):
-        table.add_column(column, justify="right")
-    for method in dict.fromkeys(e.method for e in experiments):
-        mine = [e for e in experiments if e.method == method]
-        partitions = dict.fromkeys(e.partition.label for e in mine)
-        seeds = dict.fromkeys(str(e.seed) for e in mine)
-        rounds, *sizes = _bytes(mine[0])
-        cells = [method, mine[0].use, ", ".join(partitions), ", ".join(seeds), str(rounds)]
-        table.add_row(*cells, *map(_human, sizes))
-    console.print(table)
+    say(f"  partitions: {_listed(e.partition.label for e in experiments)}")
+    say(f"  seeds: {_listed(e.seed for e in experiments)}")
+    console.print(_table(experiments))
+    say("up and down: bytes of one client per round; once: before its first round; total: one run")
     if experiments[0].engine.backend == "local":
-        console.print("placement: all clients in this process (engine.backend: local)")
-        return
-    console.print(f"placement: {_placement(experiments, len(todo), address)}", markup=False)
+        say("placement: all clients in this process (engine.backend: local)")
+    else:
+        say(f"placement: {_placement(experiments, len(todo), address)}")
 
 
-def _bytes(config: Experiment) -> tuple[int, int, int, int, int]:
-    """Rounds, and bytes up, down, once and in total, counted from the tensors of one client."""
+def _table(experiments: Sequence[Experiment]) -> Table:
+    """One row for all runs of a method that send the same."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold")
+    for column in ("runs", "rounds", "clients", "up", "down", "once", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows: dict[tuple[str, ...], int] = {}
+    measured: dict[str, tuple[int, int, int, int]] = {}
+    for config in experiments:
+        name = config.method if config.use == config.method else f"{config.method} ({config.use})"
+        # What one client sends depends on neither split, seed nor learning rate.
+        cache = (config.cache.init, config.cache.images_per_class)
+        key = repr((name, config.models, cache, config.data, config.options, config.train.rounds))
+        if key not in measured:
+            measured[key] = _bytes(config)
+        rounds, up, down, once = measured[key]
+        cohort, num_clients = config.cohort_size, config.partition.num_clients
+        total = rounds * cohort * (up + down) + once * _ever_sampled(config, rounds)
+        clients = f"{cohort} of {num_clients}" if cohort < num_clients else str(num_clients)
+        if up + down + once == 0:
+            clients = "-"
+        row = (name, str(rounds), clients, *map(_human, (up, down, once, total)))
+        rows[row] = rows.get(row, 0) + 1
+    for (name, *cells), number in rows.items():
+        table.add_row(name, str(number), *cells)
+    return table
+
+
+def _ever_sampled(config: Experiment, rounds: int) -> int:
+    """Clients that take part at least once, which download what is sent once."""
+    from fedsim.engine.schedule import sample_cohort
+
+    cohort, num_clients = config.cohort_size, config.partition.num_clients
+    if cohort == num_clients:
+        return num_clients if rounds else 0
+    seen: set[int] = set()
+    for number in range(1, rounds + 1):
+        seen |= set(sample_cohort(num_clients, cohort, config.train_seed, number))
+    return len(seen)
+
+
+def _bytes(config: Experiment) -> tuple[int, int, int, int]:
+    """Rounds, and bytes up, down and once, counted from the tensors of one client."""
     from fedsim.engine.traffic import traffic
 
     t = traffic(config)
-    cohort = config.cohort_size
-    total = t.num_rounds * cohort * (t.up + t.down) + t.once * cohort
-    return t.num_rounds, t.up, t.down, t.once, total
+    return t.num_rounds, t.up, t.down, t.once
 
 
 def _placement(experiments: Sequence[Experiment], num_runs: int, address: str | None) -> str:
@@ -70,8 +118,11 @@ def _local_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
 def _human(num_bytes: int) -> str:
-    size, unit = float(num_bytes), 0
-    while size >= 1024 and unit < 4:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+    from fedsim.results.text import human_bytes
+
+    return human_bytes(num_bytes) if num_bytes else "-"

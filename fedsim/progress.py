@@ -21,6 +21,9 @@ from rich.progress import (
 
 from fedsim.config import Experiment
 
+_WIDE = 160
+"""Characters of a line in a file or a pipe."""
+
 
 class Display:
     """Progress of one or many runs.
@@ -84,9 +87,7 @@ class Display:
                 title(config), total=config.train.rounds, completed=seen["round"], note=note
             )
         else:
-            self._progress.update(
-                self._tasks[config.run_id], completed=seen["round"], note=note
-            )
+            self._progress.update(self._tasks[config.run_id], completed=seen["round"], note=note)
         if self._many:
             self._progress.update(self._overall, note="")
         if seen["finished"]:
@@ -107,6 +108,12 @@ class Display:
         passed = time.monotonic() - self._started
         line = f"{passed:6.1f} s  {where}{title(config)}  round {seen['round']}  {note}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def output() -> Console:
+    """Standard output: as wide as the terminal, and never cutting a number where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
 
 
 def title(config: Experiment) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.config import Experiment
 from fedsim.data.configured import read_dataset, split_clients
 from fedsim.data.partition import Partition
+from fedsim.errors import ConfigError, ResultsError
+from fedsim.progress import output
 
 _SHADES = " .:-=+*#%@"
 _MOST_ROWS = 30
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def splits_of(experiments: Sequence[Experiment]) -> dict[str, tuple[Partition, tuple[str, ...]]]:
@@ -32,12 +37,12 @@ def splits_of(experiments: Sequence[Experiment]) -> dict[str, tuple[Partition, t
 
 def print_splits(experiments: Sequence[Experiment], console: Console | None = None) -> None:
     """One line of statistics per split, and the first split of each scheme class by class."""
-    console = console or Console()
+    console = console or output()
     splits = splits_of(experiments)
-    table = Table(title="How the training samples are split over clients")
-    for column in ("split", "clients", "min/median/max", "TV", "classes", "Gini"):
-        side = "left" if column == "split" else "right"
-        table.add_column(column, justify=side, no_wrap=True)
+    table = Table(title="How the training samples are split over clients", box=box.SIMPLE_HEAD)
+    table.add_column("split", overflow="fold")
+    for column in ("clients", "min/median/max", "TV", "classes", "Gini"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, (partition, _) in splits.items():
         s = partition.statistics
         table.add_row(
@@ -51,7 +56,8 @@ def print_splits(experiments: Sequence[Experiment], console: Console | None = No
     console.print(table)
     console.print(
         "min/median/max: samples per client; TV: mean total variation to the global labels; "
-        "classes: mean effective classes per client; Gini: of client sizes"
+        "classes: mean effective classes per client; Gini: of client sizes",
+        highlight=False,
     )
     shown: set[str] = set()
     for name, (partition, classnames) in splits.items():
@@ -79,7 +85,24 @@ def _print_counts(
         line = f"  client {client:>4} {cells}  = {row.sum()}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if partition.num_clients > _MOST_ROWS:
-        console.print(f"  ... and {partition.num_clients - _MOST_ROWS} more clients")
+        more = partition.num_clients - _MOST_ROWS
+        console.print(f"  ... and {more} more clients", highlight=False)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a file that cannot be drawn into, before any data is read.
+
+    Raises:
+        ConfigError: The ending is not that of a picture.
+        ResultsError: The file cannot be written.
+    """
+    if path.suffix.lower() not in _PICTURES:
+        raise ConfigError(f"--out {path}: the file's ending must be {' or '.join(_PICTURES)}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        raise ResultsError(f"--out {path} is a folder: give a file in it")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ResultsError(f"--out {path} cannot be written: {above} is no folder to write to")
 
 
 def draw_splits(experiments: Sequence[Experiment], path: Path) -> None:
@@ -89,4 +112,9 @@ def draw_splits(experiments: Sequence[Experiment], path: Path) -> None:
     splits = splits_of(experiments)
     counts = {name: partition.label_counts for name, (partition, _) in splits.items()}
     classnames = next(iter(splits.values()))[1]
-    split_figure(counts, classnames).savefig(path, dpi=150)
+    figure = split_figure(counts, classnames)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise ResultsError(f"--out {path} cannot be written ({error.strerror})") from error

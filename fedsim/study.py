@@ -157,8 +157,8 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     Args:
         path: The YAML file.
         overrides: Dotted settings such as `partition.dirichlet_alpha=0.1`, `seeds=[0,1]`,
-            `seed=3` (one seed) or `method=cachefl` (keep one method); values are YAML. Setting
-            `partition.*` replaces the `partitions` axis.
+            `seed=3` (one seed), `method=cachefl` or `methods=[cachefl, zero_shot]` (keep these);
+            values are YAML. Setting `partition.*` replaces the `partitions` axis.
 
     Raises:
         ConfigError: If the file is missing, is no YAML mapping, or holds unknown keys.
@@ -262,10 +262,11 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
         value = yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError:
         return [f"override {text!r}: the value is not valid YAML (lists look like 'seeds=[0, 1]')"]
-    if key == "method":
+    if key == "method" or (key == "methods" and isinstance(value, list)):
         methods = tree.get("methods")
-        own = methods.get(str(value)) if isinstance(methods, dict) else None
-        tree["methods"] = {str(value): own or {}}
+        own = methods if isinstance(methods, dict) else {}
+        names = [str(name) for name in (value if key == "methods" else [value])]
+        tree["methods"] = {name: own.get(name) or {} for name in names}
         return []
     if key == "seed":
         tree["seeds"] = [value]

@@ -1,30 +1,37 @@
 """Choosing hyper-parameters: the same number of trials for every method, on held-out client data.
 
 Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
-that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. An optimum on the edge of a numeric range
-extends the range. All trials stay in the tables.
+that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. A best
+value on the edge of a numeric range extends the range; the methods whose ranges did not grow get
+as many more trials around their own best. All trials stay in the tables.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, ExecutionError
+from fedsim.errors import ConfigError, ExecutionError, did_you_mean
+from fedsim.methods import check_options, method_class
 from fedsim.study import Study
 
 Point = dict[str, Any]
+"""Dotted settings of one trial."""
 Axes = dict[str, list[Any]]
+"""Dotted settings -> the values they go through."""
 
 
 def tune_study(
-    study: Study, known_methods: Iterable[str], execute: Callable[[list[Experiment]], None]
+    study: Study,
+    known_methods: Iterable[str],
+    execute: Callable[[list[Experiment]], None],
+    dry_run: bool = False,
 ) -> dict[str, Point]:
     """Run the study's `tune` section and choose each method's settings.
 
@@ -32,6 +39,7 @@ def tune_study(
         study: With a `tune.grid`.
         known_methods: Names that `use` may take.
         execute: Runs experiments to their end.
+        dry_run: Only hand over the first trials; choose nothing.
 
     Returns:
         The chosen settings per method; also printed, and written to `<study>/selected.yaml`.
@@ -41,20 +49,33 @@ def tune_study(
         ExecutionError: If no trial of a method finished.
     """
     known = tuple(known_methods)
-    grids = {name: {k: list(v) for k, v in axes.items()} for name, axes in study.tune.grid.items()}
-    _check(study, grids)
-    for _ in range(study.tune.extensions + 1):
-        experiments = _trials(study, grids, known)
-        execute([e for trial in experiments.values() for e in trial])
-        scores = _scores(study, experiments)
-        chosen = {name: _best(scores, name) for name in grids}
-        grown = {name: extend(axes, chosen[name]) for name, axes in grids.items()}
-        if grown == grids:
+    axes = {name: {k: _in_order(v) for k, v in g.items()} for name, g in study.tune.grid.items()}
+    points = {name: _added([], _product(grid)) for name, grid in axes.items()}
+    _check(study, points)
+    trials: dict[str, list[list[Experiment]]] = {name: [] for name in points}
+    for extension in itertools.count():
+        new: list[Experiment] = []
+        for name in points:
+            more = [_runs(study, name, p, known) for p in points[name][len(trials[name]) :]]
+            trials[name] += more
+            new += itertools.chain.from_iterable(more)
+        execute(new)
+        if dry_run:
+            typer.echo(f"ranges with the best at an edge: up to {study.tune.extensions} times more")
+            return {}
+        scores = {name: _scores(study, runs) for name, runs in trials.items()}
+        chosen = {name: _best(name, points[name], scores[name]) for name in points}
+        grown = {name: _extended(study, name, axes[name], chosen[name], known) for name in axes}
+        if grown == axes or extension == study.tune.extensions:
             break
-        # Everyone gets as many trials: a range that grows for one grows for all.
-        widest = max(_size(axes) for axes in grown.values())
-        grids = {name: _widen(axes, widest) for name, axes in grown.items()}
-    _write(study, chosen, scores)
+        axes = grown
+        points = {name: _added(points[name], _product(axes[name])) for name in points}
+        # Everyone gets as many trials: what one range grows by, the others spend near their best.
+        most = max(map(len, points.values()))
+        for name in points:
+            points[name] = _refined(study, name, points[name], chosen[name], most, known)
+    edges = {name: [k for k in axes[name] if grown[name][k] != axes[name][k]] for name in axes}
+    _write(study, points, scores, chosen, edges)
     return chosen
 
 
@@ -68,115 +89,186 @@ def extend(axes: Axes, best: Point) -> Axes:
     """
     grown = {}
     for key, values in axes.items():
-        numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        ordered = sorted(values) if numeric else list(values)
-        if numeric and len(ordered) > 1 and min(ordered) > 0:
-            kind = int if all(isinstance(v, int) for v in ordered) else float
-            if best[key] == ordered[-1]:
-                ordered.append(kind(_round(ordered[-1] * ordered[-1] / ordered[-2])))
-            elif best[key] == ordered[0]:
-                lower = kind(_round(ordered[0] * ordered[0] / ordered[1]))
-                ordered = [lower, *ordered] if lower not in (0, ordered[0]) else ordered
+        if not _can_grow(values):
+            grown[key] = list(values)
+            continue
+        ordered, kind = sorted(values), _kind(values)
+        if best[key] == ordered[-1]:
+            new = kind(_round(ordered[-1] * ordered[-1] / ordered[-2]))
+            ordered = [*ordered, new] if new > ordered[-1] else ordered
+        elif best[key] == ordered[0]:
+            new = kind(_round(ordered[0] * ordered[0] / ordered[1]))
+            ordered = [new, *ordered] if 0 < new < ordered[0] else ordered
         grown[key] = ordered
     return grown
+
+
+def refine(points: list[Point], best: Point) -> Iterator[Point]:
+    """Points between the best value of a numeric setting and its neighbours, ever closer.
+
+    >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
+    >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
+    [{'train.lr': 0.316}, {'train.lr': 0.0316}, {'train.lr': 0.178}]
+    """
+    axes = {key: sorted({p[key] for p in points}) for key in best if _numeric(points, key)}
+    grew = True
+    while grew:
+        grew = False
+        for key, values in axes.items():
+            at, kind = values.index(best[key]), _kind(values)
+            for low, high in ((at, at + 1), (at - 1, at)):
+                if low < 0 or high >= len(values):
+                    continue
+                a, b = values[low], values[high]
+                middle = kind(_round((a * b) ** 0.5 if a > 0 else (a + b) / 2))
+                if a < middle < b:
+                    grew = True
+                    yield best | {key: middle}
+                    axes[key] = sorted({*axes[key], middle})
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    found = list(values)
+    return sorted(found) if all(map(_is_number, found)) else found
+
+
+def _product(axes: Axes) -> Iterator[Point]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _added(points: list[Point], more: Iterable[Point]) -> list[Point]:
+    return points + [point for point in more if point not in points]
+
+
+def _numeric(points: list[Point], key: str) -> bool:
+    return all(_is_number(point[key]) for point in points)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _can_grow(values: list[Any]) -> bool:
+    return len(values) > 1 and all(map(_is_number, values)) and min(values) > 0
+
+
+def _kind(values: list[Any]) -> Callable[[float], float]:
+    return int if all(isinstance(value, int) for value in values) else float
 
 
 def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _widen(axes: Axes, size: int) -> Axes:
-    """Values added in the middle of the first numeric axis until the grid is large enough."""
-    axes = {k: list(v) for k, v in axes.items()}
-    for key, values in axes.items():
-        numbers = [v for v in values if isinstance(v, float)]
-        if len(numbers) < 2 or len(numbers) != len(values):
-            continue
-        while _size(axes) < size:
-            values.sort()
-            gaps = [b / a for a, b in itertools.pairwise(values)]
-            at = gaps.index(max(gaps))
-            values.insert(at + 1, _round((values[at] * values[at + 1]) ** 0.5))
-        break
-    return axes
+def _extended(study: Study, name: str, axes: Axes, best: Point, known: tuple[str, ...]) -> Axes:
+    """`extend`, without values that the configuration refuses."""
+    grown = extend(axes, best)
+    return {
+        key: [
+            v for v in grown[key] if v in axes[key] or _allowed(study, name, best | {key: v}, known)
+        ]
+        for key in grown
+    }
 
 
-def _size(axes: Axes) -> int:
-    size = 1
-    for values in axes.values():
-        size *= len(values)
-    return size
+def _refined(
+    study: Study, name: str, points: list[Point], best: Point, most: int, known: tuple[str, ...]
+) -> list[Point]:
+    """Points of a method, up to as many as the others have."""
+    found = list(points)
+    for point in refine(points, best):
+        if len(found) >= most:
+            break
+        if point not in found and _allowed(study, name, point, known):
+            found.append(point)
+    return found
 
 
-def _check(study: Study, grids: dict[str, Axes]) -> None:
+def _allowed(study: Study, name: str, point: Point, known: tuple[str, ...]) -> bool:
+    try:
+        for experiment in _runs(study, name, point, known):
+            check_options(experiment, method_class(experiment.use))
+    except ConfigError:
+        return False
+    return True
+
+
+def _runs(study: Study, name: str, point: Point, known: tuple[str, ...]) -> list[Experiment]:
+    """One trial: its runs on every partition and tuning seed."""
+    return study.resolve([(name, point, seed, "tune") for seed in study.tune.seeds], known)
+
+
+def _check(study: Study, points: dict[str, list[Point]]) -> None:
     problems = []
-    if not grids:
-        problems.append("there is nothing to tune: add tune.grid")
-    for name in grids:
+    if not points:
+        problems.append(
+            "there is nothing to tune: add a range per method, such as tune: {grid: "
+            "{METHOD: {train.lr: [0.01, 0.1, 1.0]}}}"
+        )
+    for name in points:
         if name not in study.methods:
-            problems.append(f"tune.grid.{name}: the study has no such method")
-    sizes = {name: _size(axes) for name, axes in grids.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        problems.append(f"tune.grid: every method gets the same number of trials, not {listed}")
+            hint = did_you_mean(name, study.methods)
+            problems.append(f"tune.grid.{name}: the study has no such method; {hint}")
+    if len({len(trials) for trials in points.values()}) > 1:
+        listed = ", ".join(f"{name} {len(trials)}" for name, trials in points.items())
+        problems.append(
+            f"tune.grid: every method gets the same number of trials, not {listed}; add or remove "
+            f"values"
+        )
     shared = set(study.seeds) & set(study.tune.seeds)
     if shared:
-        problems.append(f"tune.seeds: {sorted(shared)} are seeds of the final tables; choose others")
+        listed = ", ".join(map(str, sorted(shared)))
+        problems.append(
+            f"tune.seeds: {listed} would be tuned on and reported; final tables need seeds that "
+            f"tuning never saw: choose others, such as tune.seeds=[{1 + max(1000, *study.seeds)}]"
+        )
     if problems:
         raise ConfigError([f"{study.source}: {problem}" for problem in problems])
 
 
-def _trials(
-    study: Study, grids: dict[str, Axes], known: tuple[str, ...]
-) -> dict[tuple[str, str], list[Experiment]]:
-    """Per method and point, its runs on every partition and tuning seed."""
-    found = {}
-    for name, axes in grids.items():
-        for values in itertools.product(*axes.values()):
-            point = dict(zip(axes, values, strict=True))
-            runs = [(name, point, seed, "tune") for seed in study.tune.seeds]
-            found[name, json.dumps(point)] = study.resolve(runs, known)
-    return found
-
-
-def _scores(
-    study: Study, experiments: dict[tuple[str, str], list[Experiment]]
-) -> dict[tuple[str, str], float]:
-    """Mean held-out accuracy of the last round, per method and point; 0 for runs that failed."""
+def _scores(study: Study, trials: list[list[Experiment]]) -> list[float]:
+    """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
     from fedsim.results.tables import load
 
     tables = load(study.folder)
     finished = tables.runs.run_id[tables.runs.status == "finished"]
     rounds = tables.rounds[tables.rounds.run_id.isin(finished)].sort_values("round")
     last = rounds.groupby("run_id").accuracy.last()
-    return {
-        key: float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean())
-        for key, runs in experiments.items()
-    }
+    return [float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean()) for runs in trials]
 
 
-def _best(scores: dict[tuple[str, str], float], name: str) -> Point:
-    mine = {point: score for (method, point), score in scores.items() if method == name}
-    if not any(mine.values()):
-        raise ExecutionError(f"no trial of {name} finished; see the events table of the study")
-    best: Point = json.loads(max(mine, key=lambda point: mine[point]))
-    return best
+def _best(name: str, points: list[Point], scores: list[float]) -> Point:
+    if not any(score > 0 for score in scores):
+        raise ExecutionError(
+            f"tuning: no trial of {name} finished; the reasons are in the column `error` of the "
+            f"table runs, and above"
+        )
+    return points[scores.index(max(scores))]
 
 
 def _write(
-    study: Study, chosen: dict[str, Point], scores: dict[tuple[str, str], float]
+    study: Study,
+    points: dict[str, list[Point]],
+    scores: dict[str, list[float]],
+    chosen: dict[str, Point],
+    edges: dict[str, list[str]],
 ) -> None:
+    """`selected.yaml`: the chosen settings, and as comments every trial and what is wanting."""
+    seeds = ", ".join(map(str, study.tune.seeds))
     lines = [
-        f"# Chosen by `fedsim sweep {study.source} --tune` on held-out client data, seeds "
-        f"{list(study.tune.seeds)}."
+        f"# Chosen by `fedsim sweep {study.source} --tune`: mean accuracy on held-out client data",
+        f"# of the last round, over all partitions and the seeds {seeds}. No test data was used.",
     ]
-    for name, point in chosen.items():
-        mine = {p: s for (method, p), s in scores.items() if method == name}
-        lines.append(f"# {name}: {len(mine)} trials per partition and seed")
-        for text, score in sorted(mine.items(), key=lambda item: -item[1]):
-            lines.append(f"#   {100 * score:6.2f} %  {text}")
+    for name in chosen:
+        lines.append(f"# {name}: {len(points[name])} trials")
+        ranked = sorted(zip(scores[name], points[name], strict=True), key=lambda item: -item[0])
+        lines += [f"#   {100 * score:6.2f} %  {json.dumps(point)}" for score, point in ranked]
+        lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges[name]]
+        if len(points[name]) < max(map(len, points.values())):
+            lines.append("#   fewer trials than others: its ranges have no values left to try")
     body = "\n".join(lines) + "\n" + yaml.safe_dump(chosen, sort_keys=False)
     path = study.folder / "selected.yaml"
-    path.write_text(body)
+    path.write_text(body, encoding="utf-8")
     typer.echo(body)
     typer.echo(f"written to {path}; put these settings under `methods` for the final runs")
