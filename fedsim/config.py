@@ -95,8 +95,7 @@ class PartitionConfig(Section):
 
     @model_validator(mode="after")
     def _needs(self) -> PartitionConfig:
-        alpha = self.scheme.startswith("dirichlet_") or self.scheme == "longtail"
-        if alpha and self.dirichlet_alpha is None:
+        if self.uses_alpha and self.dirichlet_alpha is None:
             raise ValueError(f"scheme {self.scheme!r} needs partition.dirichlet_alpha")
         if self.scheme == "quantity" and (self.dirichlet_alpha is None) == (
             self.size_sigma is None
@@ -111,12 +110,17 @@ class PartitionConfig(Section):
         return self
 
     @property
+    def uses_alpha(self) -> bool:
+        """Whether the scheme cannot do without `dirichlet_alpha`."""
+        return self.scheme.startswith("dirichlet_") or self.scheme == "longtail"
+
+    @property
     def label(self) -> str:
         """Short name in tables and plots, such as `dirichlet_label 0.05`."""
         used = {
             "pathological": self.classes_per_client,
             "quantity": self.dirichlet_alpha if self.size_sigma is None else self.size_sigma,
-        }.get(self.scheme, self.dirichlet_alpha)
+        }.get(self.scheme, self.dirichlet_alpha if self.uses_alpha else None)
         return self.scheme if used is None else f"{self.scheme} {used:g}"
 
 
@@ -173,7 +177,10 @@ class EngineConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one run may hold on the cluster. Never changes results."""
+    """What one run may hold on the cluster.
+
+    Never changes results, but for one: `engine.group_size: auto` is at most `clients_per_actor`.
+    """
 
     gpus_per_client: float | Auto = "auto"
     """GPU fraction of one client actor: 0, in (0, 1], or a whole number; auto: 0 without GPUs."""

@@ -41,7 +41,7 @@ class Collected:
         rows: One row of `clients` per client that succeeded.
         failed: The clients that did not.
         states: New states of clients that keep any.
-        comparable: False after a back-off changed the arithmetic.
+        comparable: False after a failure or a back-off changed the groups.
     """
 
     received: Received
@@ -100,6 +100,7 @@ def collect(
             tell("client_failed", f.reason, f.client_id, f.node)
         if not out.failed:
             break
+        out.comparable = False  # survivors were regrouped; see `Batches` on group sizes
         if policy.policy == "raise":
             first = out.failed[0]
             raise ClientError(first.client_id, round, first.node, first.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from fedsim.engine.evaluate import Scores, predict, score
 from fedsim.engine.machine import describe_machine
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
+from fedsim.errors import ConfigError
 from fedsim.methods.base import Method, Predictor, Task
 
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -75,6 +77,11 @@ class Recorder:
         if len(held):
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
+        if self.served not in self._samples:
+            raise ConfigError(
+                "tuning needs held-out client data, but every client has too few samples to hold "
+                "any out: use fewer clients, or a larger evaluation.holdout_fraction"
+            )
 
     def evaluate(self, predictor: Predictor, round: int, last: bool) -> dict[str, Any]:
         """Score the global model on every held-out split.
@@ -94,6 +101,8 @@ class Recorder:
             scores = found[split] = score(logits, labels)
             self._write_scores(split, scores, labels, round, last)
         metrics = found[self.served].metrics
+        if not math.isfinite(metrics["nll"]):
+            self.event("diverged", "the global model predicts NaN or infinite scores", round)
         return {"split": self.served, "accuracy": metrics["accuracy"], "loss": metrics["nll"]}
 
     def _write_scores(

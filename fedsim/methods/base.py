@@ -113,8 +113,9 @@ class Batches:
     """The local data of one group, as the steps its clients take together.
 
     Ragged clients are padded to the longest of the group; padding repeats a valid row and is
-    masked. A group of one has a ghost neighbour of weight 0, because batched kernels round
-    differently for C = 1 than for every larger C.
+    masked. A client's bits do not depend on who its neighbours are, but may depend on how many:
+    networks round differently for C = 2 than for C = 3. Groups are therefore never split. A group
+    of one has a ghost neighbour of weight 0, because C = 1 takes other kernels altogether.
     """
 
     client_ids: tuple[int, ...]
