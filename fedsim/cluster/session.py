@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from fedsim.cluster.placement import Node  # noqa: E402
 from fedsim.errors import ExecutionError  # noqa: E402
 
 INTERRUPTED_EXIT_CODE = 130
+_KNOCK_S = 10.0
 
 
 class Interrupted(Exception):
@@ -110,6 +113,7 @@ def session(address: str | None = None) -> Iterator[Stop]:
     if started:
         address = address or os.environ.get("RAY_ADDRESS")
         try:
+            _knock(address)
             ray.init(
                 address=address,
                 include_dashboard=None if address else False,
@@ -117,7 +121,7 @@ def session(address: str | None = None) -> Iterator[Stop]:
                 logging_level=logging.ERROR,
                 configure_logging=True,
             )
-        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        except (RayError, OSError, RuntimeError, ValueError) as error:
             raise ExecutionError(
                 f"cannot {'reach the Ray cluster at ' + address if address else 'start Ray'}: "
                 f"{error}; `fedsim doctor` checks the machine"
@@ -130,6 +134,17 @@ def session(address: str | None = None) -> Iterator[Stop]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Find out at once that nobody is there; Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody answers at `host:port`.
+    """
+    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address or "")
+    if found:
+        socket.create_connection((found[1], int(found[2])), _KNOCK_S).close()
 
 
 def nodes() -> list[Node]:
