@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
         found["on both nodes"] = pool_of(config("resources.num_actors=3", *on_cpus))
         run_all(experiments(study, "resources.num_actors=2", *on_cpus), folder / "ray")
     cluster.shutdown()
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,9 +63,7 @@ def test_a_sweep_survives_kill_and_ctrl_c(study: Path, tmp_path: Path):
 
     second = Command("sweep", study)  # at once, while the first one's actors may still be dying
     before = committed(folder)[ids["cache_random"]]
-    at_random_round(
-        second, folder, SEED + 1, before + 2, before + ROUNDS // 4, ids["cache_random"]
-    )
+    at_random_round(second, folder, SEED + 1, before + 2, before + ROUNDS // 4, ids["cache_random"])
     first.wait_until_gone()
     second.signal(signal.SIGINT)
     assert second.wait() == 130, second.output
@@ -95,7 +93,8 @@ def test_a_run_survives_ctrl_c_sigterm_and_kill(study: Path, tmp_path: Path):
     early = Command("run", study, *choose)
     early.until((folder / ".lock").exists)  # before or while Ray starts
     early.signal(signal.SIGINT)
-    assert early.wait() == 130, early.output
+    # Python ends by SIGINT itself where that struck inside an import; 130 to a shell either way.
+    assert early.wait() in (130, -signal.SIGINT), early.output
     early.wait_until_gone()
 
     def go_on(seed: int) -> Command:

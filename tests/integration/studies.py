@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -124,9 +125,10 @@ class Command:
     def end(self) -> None:
         """Kill whatever is left."""
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self._process.kill()
-        self._process.wait()
+        self.output += self._process.communicate()[0]
 
     def processes(self) -> list[psutil.Process]:
         """The driver and everything that it started, wherever it was adopted."""

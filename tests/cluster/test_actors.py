@@ -1,0 +1,97 @@
+"""Actors on a cluster: what they are to each other, and what happens when one dies."""
+
+from pathlib import Path
+
+import pytest
+
+from fedsim.cluster.coordinator import RayExecutor
+from fedsim.cluster.sweep import Gate
+from fedsim.results.equality import equal_results
+from tests.integration.studies import experiments, local, run_all, write_study
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+MORTAL = '''
+import os
+import signal
+from pathlib import Path
+
+from fedsim.methods.fedavg_head import FedAvgHead
+
+DIED = Path(__file__).with_name("died")
+
+
+class Mortal(FedAvgHead):
+    """Its process is killed once, in the middle of a round."""
+
+    calls = 0
+
+    def client_update(self, message, batches, client_state, rng):
+        self.calls += 1
+        if self.calls > 4 and not DIED.exists():
+            DIED.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().client_update(message, batches, client_state, rng)
+'''
+
+
+def test_a_killed_client_actor_is_replaced_and_leaves_no_trace_in_results(
+    tmp_path: Path, ray_cluster: None
+):
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    study = write_study(tmp_path, methods={"mortal": {"use": str(tmp_path / "mortal.py")}})
+    died = tmp_path / "died"
+    died.touch()
+    expected = local(study, tmp_path / "local")
+    died.unlink()
+    found = run_all(experiments(study, "resources.num_actors=2"), tmp_path / "ray")
+    assert died.exists()
+    assert equal_results(expected, found) == []
+    (event,) = found.events.itertuples()
+    assert event.kind == "actor_lost"
+    assert event.round >= 1
+    assert "client actor" in event.message
+    assert found.runs.status.tolist() == ["finished"]
+    assert found.runs.bit_comparable.all()
+
+
+def test_server_side_work_comes_back_in_order(ray_cluster: None):
+    assert RayExecutor().map(_late_if_even, list(range(6))) == [0, 1, 4, 9, 16, 25]
+
+
+def _late_if_even(n: int) -> int:
+    import time
+
+    time.sleep(0.1 * (n % 2 == 0))
+    return n * n
+
+
+def test_the_gate_opens_when_all_have_arrived():
+    gate = Gate(2)
+    assert not gate.is_open()
+    gate.arrive()
+    assert not gate.is_open()
+    gate.arrive()
+    assert gate.is_open()
+
+
+def test_logical_gpus_without_a_device_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from fedsim.cluster.client import device_of_actor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of_actor(0) == device_of_actor(0.5) == "cpu"
+
+
+def test_a_share_of_a_gpu_caps_what_its_process_may_take(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from fedsim.cluster.client import device_of_actor
+    from fedsim.cluster.placement import MEMORY_HEADROOM
+
+    caps: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", caps.append)
+    assert [device_of_actor(gpus) for gpus in (0, 0.25, 1)] == ["cpu", "cuda", "cuda"]
+    assert caps == [0.25 * MEMORY_HEADROOM]
