@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 # Read by Ray and Tune when they are imported. Tune must not write checkpoints, loggers' files or
-# console reports of its own: tables, checkpoints and progress are fedsim's.
+# console reports of its own: tables, checkpoints and progress are fedsim's. Trials stay in the
+# driver's folder, which relative paths of a study are about.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
