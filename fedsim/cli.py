@@ -47,7 +47,9 @@ app = typer.Typer(
     """,
 )
 
-Config = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -283,6 +285,5 @@ def _show_usage(error: Any) -> None:
         typer.echo(message, err=True)
         return
     path = context.command_path if context is not None else "fedsim"
-    typer.echo(
-        f"fedsim: {message[:1].lower()}{message[1:].rstrip('.')}; see {path} --help", err=True
-    )
+    message = message[:1].lower() + message[1:].rstrip(".").replace(". Did you", "; did you")
+    typer.echo(f"fedsim: {message}; see `{path} --help`", err=True)

@@ -76,7 +76,8 @@ class Display:
         if seen.get("error"):
             self.failed[config.run_id] = seen["error"]
             first = seen["error"].splitlines()[0]
-            self._console.print(f"failed: {title(config)}: {first}", style="red", markup=False)
+            line = f"failed: {title(config)}: {first}"
+            self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
             self._forget(config)
             return
         note = f"accuracy {100 * seen['accuracy']:5.1f} %"

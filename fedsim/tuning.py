@@ -104,7 +104,7 @@ def extend(axes: Axes, best: Point) -> Axes:
 
 
 def refine(points: list[Point], best: Point) -> Iterator[Point]:
-    """Points between the best value of a numeric setting and its neighbours, ever closer.
+    """Points between the best value of a numeric setting and its neighbours, widest gap first.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
     >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
@@ -116,10 +116,8 @@ def refine(points: list[Point], best: Point) -> Iterator[Point]:
         grew = False
         for key, values in axes.items():
             at, kind = values.index(best[key]), _kind(values)
-            for low, high in ((at, at + 1), (at - 1, at)):
-                if low < 0 or high >= len(values):
-                    continue
-                a, b = values[low], values[high]
+            gaps = list(itertools.pairwise(values[max(0, at - 1) : at + 2]))[::-1]
+            for a, b in sorted(gaps, key=lambda gap: -_round(gap[1] / gap[0]) if gap[0] > 0 else 0):
                 middle = kind(_round((a * b) ** 0.5 if a > 0 else (a + b) / 2))
                 if a < middle < b:
                     grew = True

@@ -1,0 +1,268 @@
+"""The commands of `fedsim`, each as a user calls it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from fedsim.cli import app
+from fedsim.results.tables import load
+from tests.cli.place import STUDY, Fedsim, contents
+
+COMMANDS = ("run", "sweep", "resume", "report", "partition", "doctor")
+RUNS = Path("runs/trial")
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_help_names_all_commands_whole_and_all_exit_codes(fedsim: Fedsim):
+    code, out, err = fedsim("--help")
+    assert (code, err) == (0, "")
+    listed = out.partition("Commands:")[2]
+    assert re.findall(r"^  (\w+)  ", listed, re.MULTILINE) == list(COMMANDS)
+    assert "..." not in listed  # each says what it does in one whole line
+    assert re.findall(r"\s(\d+)  \w", out.partition("Exit codes:")[2]) == [
+        "0", "5", "1", "6", "7", "2", "8", "3", "130", "4"
+    ]  # fmt: skip
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_explains_every_argument_and_option(fedsim: Fedsim, name: str):
+    code, out, _ = fedsim(name, "--help")
+    assert code == 0
+    words = " ".join(out.split())
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        assert len(parameter.help) > 10, parameter.name
+        assert " ".join(parameter.help.split()) in words
+        assert (parameter.metavar or parameter.opts[-1]) in out
+    assert "{config}" not in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_without_a_command_help_is_shown(fedsim: Fedsim):
+    code, out, err = fedsim()
+    assert (code, out) == (2, "")
+    assert "Commands:" in err
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_its_rounds_and_ends_with_the_table(fedsim: Fedsim, place: Path):
+    code, out, err = fedsim("run", "study.yaml")
+    assert code == 0
+    assert [line.split("|")[0].split()[-1] for line in err.splitlines()] == ["fedavg_head"] * 3
+    assert [re.search(r"round (\d)", line)[1] for line in err.splitlines()] == ["0", "1", "2"]  # type: ignore[index]
+    assert "dirichlet_label 1" in out
+    assert "report: runs/trial/report.html" in out
+    assert (RUNS / "report.html").is_file()
+    before = load(RUNS).rounds
+    code, again, err = fedsim("run", "study.yaml")  # it is finished: only the table
+    assert (code, again, err) == (0, out, "")
+    assert load(RUNS).rounds.equals(before)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_overrides_reach_the_run(fedsim: Fedsim, place: Path):
+    words = (
+        "method=zero_shot seed=3 train.lr=1e-3 output=elsewhere study=other partition.scheme=iid"
+    )
+    assert fedsim("run", "study.yaml", *words.split()).code == 0
+    (run,) = load("elsewhere/other").runs.to_dict("records")
+    assert (run["method"], run["seed"], run["partition"]) == ("zero_shot", 3, "iid")
+    assert run["config.train.lr"] == 0.001
+    assert run["config.partition.dirichlet_alpha"] is None
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_ctrl_c_says_how_to_go_on(fedsim: Fedsim, place: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsim.engine.local.run_local", interrupted)
+        code, _, err = fedsim("run", "study.yaml")
+        assert code == 130
+        assert err.strip() == (
+            "interrupted; what was committed is kept; to go on: fedsim resume runs/trial"
+        )
+        grid = "tune={grid: {fedavg_head: {train.lr: [0.1, 1.0]}}}"
+        code, _, err = fedsim("sweep", "study.yaml", "--tune", grid, "study=tuned")
+        assert (code, "start the same command again" in err) == (130, True)
+    assert fedsim("resume", RUNS).code == 0
+    assert set(load(RUNS).runs.status) == {"finished"}
+    code, _, err = fedsim("resume", "runs/tuned")
+    assert code == 7
+    assert "tuning trials only" in err
+    assert "--tune" in err
+
+
+def test_an_error_of_ours_is_not_hidden(place: Path, monkeypatch: pytest.MonkeyPatch):
+    from fedsim.cli import main
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fedsim.launch.check_data", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "study.yaml"], leave=lambda code: None)
+
+
+# --- sweep, resume, report -----------------------------------------------------------------------
+
+OWN = """
+from fedsim.methods.fedavg_head import FedAvgHead
+
+class Mine(FedAvgHead):
+    def setup(self, task, rng):
+        if task.config.seed == {seed}:
+            raise ValueError("not this seed")
+        return super().setup(task, rng)
+"""
+
+
+def test_a_sweep_with_a_failing_cell(fedsim: Fedsim, place: Path, request: pytest.FixtureRequest):
+    Path("mine.py").write_text(OWN.format(seed=1))
+    command = ["sweep", "study.yaml", "methods={mine: {use: mine.py}}", "seeds=[0, 1]"]
+    command += ["train.rounds=1"]
+    code, out, err = fedsim(*command)
+    assert code == 1
+    lines = err.splitlines()
+    assert len(lines) == 5, err
+    assert "[1/4] fedavg_head | dirichlet_label 1 | seed 0  round 1  accuracy" in lines[0]
+    assert lines[3] == "failed: mine | dirichlet_label 1 | seed 1: ValueError: not this seed"
+    assert lines[4].startswith("fedsim: 1 of 4 runs failed")
+    assert lines[4].endswith("fedsim resume runs/trial")
+    assert "mine" in out
+    page = (RUNS / "report.html").read_text()
+    assert "not this seed" in page
+    request.getfixturevalue("no_report")
+    # The file is mended: only what its content changes is run again.
+    Path("mine.py").write_text(OWN.format(seed=2))
+    code, _, err = fedsim(*command)
+    assert code == 0, err
+    assert len(err.splitlines()) == 2
+    assert all("mine" in line for line in err.splitlines())
+    code, _, err = fedsim(*command)
+    assert (code, err) == (0, "all 4 runs are finished\n")
+    code, _, err = fedsim("resume", RUNS)
+    assert (code, err) == (0, "all 4 runs are finished\n")
+
+
+def test_a_failing_run_alone_is_told_by_its_client(fedsim: Fedsim, place: Path):
+    code, _, err = fedsim("run", "study.yaml", "train.lr=1e38")
+    assert code == 6
+    last = err[err.index("fedsim: ") :]
+    assert re.match(r"fedsim: client \d failed in round 1 on ", last)
+    assert "its update was refused" in last
+    assert "Traceback" not in err
+
+
+def test_the_report_can_be_written_at_any_time(fedsim: Fedsim, place: Path):
+    assert fedsim("run", "study.yaml", "train.rounds=1").code == 0
+    (RUNS / "report.html").unlink()
+    before = contents(RUNS)
+    code, out, err = fedsim("report", RUNS)
+    assert (code, err) == (0, "")
+    assert "fedavg_head" in out
+    after = contents(RUNS)
+    assert set(after) - set(before) == {"report.html"}
+    assert {name: after[name] for name in before} == before
+
+
+# --- partition -----------------------------------------------------------------------------------
+
+
+def test_a_partition_is_shown_and_drawn(fedsim: Fedsim, place: Path):
+    axis = "partitions=[{dirichlet_alpha: 0.1}, {scheme: iid}, {scheme: pathological, "
+    axis += "classes_per_client: 2, num_clients: 35}]"
+    before = contents(place)
+    picture = Path("plots/split.png")
+    code, out, err = fedsim("partition", "study.yaml", axis, "--out", picture)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if "seed 0" in line]
+    assert rows[0][:4] == ["dirichlet_label", "0.1,", "seed", "0"]
+    assert rows[1][:5] == ["iid,", "seed", "0", "4", "20/20/20"]
+    assert "…" not in out  # no number is cut
+    counts = [int(line.rpartition("=")[2]) for line in out.splitlines() if " = " in line]
+    assert sum(counts[:4]) == sum(counts[4:8]) == 80
+    assert "... and 5 more clients" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert set(contents(place)) - set(before) == {"plots", "plots/split.png"}
+
+
+def test_many_classes_are_shown_as_shades(fedsim: Fedsim, place: Path):
+    import numpy as np
+
+    labels = np.repeat(np.arange(20), 10)
+    pixels = np.zeros((200, 4, 4), np.uint8)
+    np.savez("many.npz", x=pixels, y=labels)
+    code, out, err = fedsim("partition", "digits.yaml", "data.name=many.npz")
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if "client    0" in line)
+    assert re.fullmatch(r"  client    0 [ .:\-=+*#%@]{20}  = \d+", line)
+
+
+# --- dry run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(fedsim: Fedsim, place: Path):
+    command = ["sweep", "study.yaml", "methods=[zero_shot, fedavg_head]", "seeds=[0, 1]"]
+    command += ["train.participation=0.5", "train.rounds=3"]
+    before = contents(place)
+    code, out, err = fedsim(*command, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "4 runs into runs/trial: 0 finished, 4 to do" in out
+    assert "partitions: dirichlet_label 1\n" in out
+    assert "seeds: 0, 1\n" in out
+    assert "placement: all clients in this process" in out
+    assert contents(place) == before
+    row = next(line.split() for line in out.splitlines() if line.split()[:1] == ["fedavg_head"])
+    assert row[:6] == ["fedavg_head", "2", "3", "2", "of", "4"]
+    assert fedsim(*command).code == 0
+    assert "4 runs into runs/trial: 4 finished, 0 to do" in fedsim(*command, "--dry-run").out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_bytes_of_a_dry_run_are_those_of_the_run(fedsim: Fedsim, place: Path):
+    from fedsim.dry_run import _bytes, _ever_sampled
+    from fedsim.methods import METHODS
+    from fedsim.study import load_study
+
+    words = ["method=cachefl", "cache.init=random", "train.participation=0.5", "train.rounds=3"]
+    text = STUDY.replace("{fedavg_head: {}}", "{random: {use: cachefl, cache.init: random}}")
+    Path("random.yaml").write_text(text)
+    words = words[2:]
+    (config,) = load_study("random.yaml", words).experiments(METHODS)
+    rounds, up, down, once = _bytes(config)
+    assert fedsim("run", "random.yaml", *words).code == 0
+    table = load(RUNS).rounds
+    assert table.bytes_up.sum() == rounds * 2 * up
+    assert table.bytes_down.sum() == rounds * 2 * down + once * _ever_sampled(config, rounds)
+
+
+def test_a_dry_run_shows_the_arithmetic_of_the_placement(fedsim: Fedsim, place: Path):
+    command = "run study.yaml engine.backend=ray resources.cpus_per_client=0.001 --dry-run"
+    code, out, err = fedsim(*command.split())
+    assert (code, err) == (0, "")
+    assert re.search(r"placement: 1 node\(s\) with \d+ CPU.* hold \d+ client actors", out)
+    assert not Path("runs").exists()
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_commands_through_ray(fedsim: Fedsim, place: Path):
+    command = ["sweep", "study.yaml", "engine.backend=ray", "seeds=[0, 1]"]
+    code, out, err = fedsim(*command)
+    assert code == 0, err
+    assert [line.count("[1/2]") + line.count("[2/2]") for line in err.splitlines()] == [1, 1]
+    assert "report: runs/trial/report.html" in out
+    assert fedsim("resume", RUNS).err == "all 2 runs are finished\n"

@@ -1,0 +1,200 @@
+"""`fedsim sweep --tune`: equal trials, ranges that grow, choices that never see test data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedsim import tuning
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError, ExecutionError
+from fedsim.methods import METHODS
+from fedsim.results.tables import load
+from fedsim.study import parse_study
+from tests.cli.place import STUDY, Fedsim
+
+RUNS = Path("runs/trial")
+
+TUNED = (
+    STUDY.replace(
+        "{fedavg_head: {}}", "{fedavg_head: {}, cache_text: {use: cachefl, cache.init: text}}"
+    )
+    + """
+tune:
+  seeds: [1000, 1001]
+  extensions: 1
+  grid:
+    fedavg_head: {train.lr: [1.0e-6, 1.0e-5, 1.0e+38]}
+    cache_text: {train.lr: [1.0e-6, 1.0e-3, 0.1]}
+"""
+)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_tuning_from_end_to_end(fedsim: Fedsim, place: Path):
+    Path("study.yaml").write_text(TUNED)
+    code, out, err = fedsim("sweep", "study.yaml", "--tune")
+    assert code == 0, err
+    text = (RUNS / "selected.yaml").read_text()
+    assert text in out
+    assert "written to runs/trial/selected.yaml" in out
+    chosen = yaml.safe_load(text)
+    assert set(chosen) == {"fedavg_head", "cache_text"}
+    assert chosen["fedavg_head"]["train.lr"] < 1e38  # it diverged, and lost
+    assert text.count("0.00 %") >= 1
+    assert err.count("failed: fedavg_head") == 2  # told once per seed, and not tried again
+
+    study = load(RUNS)
+    runs = study.runs
+    assert set(runs.phase) == {"tune"}
+    assert set(runs.seed) == {1000, 1001}
+    per_method = runs.groupby("method").size()
+    assert per_method.nunique() == 1
+    assert f"# fedavg_head: {per_method['fedavg_head'] // 2} trials" in text
+    assert f"# cache_text: {per_method['cache_text'] // 2} trials" in text
+    assert set(study.evaluations.split) == {"client_holdout"}
+    assert len(study.predictions) == 0
+
+    # The final sweep with what was chosen runs its own cells only.
+    final = yaml.safe_load(TUNED)
+    for name, settings in chosen.items():
+        final["methods"][name] |= settings
+    Path("final.yaml").write_text(yaml.safe_dump(final, sort_keys=False))
+    code, _, err = fedsim("sweep", "final.yaml")
+    assert code == 0, err
+    assert [line.partition("] ")[2].split(" ")[0] for line in err.splitlines()] == list(chosen)
+    after = load(RUNS).runs
+    assert len(after) == len(runs) + 2
+    assert after[after.phase == "tune"].run_id.tolist() == runs.run_id.tolist()
+    # Nor does tuning once more run anything but what diverged.
+    code, _, err = fedsim("sweep", "study.yaml", "--tune")
+    assert code == 0, err
+    assert (RUNS / "selected.yaml").read_text() == text
+    assert all("fedavg_head" in line for line in err.splitlines() if "failed" in line)
+
+
+# --- the choice itself, with made-up scores ------------------------------------------------------
+
+
+class Trials:
+    """What tuning asked for, and the score that each trial gets."""
+
+    def __init__(self, score: Callable[[str, dict[str, Any]], float]) -> None:
+        self.asked: list[list[Experiment]] = []
+        self.score = score
+
+    def points(self, method: str) -> list[float]:
+        """Learning rates in the order they were asked for."""
+        found = [e.train.lr for batch in self.asked for e in batch if e.method == method]
+        return list(dict.fromkeys(found))
+
+
+@pytest.fixture
+def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    def run(grid: dict[str, Any], trials: Trials, **settings: Any) -> dict[str, Any]:
+        folder = tmp_path / "runs" / "s"
+        folder.mkdir(parents=True, exist_ok=True)
+        tree: dict[str, Any] = {"study": "s", "output": str(tmp_path / "runs")}
+        tree |= {"methods": list(grid), "tune": {"grid": grid, **settings}}
+        study = parse_study(tree, source="study.yaml")
+
+        def scores(_: Any, runs: list[list[Experiment]]) -> list[float]:
+            return [trials.score(trial[0].method, trial[0].flat()) for trial in runs]
+
+        monkeypatch.setattr(tuning, "_scores", scores)
+        return tuning.tune_study(study, METHODS, trials.asked.append)
+
+    return run
+
+
+def best_at(**values: float) -> Callable[[str, dict[str, Any]], float]:
+    """The nearer a method's learning rate is to its best, the better."""
+    return lambda method, flat: 1 / (1 + abs(flat["train.lr"] - values[method]))
+
+
+def test_who_is_at_an_edge_goes_on_and_the_others_get_as_many(tune, tmp_path: Path):
+    trials = Trials(best_at(fedavg_head=100.0, cachefl=0.1))
+    grid = {"fedavg_head": {"train.lr": [0.01, 0.1, 1.0]}, "cachefl": {"train.lr": [0.01, 0.1, 1]}}
+    chosen = tune(grid, trials)
+    assert chosen == {"fedavg_head": {"train.lr": 100.0}, "cachefl": {"train.lr": 0.1}}
+    assert trials.points("fedavg_head") == [0.01, 0.1, 1.0, 10.0, 100.0]
+    assert trials.points("cachefl") == [0.01, 0.1, 1.0, 0.316, 0.0316]  # near its own best
+    ids = [e.run_id for batch in trials.asked for e in batch]
+    assert len(ids) == len(set(ids))  # nothing is asked for twice
+    assert {(e.phase, e.seed) for batch in trials.asked for e in batch} == {("tune", 1000)}
+    text = (tmp_path / "runs/s/selected.yaml").read_text()
+    assert "fedavg_head: 5 trials" in text
+    assert "cachefl: 5 trials" in text
+    assert text.count("still at the edge") == 1  # two extensions were not enough
+    assert yaml.safe_load(text) == chosen
+
+
+def test_two_axes_at_their_edges_still_give_equal_numbers(tune):
+    def score(method: str, flat: dict[str, Any]) -> float:
+        if method == "cachefl":
+            return flat["train.lr"] + flat["cache.sharpness"]
+        return 1 / (1 + abs(flat["train.lr"] - 0.1)) + (flat["train.momentum"] == 0.9)
+
+    trials = Trials(score)
+    grid = {
+        "cachefl": {"train.lr": [0.1, 1.0], "cache.sharpness": [1.0, 2.0, 4.0]},
+        "fedavg_head": {"train.momentum": [0.0, 0.9], "train.lr": [0.01, 0.1, 1.0]},
+    }
+    tune(grid, trials)
+    asked = [e.method for batch in trials.asked for e in batch]
+    assert asked.count("cachefl") == asked.count("fedavg_head") == 4 * 5
+
+
+def test_a_range_never_grows_into_what_cannot_be(tune, tmp_path: Path):
+    trials = Trials(lambda method, flat: flat["train.participation"] + flat["train.momentum"])
+    grid = {"fedavg_head": {"train.participation": [0.5, 1.0], "train.momentum": [0.5, 0.9]}}
+    chosen = tune(grid, trials)
+    assert chosen == {"fedavg_head": {"train.participation": 1.0, "train.momentum": 0.9}}
+    assert len(trials.asked) == 1
+    assert "edge" not in (tmp_path / "runs/s/selected.yaml").read_text()
+
+
+def test_an_option_is_not_extended_beyond_what_the_method_takes(tune):
+    trials = Trials(lambda method, flat: float(flat["options.model"] == "cache"))
+    grid = {"synthetic_only": {"options.model": ["head", "cache"]}}
+    assert tune(grid, trials) == {"synthetic_only": {"options.model": "cache"}}
+
+
+def test_without_numbers_there_is_nothing_more_to_try(tune, tmp_path: Path):
+    trials = Trials(lambda method, flat: flat["train.lr"])
+    grid = {
+        "fedavg_head": {"train.lr": [0.1, 1.0]},
+        "synthetic_only": {"options.model": ["head", "cache"]},
+    }
+    tune(grid, trials)
+    text = (tmp_path / "runs/s/selected.yaml").read_text()
+    assert "fewer trials than others" in text.partition("synthetic_only:")[2]
+
+
+def test_unordered_and_repeated_values_are_one_range(tune):
+    trials = Trials(best_at(fedavg_head=0.1))
+    assert tune({"fedavg_head": {"train.lr": [1.0, 0.01, 0.1, 0.1]}}, trials) == {
+        "fedavg_head": {"train.lr": 0.1}
+    }
+    assert trials.points("fedavg_head") == [0.01, 0.1, 1.0]
+    assert len(trials.asked) == 1
+
+
+def test_whole_numbers_stay_whole(tune):
+    trials = Trials(lambda method, flat: flat["train.local_epochs"])
+    chosen = tune({"fedavg_head": {"train.local_epochs": [1, 2, 5]}}, trials, extensions=1)
+    assert chosen == {"fedavg_head": {"train.local_epochs": 12}}
+
+
+def test_a_method_of_which_nothing_finished_ends_tuning(tune):
+    with pytest.raises(ExecutionError, match="no trial of fedavg_head finished"):
+        tune({"fedavg_head": {"train.lr": [0.1, 1.0]}}, Trials(lambda method, flat: 0.0))
+
+
+def test_a_tuned_value_that_cannot_be_is_refused_first(tune):
+    trials = Trials(lambda method, flat: 1.0)
+    with pytest.raises(ConfigError, match="grid: train.lr is -1"):
+        tune({"fedavg_head": {"train.lr": [-1.0, 1.0]}}, trials)
+    assert trials.asked == []
