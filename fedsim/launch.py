@@ -95,7 +95,7 @@ def find_study(folder: Path) -> None:
     elif near := [path.name for path in folder.parent.glob("*") if is_study(path)]:
         hint = did_you_mean(folder.name, near)
     else:
-        hint = "none has been started there"
+        hint = "no study has been started there"
     raise ResultsError(f"no study in {folder}; {hint}")
 
 
