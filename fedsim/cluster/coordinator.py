@@ -48,19 +48,28 @@ class Progress:
 
 
 class RayExecutor:
-    """Server-side work of a round as Ray tasks on the cluster's free resources.
+    """Server-side work of a round as Ray tasks, while the client actors wait.
+
+    The tasks ask for no CPUs, since the waiting clients hold them; so they are counted here.
 
     Args:
+        at_once: Tasks, and so processes, at the same time.
         gpus: GPU fraction of one task.
     """
 
-    def __init__(self, gpus: float = 0.0) -> None:
-        self._gpus = gpus
+    def __init__(self, at_once: int, gpus: float = 0.0) -> None:
+        self._at_once, self._gpus = at_once, gpus
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, in parallel; order is kept."""
         task = ray.remote(function).options(num_cpus=0, num_gpus=self._gpus)
-        return ray.get([task.remote(item) for item in items])
+        futures, running = [], list[Any]()
+        for item in items:
+            if len(running) == self._at_once:
+                _, running = ray.wait(running)
+            futures.append(task.remote(item))
+            running.append(futures[-1])
+        return ray.get(futures)
 
 
 class Coordinator:
@@ -74,7 +83,7 @@ class Coordinator:
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:
         self.pool = ActorPool(placement, group)  # its actors import torch while this one does
         self.device = device_of_actor(placement.gpus_coordinator)
-        self.executor = RayExecutor()
+        self.executor = RayExecutor(placement.num_actors)
         self._federation: Federation | None = None
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:

@@ -55,15 +55,20 @@ def test_a_killed_client_actor_is_replaced_and_leaves_no_trace_in_results(
     assert found.runs.bit_comparable.all()
 
 
-def test_server_side_work_comes_back_in_order(ray_cluster: None):
-    assert RayExecutor().map(_late_if_even, list(range(6))) == [0, 1, 4, 9, 16, 25]
+def test_server_side_work_comes_back_in_order_and_not_all_at_once(ray_cluster: None):
+    found = RayExecutor(at_once=2).map(_late_if_even, list(range(6)))
+    assert [square for square, _, _ in found] == [0, 1, 4, 9, 16, 25]
+    for _, began, _ in found:
+        assert sum(start <= began < end for _, start, end in found) <= 2
 
 
-def _late_if_even(n: int) -> int:
+def _late_if_even(n: int) -> tuple[int, float, float]:
+    """The square, and from when to when it took; the clock is the machine's."""
     import time
 
+    began = time.monotonic()
     time.sleep(0.1 * (n % 2 == 0))
-    return n * n
+    return n * n, began, time.monotonic()
 
 
 def test_the_gate_opens_when_all_have_arrived():
