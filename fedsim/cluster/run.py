@@ -17,6 +17,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.session import Interrupted, Stop
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, FedsimError, PlacementError
+from fedsim.results import parts
 from fedsim.results.writer import TableWriter
 
 _START_DEADLINE_S = 300.0
@@ -90,8 +91,9 @@ def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
 
 
 def mark_interrupted(study_dir: Path, run_id: str) -> None:
-    """Write into a run's row that it was interrupted, if it has begun."""
-    if (study_dir / "runs" / f"{run_id}.parquet").exists():
+    """Write into a run's row that it was interrupted, if it has begun and not ended."""
+    run = parts.read_run(study_dir / "runs", run_id)
+    if run is not None and run.table()["status"].to_pylist() == ["running"]:
         writer = TableWriter(study_dir, run_id)
         writer.update_run(status="interrupted")
         writer.commit()
