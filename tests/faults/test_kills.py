@@ -20,7 +20,7 @@ from tests.integration.studies import (
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROUNDS = 80
+ROUNDS = 60
 SEED = int(os.environ.get("FEDSIM_TEST_SEED", "0"))
 """Chooses the moments of death; results must not depend on it."""
 
