@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -248,6 +249,8 @@ class Experiment(Section):
     method: str
     use: str
     options: dict[str, Any] = {}
+    working_dir: str = "."
+    """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
@@ -319,6 +322,11 @@ class Experiment(Section):
         """Clients sampled per round."""
         return max(1, round(self.train.participation * self.partition.num_clients))
 
+    def enter(self) -> None:
+        """Go where relative paths are meant from, if this machine has that folder."""
+        if Path(self.working_dir).is_dir():
+            os.chdir(self.working_dir)
+
     def flat(self) -> dict[str, Any]:
         """The whole configuration as `{"train.lr": 0.01, ...}`."""
         return dict(_flatten(self.model_dump(mode="json")))
@@ -326,7 +334,9 @@ class Experiment(Section):
     @property
     def run_id(self) -> str:
         """Hash of everything that can change a result: not where or on how many actors it ran."""
-        payload = self.model_dump(mode="json", exclude={"study", "output", "resources", "report"})
+        payload = self.model_dump(
+            mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
+        )
         payload["engine"].pop("backend")
         payload["failures"].pop("deadline_s")
         file = Path(self.use.partition(":")[0])

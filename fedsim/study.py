@@ -124,7 +124,7 @@ class Study(Section):
     ) -> Experiment:
         """One run: the shared sections, overlaid by `axes` (where from -> settings), last first."""
         tree: dict[str, Any] = {"study": self.study, "output": self.output, "seed": seed}
-        tree |= {"method": name, "use": name, "phase": phase}
+        tree |= {"method": name, "use": name, "phase": phase, "working_dir": str(Path.cwd())}
         problems = _overlay(tree, self.shared)
         for where, own in reversed(list(axes.items())):
             if where.startswith("partitions.") and not isinstance(tree.get("partition", {}), dict):

@@ -24,6 +24,7 @@ from fedsim.study import SECTIONS
 OTHER: dict[str, Any] = {
     "study": "other",
     "output": "elsewhere",
+    "working_dir": "elsewhere",
     "method": "other",
     "use": "zero_shot",
     "options": {"a": 1},
@@ -97,6 +98,7 @@ WITHOUT_EFFECT = {
     *UNREAD,
     "study",
     "output",
+    "working_dir",
     "engine.backend",
     "failures.deadline_s",
     *(key for key in OTHER if key.startswith(("resources.", "report."))),

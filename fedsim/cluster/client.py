@@ -62,6 +62,7 @@ class ClientActor:
         from fedsim.engine.task import as_tensor
 
         if self._host is None or config != self._config:
+            config.enter()
             self._host, self._config = ClientHost(config, self._device), config
         done = self._host.train(work, {name: as_tensor(value) for name, value in message.items()})
         done.total.sums = {k: v.numpy() for k, v in done.total.sums.items()}  # type: ignore[misc]

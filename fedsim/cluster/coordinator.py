@@ -92,6 +92,7 @@ class Coordinator:
         from fedsim.engine.round import Federation
         from fedsim.results.writer import TableWriter
 
+        config.enter()
         self.pool.config = config
         about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(ray.nodes())}
         self._federation = Federation(

@@ -38,4 +38,5 @@ def preflight_on_ray(experiments: Sequence[Experiment], placement: Placement, st
 def _preflight(experiments: list[Experiment], gpus: float) -> None:
     from fedsim.engine.preflight import preflight
 
+    experiments[0].enter()
     preflight(experiments, device_of_actor(gpus))
