@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -24,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Ray starts its workers with these: no usage reports, no new behaviour announced in warnings.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+# A slow machine is no failure: nothing here is judged by a clock.
+settings.register_profile("fedsim", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fedsim")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
