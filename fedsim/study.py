@@ -42,7 +42,7 @@ class TuneConfig(Section):
 
     seeds: tuple[int, ...] = Field((1000,), strict=False, min_length=1)
     """Never the seeds of the final tables."""
-    extensions: int = Field(2, ge=0)
+    extensions: int = Field(4, ge=0)
     """How often an optimum on the edge of a numeric range may extend it."""
     grid: dict[str, dict[str, Values]] = {}
     """method -> dotted key -> values; every method gets the same number of combinations."""

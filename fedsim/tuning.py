@@ -2,8 +2,8 @@
 
 Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
 that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. A best
-value on the edge of a numeric range extends the range; the methods whose ranges did not grow get
-as many more trials around their own best. All trials stay in the tables.
+value on the edge of a numeric range is followed one value further, everything else held; methods
+with fewer such trials get as many more around their own best. All trials stay in the tables.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Point = dict[str, Any]
 """Dotted settings of one trial."""
 Axes = dict[str, list[Any]]
 """Dotted settings -> the values they go through."""
+
+_FINEST = 1.1
 
 
 def tune_study(
@@ -65,46 +67,50 @@ def tune_study(
             return {}
         scores = {name: _scores(study, runs) for name, runs in trials.items()}
         chosen = {name: _best(name, points[name], scores[name]) for name in points}
-        grown = {name: _extended(study, name, axes[name], chosen[name], known) for name in axes}
-        if grown == axes or extension == study.tune.extensions:
+        further = {name: _further(study, name, points[name], chosen[name], known) for name in axes}
+        if not any(further.values()) or extension == study.tune.extensions:
             break
-        axes = grown
-        points = {name: _added(points[name], _product(axes[name])) for name in points}
+        points = {name: _added(points[name], further[name]) for name in points}
         # Everyone gets as many trials: what one range grows by, the others spend near their best.
         most = max(map(len, points.values()))
         for name in points:
             points[name] = _refined(study, name, points[name], chosen[name], most, known)
-    edges = {name: [k for k in axes[name] if grown[name][k] != axes[name][k]] for name in axes}
+    edges = {
+        name: [key for p in further[name] for key in p if p[key] != chosen[name][key]]
+        for name in axes
+    }
     _write(study, points, scores, chosen, edges)
     return chosen
 
 
-def extend(axes: Axes, best: Point) -> Axes:
-    """The axes, with one more value wherever the best is at the edge of a numeric range.
+def extend(points: list[Point], best: Point) -> Iterator[Point]:
+    """The best point with one value further, for every numeric setting that is at its edge.
 
-    >>> extend({"train.lr": [0.01, 0.1]}, {"train.lr": 0.1})
-    {'train.lr': [0.01, 0.1, 1.0]}
-    >>> extend({"train.lr": [0.01, 0.1, 1.0]}, {"train.lr": 0.1})
-    {'train.lr': [0.01, 0.1, 1.0]}
+    >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1)]
+    >>> list(extend(tried, {"train.lr": 0.1}))
+    [{'train.lr': 1.0}]
+    >>> list(extend([*tried, {"train.lr": 1.0}], {"train.lr": 0.1}))
+    []
     """
-    grown = {}
-    for key, values in axes.items():
-        if not _can_grow(values):
-            grown[key] = list(values)
+    for key in best:
+        values = sorted({p[key] for p in points}) if _numeric(points, key) else []
+        if len(values) < 2 or values[0] <= 0:
             continue
-        ordered, kind = sorted(values), _kind(values)
-        if best[key] == ordered[-1]:
-            new = kind(_round(ordered[-1] * ordered[-1] / ordered[-2]))
-            ordered = [*ordered, new] if new > ordered[-1] else ordered
-        elif best[key] == ordered[0]:
-            new = kind(_round(ordered[0] * ordered[0] / ordered[1]))
-            ordered = [new, *ordered] if 0 < new < ordered[0] else ordered
-        grown[key] = ordered
-    return grown
+        kind = _kind(values)
+        if best[key] == values[-1]:
+            new = kind(_round(values[-1] * values[-1] / values[-2]))
+            if new > values[-1]:
+                yield best | {key: new}
+        elif best[key] == values[0]:
+            new = kind(_round(values[0] * values[0] / values[1]))
+            if 0 < new < values[0]:
+                yield best | {key: new}
 
 
 def refine(points: list[Point], best: Point) -> Iterator[Point]:
     """Points between the best value of a numeric setting and its neighbours, widest gap first.
+
+    Values closer than `_FINEST` are told apart by chance alone and are left out.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
     >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
@@ -119,7 +125,7 @@ def refine(points: list[Point], best: Point) -> Iterator[Point]:
             gaps = list(itertools.pairwise(values[max(0, at - 1) : at + 2]))[::-1]
             for a, b in sorted(gaps, key=lambda gap: -_round(gap[1] / gap[0]) if gap[0] > 0 else 0):
                 middle = kind(_round((a * b) ** 0.5 if a > 0 else (a + b) / 2))
-                if a < middle < b:
+                if a < middle < b and middle >= a * _FINEST:
                     grew = True
                     yield best | {key: middle}
                     axes[key] = sorted({*axes[key], middle})
@@ -147,10 +153,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _can_grow(values: list[Any]) -> bool:
-    return len(values) > 1 and all(map(_is_number, values)) and min(values) > 0
-
-
 def _kind(values: list[Any]) -> Callable[[float], float]:
     return int if all(isinstance(value, int) for value in values) else float
 
@@ -159,15 +161,11 @@ def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _extended(study: Study, name: str, axes: Axes, best: Point, known: tuple[str, ...]) -> Axes:
+def _further(
+    study: Study, name: str, points: list[Point], best: Point, known: tuple[str, ...]
+) -> list[Point]:
     """`extend`, without values that the configuration refuses."""
-    grown = extend(axes, best)
-    return {
-        key: [
-            v for v in grown[key] if v in axes[key] or _allowed(study, name, best | {key: v}, known)
-        ]
-        for key in grown
-    }
+    return [p for p in extend(points, best) if _allowed(study, name, p, known)]
 
 
 def _refined(

@@ -117,7 +117,7 @@ def best_at(**values: float) -> Callable[[str, dict[str, Any]], float]:
 def test_who_is_at_an_edge_goes_on_and_the_others_get_as_many(tune, tmp_path: Path):
     trials = Trials(best_at(fedavg_head=100.0, cachefl=0.1))
     grid = {"fedavg_head": {"train.lr": [0.01, 0.1, 1.0]}, "cachefl": {"train.lr": [0.01, 0.1, 1]}}
-    chosen = tune(grid, trials)
+    chosen = tune(grid, trials, extensions=2)
     assert chosen == {"fedavg_head": {"train.lr": 100.0}, "cachefl": {"train.lr": 0.1}}
     assert trials.points("fedavg_head") == [0.01, 0.1, 1.0, 10.0, 100.0]
     assert trials.points("cachefl") == [0.01, 0.1, 1.0, 0.316, 0.0316]  # near its own best
@@ -142,9 +142,10 @@ def test_two_axes_at_their_edges_still_give_equal_numbers(tune):
         "cachefl": {"train.lr": [0.1, 1.0], "cache.sharpness": [1.0, 2.0, 4.0]},
         "fedavg_head": {"train.momentum": [0.0, 0.9], "train.lr": [0.01, 0.1, 1.0]},
     }
-    tune(grid, trials)
+    tune(grid, trials, extensions=2)
     asked = [e.method for batch in trials.asked for e in batch]
-    assert asked.count("cachefl") == asked.count("fedavg_head") == 4 * 5
+    # One step along each axis from (1, 4), then one more learning rate from (10, 4).
+    assert asked.count("cachefl") == asked.count("fedavg_head") == 2 * 3 + 2 + 1
 
 
 def test_a_range_never_grows_into_what_cannot_be(tune, tmp_path: Path):
