@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fedsim import config, study
-from fedsim.config import Experiment, Section
+from fedsim.config import Experiment
 from fedsim.results.schema import schema_markdown
+from fedsim.sections import Section
+from fedsim.study import Study, TuneConfig
 
 DOCS = Path(__file__).parent
 
@@ -77,8 +78,8 @@ _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 
 
 def _models() -> Iterator[tuple[type[Section], str]]:
-    yield study.Study, ""
-    yield study.TuneConfig, "tune."
+    yield Study, ""
+    yield TuneConfig, "tune."
     for name, field in Experiment.model_fields.items():
         if section := _section(field.annotation):
             yield section, f"{name}."
@@ -91,8 +92,7 @@ def _section(annotation: Any) -> type[Section] | None:
 
 def _docstrings(model: type[Section]) -> dict[str, str]:
     """The string under each attribute of a class."""
-    module = study if model.__module__ == study.__name__ else config
-    tree = ast.parse(inspect.getsource(module))
+    tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     body = next(
         n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model.__name__
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim.config import Experiment, Section
+from fedsim.config import Experiment
 from fedsim.errors import did_you_mean
+from fedsim.sections import Section
 
 __all__ = ["SECTIONS", "messages", "shown"]
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from fedsim.config import Experiment, Section
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError, did_you_mean
 from fedsim.messages import SECTIONS, messages, shown
+from fedsim.sections import Section
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What can be the name of a file on every system."""

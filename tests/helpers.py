@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fedsim.config import Experiment, TrainConfig
+from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool
@@ -19,6 +19,7 @@ from fedsim.engine.round import Federation
 from fedsim.methods import METHODS
 from fedsim.methods.base import Batches, Labelled, Task
 from fedsim.results.writer import TableWriter
+from fedsim.sections import TrainConfig
 from fedsim.study import parse_study
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")

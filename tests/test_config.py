@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsim.config import Experiment, PartitionConfig, ResourcesConfig
+from fedsim.config import Experiment
 from fedsim.errors import (
     CheckpointError,
     ClientError,
@@ -18,6 +18,7 @@ from fedsim.errors import (
     PartitionError,
     did_you_mean,
 )
+from fedsim.sections import PartitionConfig, ResourcesConfig
 from fedsim.study import SECTIONS
 
 # Another legal value for every field of an experiment.
@@ -60,8 +61,14 @@ OTHER: dict[str, Any] = {
     "models.generator_steps": 3,
     "models.generator_guidance": 2.0,
     "models.logit_scale": 50.0,
+    "synthetic.prompts": ["a {}"],
+    "synthetic.filter": "agreement",
+    "synthetic.candidates_per_image": 3,
+    "synthetic.augment_views": 2,
     "cache.init": "text",
     "cache.images_per_class": 4,
+    "cache.real_fraction": 0.1,
+    "cache.trainable": "keys_values",
     "cache.residual_ratio": 2.0,
     "cache.sharpness": 1.0,
     "train.rounds": 11,
@@ -72,7 +79,25 @@ OTHER: dict[str, Any] = {
     "train.lr": 0.5,
     "train.momentum": 0.5,
     "train.weight_decay": 0.1,
+    "train.lr_schedule": "cosine",
+    "train.logit_adjustment": "fedlc",
+    "train.logit_adjustment_tau": 0.5,
+    "train.mask_absent_classes": True,
+    "train.proximal_mu": 0.1,
     "train.seed": 5,
+    "server.optimizer": "adam",
+    "server.lr": 0.1,
+    "server.momentum": 0.5,
+    "server.beta2": 0.9,
+    "server.epsilon": 0.1,
+    "server.class_weighting": 0.5,
+    "wire.compression": "topk",
+    "wire.topk_fraction": 0.5,
+    "wire.error_feedback": False,
+    "noise.clients": 0.5,
+    "noise.labels": 0.5,
+    "noise.images": "blur",
+    "noise.severity": 0.1,
     "engine.backend": "local",
     "engine.group_size": 7,
     "engine.threads": 2,
@@ -87,6 +112,7 @@ OTHER: dict[str, Any] = {
     "failures.deadline_s": 10.0,
     "evaluation.holdout_fraction": 0.3,
     "evaluation.client_metrics": False,
+    "evaluation.personal": False,
     "evaluation.predictions": False,
     "evaluation.batch_size": 32,
     "report.reference_method": "zero_shot",

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Experiment, TrainConfig
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
+from fedsim.sections import TrainConfig
 from fedsim.study import Study, TuneConfig, load_study, parse_study
 
 Load = Callable[..., Study]

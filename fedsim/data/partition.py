@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config import SCHEME_OPTIONS
 from fedsim.data.draws import Ask, Draft
 from fedsim.data.repair import repair
 from fedsim.data.schemes import SCHEMES
 from fedsim.data.statistics import PartitionStatistics, partition_statistics, total_variation
 from fedsim.errors import ConfigError, PartitionError, did_you_mean
+from fedsim.sections import SCHEME_OPTIONS
 from fedsim.seeding import numpy_rng
 
 __all__ = ["PARTITIONS", "Partition", "make_partition"]

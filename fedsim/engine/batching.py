@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config import TrainConfig
 from fedsim.methods.base import Batches
+from fedsim.sections import TrainConfig
 from fedsim.seeding import numpy_rng
 
 GHOST = -1
@@ -110,6 +110,7 @@ def make_batches(
         scan=_stack(scans, min(_SCAN_BATCH, max(sizes))),
         inputs=inputs,
         labels=labels,
+        train=train.at(round),
         prepare=prepare,
         device=device or inputs.device,
     )
@@ -122,7 +123,7 @@ def _epochs(
     cuts = range(train.batch_size, len(rows), train.batch_size)
     return [
         batch
-        for _ in range(train.local_epochs)
+        for _ in range(train.epochs(round))
         for batch in np.array_split(rng.permutation(rows), cuts)
     ]
 
@@ -141,6 +142,6 @@ def _stack(plans: Sequence[Sequence[np.ndarray]], width: int) -> tuple[tuple[Ten
     return tuple(zip(torch.from_numpy(rows), torch.from_numpy(mask), strict=True))
 
 
-def num_steps(num_samples: int, train: TrainConfig) -> int:
-    """Local steps of a client with `num_samples` samples."""
-    return train.local_epochs * math.ceil(num_samples / train.batch_size)
+def num_steps(num_samples: int, train: TrainConfig, round: int) -> int:
+    """Local steps of a client with `num_samples` samples in a round."""
+    return train.epochs(round) * math.ceil(num_samples / train.batch_size)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fedsim.config import FailuresConfig
 from fedsim.engine.batching import Group
 from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
 from fedsim.methods.base import Received, State, Update
 from fedsim.params import ExactSum, Params
+from fedsim.sections import FailuresConfig
 
 Tell = Callable[..., None]
 """`tell(kind, message, client_id=None, node=None)` writes an event."""

@@ -171,7 +171,7 @@ class ClientHost:
         refused = dict(done.total.refused(update.delta, update.weight.to(self.device)))
         real = range(len(group.client_ids))
         good = [c for c in real if c not in refused]
-        rows = self._rows(group, batches, message, update, train_s) if good else []
+        rows = self._rows(group, work.round, batches, message, update, train_s) if good else []
         done.failures += [
             Failure(batches.client_ids[c], f"its update was refused: {reason}", self.node)
             for c, reason in sorted(refused.items())
@@ -205,7 +205,13 @@ class ClientHost:
         return done
 
     def _rows(
-        self, group: Group, batches: Batches, message: Params, update: Update, train_s: float
+        self,
+        group: Group,
+        round: int,
+        batches: Batches,
+        message: Params,
+        update: Update,
+        train_s: float,
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
         real = len(group.client_ids)
@@ -224,12 +230,12 @@ class ClientHost:
                 {
                     "client_id": client,
                     "num_samples": samples,
-                    "num_steps": num_steps(samples, self.config.train),
+                    "num_steps": num_steps(samples, self.config.train, round),
                     "status": "ok",
                     "weight": float(update.weight[c]),
                     "update_norm": length[c],
                     "bytes_up": up,
-                    "train_flops": (self._flops or 0) * samples * self.config.train.local_epochs,
+                    "train_flops": (self._flops or 0) * samples * self.config.train.epochs(round),
                     "train_s": train_s / real,
                     "peak_memory_bytes": memory,
                     "node": self.node,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -158,7 +159,7 @@ class Federation:
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
         # 5. The server's step, then its own work (distillation, training on generated images).
-        received = to_device(got.received, self.device)
+        received = replace(to_device(got.received, self.device), round=number)
         self._client_states |= got.states
         self._comparable &= got.comparable
         self._state = self.method.aggregate(self._state, received)

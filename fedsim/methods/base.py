@@ -36,6 +36,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.models.clip import Clip
 from fedsim.params import Params, add, norms  # noqa: F401  (`add` is used by the doctest)
+from fedsim.sections import TrainConfig
 
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings: what a checkpoint can hold."""
@@ -130,6 +131,8 @@ class Batches:
     """`(num_train, ...)`, shared by all clients of the node."""
     labels: Tensor
     """`(num_train,)` int64."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The round's settings of local training: learning rate, epochs and the rest."""
     prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
     """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
     device: torch.device = _CPU
@@ -148,6 +151,14 @@ class Batches:
     def all_samples(self) -> Iterator[Batch]:
         """Each sample once, in a fixed order."""
         return self._batches(self.scan)
+
+    def label_counts(self, num_classes: int) -> Tensor:
+        """`(C, num_classes)` float32: how many samples of each class every client trains on."""
+        counts = torch.zeros(self.num_clients, num_classes)
+        for rows, mask in self.scan:
+            labels = self.labels[rows.to(self.labels.device)].cpu()
+            counts.scatter_add_(1, labels, mask.to(counts.dtype))
+        return counts.to(self.device)
 
     def _batches(self, steps: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
         for rows, mask in steps:
@@ -189,11 +200,13 @@ class Received:
         mean: Weighted mean of the deltas (`reduction = "sum"`), else empty.
         kept: One `(client_id, Update with C = 1)` per client, sorted by id (`"keep"`), else empty.
         num_clients: Clients that answered.
+        round: From 1.
     """
 
     mean: Params
     kept: tuple[tuple[int, Update], ...] = ()
     num_clients: int = 0
+    round: int = 0
 
 
 class NoOptions(BaseModel, extra="forbid"):
@@ -216,6 +229,13 @@ class Method:
     """False for methods with nothing to train: they are evaluated once, at round 0."""
     uses_clients: ClassVar[bool] = True
     """False for methods that only work on the server."""
+    averages: ClassVar[bool] = True
+    """Whether the mean delta is a step of the model's parameters. Only then do server optimisers,
+    class weighting and lossy compression of updates make sense."""
+    pooled: ClassVar[bool] = False
+    """True for ceilings: all clients' data is one client's."""
+    personal: ClassVar[bool] = False
+    """True for methods without a global model: a round's figures are means over clients' models."""
     sections: ClassVar[tuple[str, ...]] = ()
     """Optional sections of the configuration that it reads, such as `cache`."""
     Options: ClassVar[type[BaseModel]] = NoOptions
@@ -280,6 +300,13 @@ class Method:
             `(C, B, num_classes)`; None for methods without such a model.
         """
         return None
+
+    def class_rows(self, message: Params) -> Params:
+        """Which rows of which trained tensors belong to a class: name -> `(rows,)` int64 classes.
+
+        For `server.class_weighting`; rows are those of the first axis, without a client axis.
+        """
+        return {}
 
     def aggregate(self, state: State, received: Received) -> State:
         """The server's step on what the clients sent."""

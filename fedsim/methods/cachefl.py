@@ -71,7 +71,7 @@ class CacheFL(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         logits = partial(self.client_logits, message)
-        delta = train_locally({"keys": message["keys"]}, logits, batches, self.config.train)
+        delta = train_locally({"keys": message["keys"]}, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class FedAvgFinetune(Method):
     ) -> tuple[Update, Sequence[State]]:
         logits = partial(self.client_logits, message)
         weights = {name: value for name, value in message.items() if name != TEXT}
-        delta = train_locally(weights, logits, batches, self.config.train)
+        delta = train_locally(weights, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:

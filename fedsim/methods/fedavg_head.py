@@ -37,7 +37,7 @@ class FedAvgHead(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         logits = partial(self.client_logits, message)
-        delta = train_locally(message, logits, batches, self.config.train)
+        delta = train_locally(message, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:

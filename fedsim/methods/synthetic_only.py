@@ -61,7 +61,9 @@ class SyntheticOnly(Method):
 
         assert self.task.synthetic is not None
         start = {name: state[name]}
-        return state | train_centrally(start, logits, self.task.synthetic, self.config.train, rng)
+        return state | train_centrally(
+            start, logits, self.task.synthetic, self.config.train.at(received.round), rng
+        )
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         if self._cache:

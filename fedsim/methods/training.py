@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import TrainConfig
-from fedsim.methods.base import Batches, Labelled
+from fedsim.methods.base import Batch, Batches, Labelled
 from fedsim.params import Params, stack, subtract
+from fedsim.sections import TrainConfig
 
 Logits = Callable[[Params, Tensor], Tensor]
 """Stacked params and inputs `(C, B, ...)` -> logits `(C, B, num_classes)`."""
@@ -47,23 +47,61 @@ def optimizer(params: list[Tensor], train: TrainConfig) -> torch.optim.Optimizer
     )
 
 
-def train_locally(start: Params, logits: Logits, batches: Batches, train: TrainConfig) -> Params:
+def shifted(logits: Tensor, counts: Tensor, train: TrainConfig) -> Tensor:
+    """Logits as the local loss sees them, given the labels a client holds.
+
+    `log_prior` adds `tau log p_c` (Menon et al., 2021, equation 10) and `fedlc` subtracts
+    `tau n_c^(-1/4)` (Zhang et al., 2022, equation 5); an absent class counts as half a sample in
+    both. `mask_absent_classes` lets no gradient through the logits of absent classes.
+
+    Args:
+        logits: `(C, B, num_classes)`.
+        counts: `(C, num_classes)` samples per class of every client.
+        train: Which of these, and how strong.
+    """
+    if train.mask_absent_classes:
+        logits = torch.where(counts[:, None] > 0, logits, logits.detach())
+    tau, present = train.logit_adjustment_tau, counts.clamp_min(0.5)
+    if train.logit_adjustment == "log_prior":
+        return logits + tau * (present / present.sum(1, keepdim=True)).log()[:, None]
+    if train.logit_adjustment == "fedlc":
+        return logits - tau * present.pow(-0.25)[:, None]
+    return logits
+
+
+def proximal(params: Params, start: Params, mu: float) -> Tensor:
+    """FedProx's `mu / 2 |w - w_0|^2` of every client, `(C,)` (Li et al., 2020, equation 2)."""
+    squares = [(params[k] - start[k]).square().flatten(1).sum(1) for k in params]
+    return mu / 2 * torch.stack(squares).sum(0)
+
+
+def local_loss(
+    scores: Tensor, batch: Batch, counts: Tensor, params: Params, start: Params, train: TrainConfig
+) -> Tensor:
+    """The loss every client minimises on a batch, `(C,)`."""
+    loss = cross_entropy(shifted(scores, counts, train), batch.y, batch.mask)
+    return loss + proximal(params, start, train.proximal_mu) if train.proximal_mu else loss
+
+
+def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
     """Local epochs of every client of a group from the same start.
 
     Args:
         start: The trainable tensors, without a client axis.
         logits: The model over the client axis.
-        batches: The group's local data; a pass over it is all local epochs.
-        train: Optimiser, learning rate and the rest.
+        batches: The group's local data, a pass over it is all local epochs; and how to train.
 
     Returns:
         Each client's change, `(C, ...)` by name.
     """
+    train = batches.train
     params = {k: v.requires_grad_() for k, v in stack(start, batches.num_clients).items()}
     leaves = list(params.values())
-    step = optimizer(leaves, train)
+    step, counts = optimizer(leaves, train), None
     for batch in batches:
-        loss = cross_entropy(logits(params, batch.x), batch.y, batch.mask)
+        scores = logits(params, batch.x)
+        counts = batches.label_counts(scores.shape[-1]) if counts is None else counts
+        loss = local_loss(scores, batch, counts, params, start, train)
         step.zero_grad()
         loss.sum().backward()  # gives gradients the layout that fused optimisers take for granted
         if batch.active.all():
@@ -78,8 +116,9 @@ def train_locally(start: Params, logits: Logits, batches: Batches, train: TrainC
     return subtract({k: v.detach() for k, v in params.items()}, start)
 
 
-def train_one_by_one(start: Params, logits: Logits, batches: Batches, train: TrainConfig) -> Params:
+def train_one_by_one(start: Params, logits: Logits, batches: Batches) -> Params:
     """The readable reference of `train_locally`: a plain loop over clients and their batches."""
+    train = batches.train
     changes: list[Params] = []
     for c in range(batches.num_clients):
         params = {k: v.clone().requires_grad_() for k, v in start.items()}
@@ -89,9 +128,11 @@ def train_one_by_one(start: Params, logits: Logits, batches: Batches, train: Tra
             if not valid.any():
                 continue
             alone = {k: v[None] for k, v in params.items()}
-            scores = logits(alone, batch.x[c, valid][None])[0]
+            scores = logits(alone, batch.x[c, valid][None])
+            counts = batches.label_counts(scores.shape[-1])[c : c + 1]
             step.zero_grad()
-            F.cross_entropy(scores, batch.y[c, valid]).backward()
+            loss = F.cross_entropy(shifted(scores, counts, train)[0], batch.y[c, valid])
+            (loss + proximal(alone, start, train.proximal_mu)[0]).backward()
             step.step()
         changes.append(subtract({k: v.detach() for k, v in params.items()}, start))
     return {k: torch.stack([change[k] for change in changes]) for k in start}
@@ -104,7 +145,7 @@ def train_centrally(
     train: TrainConfig,
     rng: torch.Generator,
 ) -> Params:
-    """`local_epochs` passes over one labelled set on the server.
+    """`train.local_epochs` passes over one labelled set on the server.
 
     Args:
         start: The trainable tensors.
@@ -118,7 +159,7 @@ def train_centrally(
     """
     params = {k: v.clone().requires_grad_() for k, v in start.items()}
     step = optimizer(list(params.values()), train)
-    for _ in range(train.local_epochs):
+    for _ in range(train.epochs(1)):
         order = torch.randperm(len(data), generator=rng).to(data.labels.device)
         for rows in order.split(train.batch_size):
             step.zero_grad()

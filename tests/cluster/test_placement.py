@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsim.cluster.placement import Node, Placement, place
-from fedsim.config import Experiment, PartitionConfig, ResourcesConfig
+from fedsim.config import Experiment
 from fedsim.errors import PlacementError
+from fedsim.sections import PartitionConfig, ResourcesConfig
 
 GIB = 2**30
 

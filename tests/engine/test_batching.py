@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import TrainConfig
 from fedsim.engine.batching import GHOST, Group, make_batches, make_groups, num_steps
 from fedsim.engine.schedule import assign, sample_cohort
 from fedsim.methods.base import Batches
+from fedsim.sections import TrainConfig
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -39,10 +39,10 @@ def order_of(batches: Batches, client: int) -> list[list[int]]:
 def test_every_sample_once_per_epoch(counts: list[int], size: int, epochs: int, round: int):
     train, group = TrainConfig(batch_size=size, local_epochs=epochs), group_of(counts)
     batches = made(group, train, round=round)
-    assert len(batches) == max(num_steps(n, train) for n in counts)
+    assert len(batches) == max(num_steps(n, train, 1) for n in counts)
     for client, rows in zip(group.client_ids, group.indices, strict=True):
         steps = order_of(batches, client)
-        assert len(steps) == num_steps(len(rows), train)
+        assert len(steps) == num_steps(len(rows), train, 1)
         each = len(steps) // epochs
         for epoch in range(epochs):
             seen = [row for step in steps[epoch * each : (epoch + 1) * each] for row in step]

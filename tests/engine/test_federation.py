@@ -449,7 +449,7 @@ def test_the_server_state_is_the_weighted_mean_of_the_clients(features: Path, tm
     for client, rows in enumerate(made.split.fit):
         batches = make_batches(Group(0, (client,), (rows,)), inputs, labels, config.train, 0, 1)
         delta = train_one_by_one(
-            {"head": before.float()}, lambda p, x: 10 * x @ p["head"].mT, batches, config.train
+            {"head": before.float()}, lambda p, x: 10 * x @ p["head"].mT, batches
         )
         total += len(rows) * delta["head"][0].double()
         weights += len(rows)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.config import Experiment, TrainConfig
+from fedsim.config import Experiment
 from fedsim.methods.base import Batches, Labelled, Method
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.fedavg_finetune import TEXT, FedAvgFinetune
@@ -23,6 +23,7 @@ from fedsim.methods.training import (
 )
 from fedsim.models.clip import load_clip
 from fedsim.params import Params
+from fedsim.sections import TrainConfig
 from tests.helpers import batches_of, experiment, local_data, rngs, tiny_task, unit
 
 SGD = {"train__optimizer": "sgd", "train__momentum": 0.9, "train__weight_decay": 0.01}
@@ -111,7 +112,7 @@ def test_batched_training_is_the_plain_loop(build: Callable, optimizer: dict[str
         assert found is not None
         return found
 
-    reference = train_one_by_one(trainable(method, message), logits, batches, method.config.train)
+    reference = train_one_by_one(trainable(method, message), logits, batches)
     delta = update(method, message, batches)
     assert set(delta) == set(trainable(method, message))
     for name, value in delta.items():
@@ -139,7 +140,7 @@ def test_the_real_encoder_trains_as_in_the_plain_loop(optimizer: dict[str, Any])
     def logits(params: Params, x: Tensor) -> Tensor:
         return method.client_logits(message, params, x)
 
-    reference = train_one_by_one(trainable(method, message), logits, batches, config.train)
+    reference = train_one_by_one(trainable(method, message), logits, batches)
     delta = update(method, message, batches)
     assert set(delta) == set(before)
     for name, value in delta.items():
@@ -163,7 +164,7 @@ def test_finished_clients_stand_still(build: Callable, optimizer: dict[str, Any]
     # The same first steps for both, and then nobody goes on.
     steps = method.config.train.local_epochs * 1
     short = Batches(
-        long.client_ids, long.num_samples, long.steps[:steps], long.scan, inputs, labels
+        long.client_ids, long.num_samples, long.steps[:steps], long.scan, inputs, labels, long.train
     )
     assert len(long) > steps
     whole, cut = update(method, message, long), update(method, message, short)
@@ -246,7 +247,7 @@ def test_one_step_of_plain_sgd_is_minus_lr_times_the_gradient():
     inputs, labels, rows = local_data((8, 6))
     batches = batches_of(train, rows, inputs, labels)
     weights = unit(4, 8, seed=9)
-    delta = train_locally({"w": weights}, lambda p, x: x @ p["w"].mT, batches, train)["w"]
+    delta = train_locally({"w": weights}, lambda p, x: x @ p["w"].mT, batches)["w"]
     for c in range(2):
         x, y = inputs[rows[c]].double(), F.one_hot(labels[rows[c]], 4).double()
         p = (x @ weights.double().T).softmax(1)
@@ -259,7 +260,7 @@ def test_central_training_is_one_client_with_all_the_data():
     inputs, labels, rows = local_data((20, 20))
     batches = batches_of(train, rows, inputs, labels, [0])
     weights = {"w": unit(4, 8, seed=9)}
-    delta = train_locally(weights, lambda p, x: x @ p["w"].mT, batches, train)["w"][0]
+    delta = train_locally(weights, lambda p, x: x @ p["w"].mT, batches)["w"][0]
     data = Labelled(inputs[:20], labels[:20])
     trained = train_centrally(
         weights, lambda p, x: x @ p["w"].T, data, train, torch.Generator().manual_seed(0)
