@@ -30,11 +30,13 @@ class Group:
         position: Place among the round's groups.
         client_ids: The simulated clients, in cohort order.
         indices: Per client, its training rows, `(n_k,)` int64.
+        held: Per client, rows to measure its own model on; empty when it is not measured.
     """
 
     position: int
     client_ids: tuple[int, ...]
     indices: tuple[np.ndarray, ...]
+    held: tuple[np.ndarray, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -48,11 +50,15 @@ class Group:
             self.position,
             tuple(self.client_ids[i] for i in at),
             tuple(self.indices[i] for i in at),
+            tuple(self.held[i] for i in at if self.held),
         )
 
 
 def make_groups(
-    cohort: Sequence[int], indices: Sequence[np.ndarray], group_size: int
+    cohort: Sequence[int],
+    indices: Sequence[np.ndarray],
+    group_size: int,
+    held: Sequence[np.ndarray] = (),
 ) -> list[Group]:
     """Cut a cohort into consecutive groups of at most `group_size` clients."""
     return [
@@ -60,6 +66,7 @@ def make_groups(
             position,
             tuple(int(client) for client in cohort[at : at + group_size]),
             tuple(indices[client] for client in cohort[at : at + group_size]),
+            tuple(held[client] for client in cohort[at : at + group_size] if held),
         )
         for position, at in enumerate(range(0, len(cohort), group_size))
     ]
@@ -94,9 +101,7 @@ def make_batches(
         _epochs(client, rows, train, seed, round)
         for client, rows in zip(group.client_ids, group.indices, strict=True)
     ]
-    scans = [
-        np.array_split(rows, range(_SCAN_BATCH, len(rows), _SCAN_BATCH)) for rows in group.indices
-    ]
+    scans = [_cut(rows, _SCAN_BATCH) for rows in group.indices]
     client_ids, sizes = list(group.client_ids), [len(rows) for rows in group.indices]
     if len(client_ids) == 1:  # see Batches: C = 1 rounds differently
         client_ids.append(GHOST)
@@ -120,12 +125,16 @@ def _epochs(
     client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
 ) -> list[np.ndarray]:
     rng = numpy_rng(seed, "batches", round, client)
-    cuts = range(train.batch_size, len(rows), train.batch_size)
     return [
         batch
         for _ in range(train.epochs(round))
-        for batch in np.array_split(rng.permutation(rows), cuts)
+        for batch in _cut(rng.permutation(rows), train.batch_size)
     ]
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Consecutive batches, the last one possibly smaller; none of no rows."""
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
 def _stack(plans: Sequence[Sequence[np.ndarray]], width: int) -> tuple[tuple[Tensor, Tensor], ...]:

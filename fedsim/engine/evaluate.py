@@ -6,6 +6,8 @@ because they run every round.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +27,12 @@ class Scores:
         metrics: `accuracy, balanced_accuracy, worst_class` in [0, 1], `nll` in nats, `ece` in
             [0, 1] (15 equal bins, Guo et al. 2017).
         per_class: Recall of every class that occurs, by class index.
-        predictions: `(N,)` int64.
+        predictions: `(N,)` int64; None for the mean scores of several models.
     """
 
     metrics: dict[str, float]
     per_class: dict[int, float]
-    predictions: np.ndarray
+    predictions: np.ndarray | None
 
 
 @torch.no_grad()
@@ -64,6 +66,36 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
         per_class=per_class,
         predictions=predicted.astype(np.int64),
     )
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Metric by metric the mean over models; one model's scores are its own."""
+    if len(scores) == 1:
+        return scores[0]
+    return Scores(
+        metrics={
+            name: float(np.mean([s.metrics[name] for s in scores])) for name in scores[0].metrics
+        },
+        per_class={
+            c: float(np.mean([s.per_class[c] for s in scores])) for c in scores[0].per_class
+        },
+        predictions=None,
+    )
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation and mean of the worst tenth (at least one) of clients.
+
+    >>> spread([0.5, 1.0])
+    {'client_mean': 0.75, 'client_std': 0.25, 'client_worst10': 0.5}
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    return {
+        "client_mean": float(ordered.mean()),
+        "client_std": float(ordered.std()),
+        "client_worst10": float(worst.mean()),
+    }
 
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
 from fedsim.engine.prepare import prepare
+from fedsim.engine.server import SHARE, weigh_by_class
 from fedsim.engine.task import as_tensor, make_task, settle_numerics
+from fedsim.engine.wire import RESIDUAL, compress
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Batches, Method, State, Update
 from fedsim.methods.training import cross_entropy
@@ -153,25 +155,25 @@ class ClientHost:
     def _attempt(self, group: Group, work: Work, message: Params) -> Done:
         """All of a group at once; what raises half-way leaves nothing behind."""
         done = Done(ExactSum(work.cohort_samples, work.cohort_size))
-        seed, train = self.config.train_seed, self.config.train
-        batches = make_batches(
-            group, self._inputs, self._labels, train, seed, work.round, self._prepare, self.device
-        )
+        seed = self.config.train_seed
+        batches = self._batches(group, work.round)
         if self._flops is None:
             self._flops = self._flops_per_sample(group, work, message)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        states = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
+        kept = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
+        states = [{k: v for k, v in state.items() if k != RESIDUAL} for state in kept]
         rngs = [torch_rng(seed, "client", work.round, client) for client in batches.client_ids]
         started = time.perf_counter()
         update, new_states = self.method.client_update(message, batches, states, rngs)
         self._synchronise()
         train_s = time.perf_counter() - started
 
-        refused = dict(done.total.refused(update.delta, update.weight.to(self.device)))
+        sent, up, residuals = self._send(batches, message, update, kept)
+        refused = dict(done.total.refused(sent.delta, sent.weight.to(self.device)))
         real = range(len(group.client_ids))
         good = [c for c in real if c not in refused]
-        rows = self._rows(group, work.round, batches, message, update, train_s) if good else []
+        rows = self._rows(group, work.round, batches, message, update, up, train_s) if good else []
         done.failures += [
             Failure(batches.client_ids[c], f"its update was refused: {reason}", self.node)
             for c, reason in sorted(refused.items())
@@ -181,10 +183,12 @@ class ClientHost:
             return done
         done.rows += [rows[c] for c in good]
         done.states |= {
-            batches.client_ids[c]: to_device(new_states[c], "cpu") for c in good if new_states[c]
+            batches.client_ids[c]: to_device({**new_states[c], **residuals[c]}, "cpu")
+            for c in good
+            if new_states[c] or residuals[c]
         }
-        chosen = {name: value[good] for name, value in update.delta.items()}
-        weight = update.weight[good].to(self.device)
+        chosen = {name: value[good] for name, value in sent.delta.items()}
+        weight = sent.weight[good].to(self.device)
         if self.method.reduction == "sum":
             done.total.add(chosen, weight)
         else:
@@ -211,6 +215,7 @@ class ClientHost:
         batches: Batches,
         message: Params,
         update: Update,
+        up: int,
         train_s: float,
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
@@ -219,10 +224,13 @@ class ClientHost:
         measured: dict[str, list[float]] = {}
         if self.config.evaluation.client_metrics:
             measured = self._before_and_after(batches, message, update)
+        if any(len(held) for held in group.held):
+            held = Group(0, group.client_ids, group.held)
+            found = self._before_and_after(self._batches(held, round), message, update)
+            measured |= {f"holdout_{name}": values for name, values in found.items()}
         memory = (
             torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         )
-        up = num_bytes(unstack(update.delta, 0))
         rows = []
         for c, client in enumerate(group.client_ids):
             samples = len(group.indices[c])
@@ -245,13 +253,40 @@ class ClientHost:
             )
         return rows
 
+    def _send(
+        self, batches: Batches, message: Params, update: Update, kept: list[State]
+    ) -> tuple[Update, int, list[State]]:
+        """What the server will read, the bytes of one client, and what each client keeps of it."""
+        server, wire, delta = self.config.server, self.config.wire, update.delta
+        residuals: list[State] = [{} for _ in kept]
+        encoded = delta
+        if wire.compression != "none":
+            if wire.error_feedback:
+                lost = {name: torch.zeros_like(value) for name, value in delta.items()}
+                for c, state in enumerate(kept):
+                    for name, value in state.get(RESIDUAL, {}).items():
+                        lost[name][c] = value
+                delta = add(delta, lost)
+            sent = compress(delta, wire)
+            encoded, delta = sent.encoded, sent.decoded
+            if wire.error_feedback:
+                residuals = [{RESIDUAL: unstack(sent.lost, c)} for c in range(len(kept))]
+        up = num_bytes(unstack(encoded, 0))
+        if server.class_weighting:
+            counts = batches.label_counts(self.method.task.num_classes)
+            samples = batches.num_samples.to(self.device)
+            rows = self.method.class_rows(message)
+            delta = weigh_by_class(delta, rows, counts, samples, server.class_weighting)
+            up += num_bytes({SHARE: delta[SHARE][0]})
+        return Update(delta, update.weight, update.linear), up, residuals
+
     @torch.no_grad()
     def _before_and_after(
         self, batches: Batches, message: Params, update: Update
     ) -> dict[str, list[float]]:
         """Loss and accuracy on each client's own training data, as received and as trained."""
         start = {name: message[name] for name in update.delta if name in message}
-        if len(start) != len(update.delta):
+        if not update.delta or len(start) != len(update.delta):
             return {}
         before = stack(start, batches.num_clients)
         found: dict[str, list[float]] = {}
@@ -269,6 +304,19 @@ class ClientHost:
             found[f"loss_{when}"] = (loss / count.clamp_min(1)).tolist()
             found[f"accuracy_{when}"] = (correct / count.clamp_min(1)).tolist()
         return found
+
+    def _batches(self, group: Group, round: int) -> Batches:
+        config = self.config
+        return make_batches(
+            group,
+            self._inputs,
+            self._labels,
+            config.train,
+            config.train_seed,
+            round,
+            self._prepare,
+            self.device,
+        )
 
     def _flops_per_sample(self, group: Group, work: Work, message: Params) -> int:
         """Floating-point operations of training on one sample, counted by running one."""

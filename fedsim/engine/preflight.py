@@ -35,6 +35,7 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
         try:
             cls = _method(config)
             check_options(config, cls)
+            _check_averaging(config, cls)
             models = config.models
             if cls.needs_synthetic(config) and None in (models.clip, models.generator):
                 raise ConfigError(
@@ -66,6 +67,29 @@ def _method(config: Experiment) -> type[Method]:
         return method_class(config.use)
     except ConfigError as error:
         raise ConfigError([f"methods.{config.method}: {p}" for p in error.problems]) from error
+
+
+def _check_averaging(config: Experiment, cls: type[Method]) -> None:
+    """Refuse settings of the server's step and of the wire that the method has no use for."""
+    server, wire = config.server, config.wire
+    given = {
+        "server.optimizer": server.optimizer != "mean",
+        "server.lr": server.lr != 1,
+        "server.class_weighting": server.class_weighting > 0,
+        "wire.compression": wire.compression != "none",
+    }
+    asked = [name for name, is_set in given.items() if is_set]
+    where = f"methods.{config.method}"
+    if asked and not (cls.averages and cls.uses_clients and cls.reduction == "sum"):
+        raise ConfigError(
+            f"{where}: {', '.join(asked)} {'is' if len(asked) == 1 else 'are'} for methods whose "
+            f"server averages steps of the clients, which {config.use} does not: leave out"
+        )
+    if server.class_weighting and cls.class_rows is Method.class_rows:
+        raise ConfigError(
+            f"{where}: server.class_weighting needs parameters with a row per class, which "
+            f"{config.use} has not: leave it at 0"
+        )
 
 
 def _check_generated(

@@ -13,7 +13,7 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import ClientSplit
 from fedsim.data.partition import Partition
-from fedsim.engine.evaluate import Scores, predict, score
+from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.machine import describe_machine
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
@@ -73,7 +73,7 @@ class Recorder:
         self._samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if config.phase == "final":  # test data is never looked at while choosing settings
             self._samples["test"] = arrays["test_inputs"], np.asarray(arrays["test_labels"])
-        held = np.sort(np.concatenate(split.held))
+        self._held, held = split.held, np.sort(np.concatenate(split.held))
         if len(held):
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
@@ -83,11 +83,11 @@ class Recorder:
                 "any out: use fewer clients, or a larger evaluation.holdout_fraction"
             )
 
-    def evaluate(self, predictor: Predictor, round: int, last: bool) -> dict[str, Any]:
-        """Score the global model on every held-out split.
+    def evaluate(self, models: Sequence[Predictor], round: int, last: bool) -> dict[str, Any]:
+        """Score the served model on every held-out split.
 
         Args:
-            predictor: Stored inputs -> logits.
+            models: Stored inputs -> logits; of several models the mean scores are written.
             round: Which round the model belongs to.
             last: Whether to add per-class scores and per-sample predictions.
 
@@ -96,10 +96,11 @@ class Recorder:
         """
         found: dict[str, Scores] = {}
         for split, (inputs, labels) in self._samples.items():
-            batch_size = self.config.evaluation.batch_size
-            logits = predict(lambda x: predictor(x.to(self.device)), as_tensor(inputs), batch_size)
-            scores = found[split] = score(logits, labels)
+            each = [score(self._logits(model, inputs), labels) for model in models]
+            scores = found[split] = mean_scores(each)
             self._write_scores(split, scores, labels, round, last)
+            if last and split == "client_holdout" and self.config.evaluation.personal:
+                self._write_clients([np.asarray(s.predictions == labels) for s in each], round)
         metrics = found[self.served].metrics
         if not math.isfinite(metrics["nll"]):
             self.event("diverged", "the global model predicts NaN or infinite scores", round)
@@ -122,12 +123,57 @@ class Recorder:
                 for c, v in scores.per_class.items()
             ]
         self.sink.append("evaluations", rows)
-        if last and split == "test" and self.config.evaluation.predictions:
+        wanted = self.config.evaluation.predictions and scores.predictions is not None
+        if last and split == "test" and wanted:
             samples = {"sample": np.arange(count), "label": labels}
             predictions = {"prediction": scores.predictions}
             correct = {"correct": scores.predictions == labels}
             where = {"round": round, "split": split}
             self.sink.append("predictions", where | samples | predictions | correct)
+
+    def _logits(self, model: Predictor, inputs: np.ndarray) -> np.ndarray:
+        batch_size = self.config.evaluation.batch_size
+        return predict(lambda x: model(x.to(self.device)), as_tensor(inputs), batch_size)
+
+    def _write_clients(self, correct: Sequence[np.ndarray], round: int) -> None:
+        """Accuracy on what every client held out, of the served model or of its own."""
+        rows = np.sort(np.concatenate(self._held))
+        accuracy = {
+            client: (float(right[np.searchsorted(rows, held)].mean()), len(held))
+            for client, held in enumerate(self._held)
+            for right in (correct[client if len(correct) > 1 else 0],)
+            if len(held)
+        }
+        self._write_spread("personal" if len(correct) > 1 else "global", accuracy, round)
+
+    def personal(self, clients: Sequence[Mapping[str, Any]], round: int) -> None:
+        """The accuracy of clients' own models, after their last local training."""
+        name = "holdout_accuracy_after"
+        accuracy = {
+            row["client_id"]: (row[name], len(self._held[row["client_id"]]))
+            for row in clients
+            if name in row and len(self._held[row["client_id"]])
+        }
+        self._write_spread("personal", accuracy, round)
+
+    def _write_spread(
+        self, model: str, accuracy: Mapping[int, tuple[float, int]], round: int
+    ) -> None:
+        """One row per client, and mean, standard deviation and worst tenth over clients."""
+        if not accuracy:
+            return
+        key = {"round": round, "model": model, "split": "client_holdout"}
+        of_client = {**key, "scope": "client", "metric": "accuracy"}
+        rows: list[dict[str, Any]] = [
+            {**of_client, "client_id": client, "value": value, "num_samples": count}
+            for client, (value, count) in sorted(accuracy.items())
+        ]
+        total = sum(count for _, count in accuracy.values())
+        rows += [
+            {**key, "scope": "global", "metric": name, "value": value, "num_samples": total}
+            for name, value in spread([value for value, _ in accuracy.values()]).items()
+        ]
+        self.sink.append("evaluations", rows)
 
     def describe(self, partition: Partition) -> None:
         """What the run's row in `runs` says of its data."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.data.configured import split_clients
@@ -24,10 +25,11 @@ from fedsim.engine.host import pixel_normaliser
 from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, about_run, now
 from fedsim.engine.schedule import sample_cohort
+from fedsim.engine.server import Moments, divide_by_class, server_step
 from fedsim.engine.task import make_task, settle_numerics
 from fedsim.errors import CheckpointError
 from fedsim.methods import build_method, method_class
-from fedsim.methods.base import Executor, Received, State
+from fedsim.methods.base import Executor, Predictor, Received, State
 from fedsim.params import norms, num_bytes, to_device
 from fedsim.seeding import torch_rng
 
@@ -79,6 +81,7 @@ class Federation:
         self._state: State = {}
         self._client_states: dict[int, State] = {}
         self._downloaded: set[int] = set()
+        self._moments: Moments = {}
         self._scores: dict[str, Any] = {}
         self._comparable, self._resumes, self._wall_s = True, 0, 0.0
         self._started = time.perf_counter()
@@ -105,6 +108,9 @@ class Federation:
         self.split = split_clients(
             config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
         )
+        self._fit, self._held = self.split.fit, self.split.held
+        if self.cls.pooled:  # a ceiling: one client has everything
+            self._fit, self._held = (np.sort(np.concatenate(self._fit)),), ()
         task = make_task(config, self.data, self.cls, self.device, server=True)
         self.method = build_method(config, task)
         self._prepare = pixel_normaliser(self.method)
@@ -134,10 +140,11 @@ class Federation:
         got, row = Collected(Received({})), dict[str, Any](bytes_up=0, bytes_down=0)
         if self.cls.uses_clients:
             # 1. Sample the cohort, keyed by (seed, round) alone.
-            num_clients = self.split.partition.num_clients
+            num_clients = len(self._fit)
             cohort_size = max(1, round(config.train.participation * num_clients))
             cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
-            groups = make_groups(cohort, self.split.fit, config.group_size)
+            held = self._held if config.evaluation.personal and number == self.num_rounds else ()
+            groups = make_groups(cohort, self._fit, config.group_size, held)
             # 2. What goes down the wire, the same for every client.
             constants = self.method.constants(self._state)
             message = self.method.message(self._state)
@@ -160,6 +167,8 @@ class Federation:
         row["train_s"] = clock.lap()
         # 5. The server's step, then its own work (distillation, training on generated images).
         received = replace(to_device(got.received, self.device), round=number)
+        if received.mean and self.cls.averages:
+            received = self._stepped(received)
         self._client_states |= got.states
         self._comparable &= got.comparable
         self._state = self.method.aggregate(self._state, received)
@@ -172,6 +181,15 @@ class Federation:
         # 6. Evaluate, write rows, commit.
         self.round = number
         return self._commit(row)
+
+    def _stepped(self, received: Received) -> Received:
+        """The averaged update as the server's optimiser makes it."""
+        mean, server = received.mean, self.config.server
+        if server.class_weighting:
+            sent = self.method.constants(self._state) | self.method.message(self._state)
+            mean = divide_by_class(mean, self.method.class_rows(sent))
+        mean, self._moments = server_step(mean, self._moments, server)
+        return replace(received, mean=mean)
 
     def finish(self) -> None:
         """Mark the run finished and merge its table parts."""
@@ -196,7 +214,12 @@ class Federation:
         A client's first participation also downloads the constants and, where it trains on
         features, the frozen encoder that makes them.
         """
-        encoder = self.data.meta["visual_bytes"] if self.cls.inputs == "features" else 0
+        if self.cls.pooled:  # nothing is sent where all data already is
+            for client in got.rows:
+                client |= {"bytes_up": 0}
+            constants = message = 0
+        with_encoder = self.cls.inputs == "features" and not self.cls.pooled
+        encoder = self.data.meta["visual_bytes"] if with_encoder else 0
         down = {c: message + (c not in self._downloaded) * (constants + encoder) for c in cohort}
         self._downloaded |= set(cohort)
         failed = [
@@ -205,6 +228,8 @@ class Federation:
         for client in got.rows + failed:
             client |= {"round": number, "bytes_down": down[client["client_id"]]}
         self.sink.append("clients", got.rows + failed)
+        if number == self.num_rounds:
+            self.record.personal(got.rows, number)
         row: dict[str, Any] = {
             "bytes_up": sum(client["bytes_up"] for client in got.rows),
             "bytes_down": sum(down.values()),
@@ -220,10 +245,7 @@ class Federation:
     def _commit(self, row: dict[str, Any]) -> dict[str, Any]:
         """Evaluate the round, write its row, and make it the one to resume from."""
         clock = _Clock()
-        predict = self.method.predictor(self._state)
-        self._scores = self.record.evaluate(
-            lambda x: predict(self._prepare(x)), self.round, self.finished
-        )
+        self._scores = self.record.evaluate(self._predictors(), self.round, self.finished)
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
         self.sink.append("rounds", [row])
@@ -234,6 +256,7 @@ class Federation:
         snapshot = {
             "state": to_device(self._state, "cpu"),
             "client_states": self._client_states,
+            "moments": to_device(self._moments, "cpu"),
             "downloaded": sorted(self._downloaded),
             "scores": self._scores,
             "threads": self.config.engine.threads,
@@ -244,6 +267,15 @@ class Federation:
         self.checkpoints.save(self.round, snapshot)
         return row | {"num_rounds": self.num_rounds}
 
+    def _predictors(self) -> list[Predictor]:
+        """The served model as a function of stored inputs; every client's, without a global one."""
+        if not self.cls.personal:
+            states: list[State | None] = [None]
+        else:
+            states = [self._client_states.get(c, {}) for c in range(len(self._fit))]
+        models = [self.method.predictor(self._state, to_device(s, self.device)) for s in states]
+        return [partial(_on_stored, model, self._prepare) for model in models]
+
     def _restore(self, snapshot: dict[str, Any]) -> None:
         if snapshot["threads"] != self.config.engine.threads:
             raise CheckpointError(
@@ -253,6 +285,7 @@ class Federation:
         self.round = snapshot["round"]
         self._state = to_device(snapshot["state"], self.device)
         self._client_states = snapshot["client_states"]
+        self._moments = to_device(snapshot["moments"], self.device)
         self._downloaded = set(snapshot["downloaded"])
         self._scores = snapshot["scores"]
         self._comparable, self._wall_s = snapshot["comparable"], snapshot["wall_s"]
@@ -275,6 +308,10 @@ class _Clock:
         now, before = time.perf_counter(), self._mark
         self._mark = now
         return now - before
+
+
+def _on_stored(model: Predictor, prepare: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
+    return model(prepare(stored))
 
 
 def _tell(

@@ -3,7 +3,7 @@
 Notation, and the paper's symbols (Tip-Adapter's where CacheFL's text does not give them):
 
     keys      W1   (N*K, d)   features of the server's generated images, trained
-    values    W2   (N*K, N)   their one-hot labels, fixed
+    values    W2   (N*K, N)   their one-hot labels, fixed unless cache.trainable says otherwise
     text           (N, d)     frozen class embeddings
     sharpness      beta       residual_ratio  alpha
 
@@ -55,13 +55,26 @@ class CacheFL(Method):
         text = require_text(task)
         keys, labels = initial_keys(task, text, rng)
         values = F.one_hot(labels, task.num_classes).to(keys.dtype)
-        return {"keys": keys, "values": values, "text": text}
+        cache = self.config.cache
+        # As logarithms, so that training keeps both above 0.
+        scales = torch.tensor([cache.residual_ratio, cache.sharpness], device=keys.device).log()
+        return {"keys": keys, "values": values, "labels": labels, "scales": scales, "text": text}
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What clients train and send."""
+        return ("keys", *_TRAINED_BESIDE_KEYS[self.config.cache.trainable])
 
     def constants(self, state: State) -> Params:
-        return {"values": state["values"], "text": state["text"]}
+        sent = ("text", "labels") if "values" in self.trained else ("text", "values")
+        return {k: state[k] for k in sent}
 
     def message(self, state: State) -> Params:
-        return {"keys": state["keys"]}
+        return {k: state[k] for k in self.trained}
+
+    def class_rows(self, message: Params) -> Params:
+        classes = message["labels"] if "labels" in message else message["values"].argmax(1)
+        return {k: classes for k in self.trained if k != "scales"}
 
     def client_update(
         self,
@@ -71,23 +84,28 @@ class CacheFL(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         logits = partial(self.client_logits, message)
-        delta = train_locally({"keys": message["keys"]}, logits, batches)
+        delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return self._logits(x, params["keys"], message["values"], message["text"])
+        return self._logits(x, {**message, **params})
 
     def aggregate(self, state: State, received: Received) -> State:
         return add(state, received.mean)
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: self._logits(x, state["keys"], state["values"], state["text"])
+        return lambda x: self._logits(x, state)
 
-    def _logits(self, f: Tensor, keys: Tensor, values: Tensor, text: Tensor) -> Tensor:
-        cache = self.config.cache
-        return text_logits(f, text, self.task.logit_scale) + cache.residual_ratio * cache_logits(
-            f, keys, values, cache.sharpness
-        )
+    def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
+        ratio: float | Tensor = self.config.cache.residual_ratio
+        sharpness: float | Tensor = self.config.cache.sharpness
+        if "scales" in self.trained:
+            ratio, sharpness = model["scales"].exp()[..., None, None].unbind(-3)
+        known = text_logits(f, model["text"], self.task.logit_scale)
+        return known + ratio * cache_logits(f, model["keys"], model["values"], sharpness)
+
+
+_TRAINED_BESIDE_KEYS = {"keys": (), "keys_values": ("values",), "keys_scales": ("scales",)}
 
 
 def require_text(task: Task) -> Tensor:

@@ -43,6 +43,9 @@ class FedAvgHead(Method):
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return text_logits(x, params["head"], self.task.logit_scale)
 
+    def class_rows(self, message: Params) -> Params:
+        return {"head": torch.arange(len(message["head"]), device=message["head"].device)}
+
     def aggregate(self, state: State, received: Received) -> State:
         return add(state, received.mean)
 

@@ -22,14 +22,16 @@ def text_logits(features: Tensor, text: Tensor, logit_scale: float) -> Tensor:
     return logit_scale * (features @ text.transpose(-1, -2))
 
 
-def cache_logits(features: Tensor, keys: Tensor, values: Tensor, sharpness: float) -> Tensor:
+def cache_logits(
+    features: Tensor, keys: Tensor, values: Tensor, sharpness: float | Tensor
+) -> Tensor:
     """`exp(-sharpness * (1 - features keys^T)) values`.
 
     Args:
         features: `(..., B, d)`, L2-normalised.
         keys: `(..., num_keys, d)`.
         values: `(..., num_keys, num_classes)`, one-hot labels in Tip-Adapter.
-        sharpness: Tip-Adapter's beta, > 0.
+        sharpness: Tip-Adapter's beta, > 0; a tensor broadcasts over `(..., B, num_keys)`.
 
     Returns:
         `(..., B, num_classes)`.

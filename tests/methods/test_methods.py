@@ -1,5 +1,6 @@
 """The shipped methods: what their logits, starts and server steps are."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from fedsim.methods import METHODS, build_method, method_class
 from fedsim.methods.base import Labelled, Method, Received, Task
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.synthetic_only import SyntheticOnly
+from fedsim.methods.training import train_one_by_one
 from fedsim.models.cache import cache_logits, text_logits
+from fedsim.params import stack
 from tests.helpers import batches_of, experiment, local_data, rngs, synthetic_set, tiny_task, unit
 
 
@@ -281,3 +284,29 @@ def test_a_task_knows_its_classes():
     task: Task = tiny_task(config("zero_shot"), num_classes=3)
     assert task.num_classes == 3
     assert len(Labelled(torch.zeros(5, 2), torch.zeros(5))) == 5
+
+
+@pytest.mark.parametrize("trainable", ["keys", "keys_values", "keys_scales"])
+def test_the_trainable_parts_of_a_cache(trainable: str):
+    """What is trained moves and travels every round; the rest stays, and is sent once."""
+    task = tiny_task(config("cache_text", cache__trainable=trainable, train__lr=0.5))
+    method = CacheFL(task, CacheFL.Options())
+    state = method.setup(task, torch.Generator().manual_seed(0))
+    message, constants = method.message(state), method.constants(state)
+    inputs, labels, rows = local_data([5, 9])
+    batches = batches_of(task.config.train, rows, inputs, labels)
+    sent = constants | message
+    update, _ = method.client_update(sent, batches, [{}, {}], rngs(batches))
+    expected = {
+        "keys": {"keys"},
+        "keys_values": {"keys", "values"},
+        "keys_scales": {"keys", "scales"},
+    }
+    assert set(update.delta) == set(message) == expected[trainable]
+    assert all((change != 0).any() for change in update.delta.values())
+    logits = method.client_logits(sent, stack(message, 2), inputs[:6].view(2, 3, 8))
+    torch.testing.assert_close(logits.flatten(0, 1), method.predictor(state)(inputs[:6]))
+    reference = train_one_by_one(message, partial(method.client_logits, sent), batches)
+    for name, value in update.delta.items():
+        torch.testing.assert_close(value, reference[name], rtol=1e-4, atol=1e-5)
+    assert set(method.class_rows(sent)) == expected[trainable] - {"scales"}

@@ -17,6 +17,8 @@ from fedsim.methods.fedavg_finetune import TEXT, FedAvgFinetune
 from fedsim.methods.fedavg_head import FedAvgHead
 from fedsim.methods.training import (
     cross_entropy,
+    proximal,
+    shifted,
     train_centrally,
     train_locally,
     train_one_by_one,
@@ -267,3 +269,70 @@ def test_central_training_is_one_client_with_all_the_data():
     )
     torch.testing.assert_close(trained["w"] - weights["w"], delta, rtol=1e-4, atol=1e-6)
     assert not trained["w"].requires_grad
+
+
+COUNTS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
+
+
+def test_logits_are_shifted_by_the_clients_own_labels():
+    scores = unit(2, 5, 3)
+    train = TrainConfig(logit_adjustment="log_prior", logit_adjustment_tau=2.0)
+    counted = COUNTS.clamp_min(0.5)
+    prior = counted / counted.sum(1, keepdim=True)
+    torch.testing.assert_close(shifted(scores, COUNTS, train), scores + 2 * prior.log()[:, None])
+    fedlc = TrainConfig(logit_adjustment="fedlc", logit_adjustment_tau=0.5)
+    expected = scores - 0.5 / counted.sqrt().sqrt()[:, None]
+    torch.testing.assert_close(shifted(scores, COUNTS, fedlc), expected)
+    assert torch.equal(shifted(scores, COUNTS, TrainConfig()), scores)
+
+
+def test_absent_classes_get_no_gradient():
+    train = TrainConfig(mask_absent_classes=True)
+    scores = unit(2, 5, 3).requires_grad_()
+    out = shifted(scores, COUNTS, train)
+    assert torch.equal(out, scores)
+    out.exp().sum().backward()
+    assert scores.grad is not None
+    present = (COUNTS > 0)[:, None].expand_as(scores)
+    assert (scores.grad[present] > 0).all()
+    assert (scores.grad[~present] == 0).all()
+
+
+def test_proximal_term_pulls_back():
+    """One step of gradient descent on mu / 2 |w - w0|^2 alone moves by lr mu (w - w0)."""
+    start, moved = {"w": torch.zeros(2)}, {"w": torch.tensor([[1.0, 2.0], [0.0, 0.0]])}
+    moved["w"].requires_grad_()
+    proximal(moved, start, mu=0.5).sum().backward()
+    torch.testing.assert_close(moved["w"].grad, torch.tensor([[0.5, 1.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logit_adjustment": "fedlc"},
+        {"logit_adjustment": "log_prior", "logit_adjustment_tau": 0.5},
+        {"mask_absent_classes": True},
+        {"proximal_mu": 0.3},
+    ],
+)
+def test_local_losses_are_the_same_one_by_one(settings: dict[str, Any]):
+    train = TrainConfig(local_epochs=2, batch_size=3, lr=0.3, **settings)
+    inputs, labels, rows = local_data([5, 9, 2])
+    batches = batches_of(train, rows, inputs, labels)
+    start = {"w": unit(4, 8)}
+
+    def logits(params: Params, x: torch.Tensor) -> torch.Tensor:
+        return 5 * x @ params["w"].mT
+
+    together = train_locally(start, logits, batches)["w"]
+    torch.testing.assert_close(together, train_one_by_one(start, logits, batches)["w"])
+    plain = batches_of(TrainConfig(local_epochs=2, batch_size=3, lr=0.3), rows, inputs, labels)
+    assert not torch.allclose(together, train_locally(start, logits, plain)["w"])
+
+
+def test_learning_rates_fall_along_a_cosine():
+    train = TrainConfig(lr=1.0, rounds=4, lr_schedule="cosine", local_epochs=(3, 2))
+    assert [train.at(r).lr for r in (1, 2, 3, 4)] == pytest.approx(
+        [1.0, 0.853553, 0.5, 0.146447], rel=1e-5
+    )
+    assert [train.at(r).local_epochs for r in (1, 2, 3, 4)] == [3, 2, 2, 2]
