@@ -220,7 +220,7 @@ class ClientHost:
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
         real = len(group.client_ids)
-        length = norms(update.delta).tolist()
+        length = norms(update.delta).tolist() if update.delta else [0.0] * real
         measured: dict[str, list[float]] = {}
         if self.config.evaluation.client_metrics:
             measured = self._before_and_after(batches, message, update)

@@ -251,7 +251,7 @@ def about_run(config: Experiment, method: type[Method], device: torch.device) ->
         "seed": config.seed,
         "phase": config.phase,
         "cache_init": config.cache.init if "cache" in method.sections else None,
-        "num_rounds": config.train.rounds if method.trains else 0,
+        "num_rounds": method.num_rounds(config),
         "status": "running",
         "error": None,
         "started_at": now(),

@@ -76,7 +76,7 @@ class Federation:
         self.executor = executor or LocalExecutor()
         self.device, self._about = torch.device(device), about or {}
         self.cls = method_class(config.use)
-        self.num_rounds = config.train.rounds if self.cls.trains else 0
+        self.num_rounds = self.cls.num_rounds(config)
         self.round = 0
         self._state: State = {}
         self._client_states: dict[int, State] = {}

@@ -38,7 +38,7 @@ def traffic(config: Experiment) -> Traffic:
     """Set a method up and train one client on one sample, to see what it sends."""
     settle_numerics(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
-    num_rounds = config.train.rounds if cls.trains else 0
+    num_rounds = cls.num_rounds(config)
     if not cls.uses_clients:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)

@@ -247,6 +247,19 @@ class Method:
         self.options = options
 
     @classmethod
+    def check(cls, config: Experiment) -> None:
+        """Refuse, before anything is loaded, settings with which the method is not itself.
+
+        Raises:
+            ConfigError: Saying what to set instead.
+        """
+
+    @classmethod
+    def num_rounds(cls, config: Experiment) -> int:
+        """Rounds of a run: `train.rounds`, or fewer where the method is done sooner."""
+        return config.train.rounds if cls.trains else 0
+
+    @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
         """Whether the server must generate its class-balanced image set."""
         return False

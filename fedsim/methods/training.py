@@ -94,8 +94,27 @@ def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
     Returns:
         Each client's change, `(C, ...)` by name.
     """
+    return _train(stack(start, batches.num_clients), start, logits, batches)
+
+
+def train_apart(starts: Params, logits: Logits, batches: Batches) -> Params:
+    """Local epochs of every client of a group, each from a start of its own.
+
+    Args:
+        starts: The trainable tensors, `(C, ...)` by name.
+        logits: The model over the client axis.
+        batches: The group's local data, a pass over it is all local epochs; and how to train.
+
+    Returns:
+        Each client's change, `(C, ...)` by name.
+    """
+    return _train({k: v.clone() for k, v in starts.items()}, starts, logits, batches)
+
+
+def _train(params: Params, start: Params, logits: Logits, batches: Batches) -> Params:
+    """Trains the stacked `params` in place; their change against `start`, stacked or not."""
     train = batches.train
-    params = {k: v.requires_grad_() for k, v in stack(start, batches.num_clients).items()}
+    params = {k: v.requires_grad_() for k, v in params.items()}
     leaves = list(params.values())
     step, counts = optimizer(leaves, train), None
     for batch in batches:

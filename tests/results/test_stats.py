@@ -133,6 +133,23 @@ def test_controls_of_another_partition_serve_the_data_set(
     assert goals["dirichlet 0.5"]["ceiling_from"] == "centralised, other partitions"
 
 
+def test_the_better_ceiling_counts_and_no_ceiling_is_the_best(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    names = ("zero_shot", "fedavg", "centralised_head", "centralised", "centralised_cache")
+    for method in names:
+        make_run(tmp_path, method, "iid", None, 0)
+    study = load(tmp_path)
+    last = last_rounds(study).set_index("method")["accuracy"]
+    goal = study.summary().attrs["targets"][0]
+    best = last[[name for name in names if name.startswith("centralised")]]
+    assert best.nunique() > 1
+    assert (goal["ceiling_from"], goal["ceiling"]) == (best.idxmax(), best.max())
+    summary = study.summary().set_index("method")
+    assert summary.index[summary["best"]].tolist() == ["fedavg"]
+    assert list(summary.index)[-3:] == sorted(best.index)
+
+
 def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path, make_run: Callable[..., str]):
     for method in ("fedavg", "cachefl"):
         make_run(tmp_path, method, "iid", None, 0)
