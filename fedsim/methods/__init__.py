@@ -29,6 +29,11 @@ METHODS: dict[str, str] = {
     "fedavg_head": "fedsim.methods.fedavg_head:FedAvgHead",
     "fedavg_finetune": "fedsim.methods.fedavg_finetune:FedAvgFinetune",
     "cachefl": "fedsim.methods.cachefl:CacheFL",
+    "tip_adapter": "fedsim.methods.tip_adapter:TipAdapter",
+    "local_only": "fedsim.methods.local_only:LocalOnly",
+    "centralised_head": "fedsim.methods.centralised_head:CentralisedHead",
+    "centralised_cache": "fedsim.methods.centralised_cache:CentralisedCache",
+    "fedprox_head": "fedsim.methods.fedprox_head:FedProxHead",
 }
 
 
@@ -57,12 +62,12 @@ def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
     """The method's own settings as its `Options`.
 
     Raises:
-        ConfigError: Naming every unknown or impossible option.
+        ConfigError: Naming every unknown or impossible option, or what else the method refuses.
     """
     from pydantic import ValidationError
 
     try:
-        return cls.Options.model_validate(config.options)
+        options = cls.Options.model_validate(config.options)
     except ValidationError as error:
         if not cls.Options.model_fields:
             raise ConfigError(
@@ -71,6 +76,11 @@ def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
         found = messages(error, cls.Options)
         problems = [f"methods.{config.method}.options: {problem}" for problem in found]
         raise ConfigError(problems) from error
+    try:
+        cls.check(config)
+    except ConfigError as error:
+        raise ConfigError([f"methods.{config.method}: {p}" for p in error.problems]) from error
+    return options
 
 
 def _from_file(path: Path, name: str) -> type[Method]:

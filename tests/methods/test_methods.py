@@ -217,9 +217,12 @@ def test_synthetic_only_learns_on_the_server(model: str):
         method.message(state)
 
 
+NEEDED = {"fedprox_head": {"train__proximal_mu": 0.1}}
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_text_is_asked_for_in_words(name: str):
-    made = config("m", use=name)
+    made = config("m", use=name, **NEEDED.get(name, {}))
     given = {"synthetic": synthetic_set(), "text_features": None}
     tower = SimpleNamespace(visual=torch.nn.Linear(8, 8))
     task = tiny_task(made, load_clip=lambda: tower, **given)

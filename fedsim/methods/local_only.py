@@ -1,0 +1,97 @@
+"""A floor: every client trains alone from the common start, and nothing is ever sent.
+
+`options.model` chooses what is trained, with the local training of the federated method:
+
+    head    W (N, d) on top of the features, started from the text       (as in fedavg_head)
+    cache   the keys, started as `cache.init` says                       (as in cachefl)
+
+A federated method is worth joining for clients that it serves better than this. There is no global
+model: figures are means over the clients' own models, and a client that was never sampled still
+has the one it started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.methods.base import Batches, Method, NoOptions, Predictor, Received, State, Task, Update
+from fedsim.methods.cachefl import CacheFL
+from fedsim.methods.fedavg_head import FedAvgHead
+from fedsim.methods.training import train_apart
+from fedsim.params import Params, add, stack, unstack
+
+
+class LocalOnlyOptions(BaseModel, extra="forbid"):
+    """What every client trains."""
+
+    model: Literal["head", "cache"] = "head"
+
+
+class LocalOnly(Method):
+    """Local training without any aggregation."""
+
+    personal = True
+    sections = ("cache",)
+    Options = LocalOnlyOptions
+
+    def __init__(self, task: Task, options: BaseModel) -> None:
+        super().__init__(task, options)
+        assert isinstance(options, LocalOnlyOptions)
+        inner = FedAvgHead if options.model == "head" else CacheFL
+        self._inner: FedAvgHead | CacheFL = inner(task, NoOptions())
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        return _is_cache(config) and CacheFL.needs_synthetic(config)
+
+    @classmethod
+    def needs_public(cls, config: Experiment) -> bool:
+        return _is_cache(config) and CacheFL.needs_public(config)
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        return self._inner.setup(task, rng)
+
+    def constants(self, state: State) -> Params:
+        return self._inner.constants(state) | self._inner.message(state)  # the start, once
+
+    def message(self, state: State) -> Params:
+        return {}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        starts = stack(self._inner.message(dict(message)), batches.num_clients)
+        for c, own in enumerate(client_state):
+            for name, value in own.items():
+                starts[name][c] = value
+        logits = partial(self.client_logits, message)
+        trained = add(starts, train_apart(starts, logits, batches))
+        states = [
+            {name: value.clone() for name, value in unstack(trained, c).items()}
+            for c in range(batches.num_clients)
+        ]
+        return Update({}, weight=batches.num_samples), states
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
+        return self._inner.client_logits(message, params, x)
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return state
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return self._inner.predictor(state | dict(client_state or {}))
+
+
+def _is_cache(config: Experiment) -> bool:
+    return LocalOnlyOptions.model_validate(config.options).model == "cache"
