@@ -39,7 +39,7 @@ def traffic(config: Experiment) -> Traffic:
     settle_numerics(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config)
-    if not cls.uses_clients:
+    if not cls.uses_clients or cls.pooled:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)
     method = build_method(config, make_task(config, data, cls, device, server=True))

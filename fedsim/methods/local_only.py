@@ -37,6 +37,7 @@ class LocalOnlyOptions(BaseModel, extra="forbid"):
 class LocalOnly(Method):
     """Local training without any aggregation."""
 
+    averages = False
     personal = True
     sections = ("cache",)
     Options = LocalOnlyOptions

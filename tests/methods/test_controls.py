@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fedsim
 from fedsim.config import Experiment
+from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.preflight import preflight
+from fedsim.engine.traffic import Traffic, traffic
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Labelled, Method, Received
@@ -16,8 +20,10 @@ from fedsim.params import Params, add, num_bytes, unstack
 from tests.helpers import (
     batches_of,
     experiment,
+    feature_arrays,
     local_data,
     rngs,
+    run,
     synthetic_set,
     tiny_task,
     unit,
@@ -137,6 +143,37 @@ def test_a_clients_state_holds_its_own_model_and_no_more():
     _, kept = method.client_update(method.constants(state), batches, [{}] * 3, rngs(batches))
     head = kept[1]["head"]  # a checkpoint stores a tensor's whole memory
     assert head.untyped_storage().nbytes() == head.numel() * 4
+
+
+@pytest.mark.parametrize("participation", [1.0, 0.5])
+def test_figures_of_everybody_alone_are_means_over_their_models(tmp_path, participation: float):
+    made = experiment(
+        write_features(tmp_path), "local_only", train__participation=participation, train__rounds=2
+    )
+    study = fedsim.load(run(made, tmp_path))
+    arrays = feature_arrays()
+    snapshot = CheckpointFolder(tmp_path, made.run_id).latest()
+    assert snapshot is not None
+    owned = snapshot["client_states"]
+    assert (len(owned) == 6) == (participation == 1)
+    correct = []
+    for c in range(6):
+        head = owned.get(c, {"head": torch.from_numpy(arrays["text_features"])})["head"].numpy()
+        correct.append(((arrays["x_test"] @ head.T).argmax(1) == arrays["y_test"]).mean())
+    rounds = study.rounds.set_index("round")
+    assert rounds["accuracy"][2] == pytest.approx(np.mean(correct), abs=1e-9)
+    start = arrays["text_features"].nbytes
+    assert rounds["bytes_up"].sum() == 0
+    assert rounds["bytes_down"].sum() == start * len(owned)
+    assert traffic(made) == Traffic(2, 0, 0, start)
+
+
+def test_a_ceilings_dry_run_sends_nothing(tmp_path):
+    made = experiment(write_features(tmp_path), "centralised_head", train__rounds=2)
+    assert traffic(made) == Traffic(2, 0, 0, 0)
+    rounds = fedsim.load(run(made, tmp_path)).rounds
+    assert rounds[["bytes_up", "bytes_down"]].sum().tolist() == [0, 0]
+    assert rounds["num_clients_ok"].tolist() == [0, 1, 1]
 
 
 def test_alone_asks_for_generated_images_only_for_a_cache():
