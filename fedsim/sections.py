@@ -68,6 +68,8 @@ class DataConfig(Section):
     """Leave out classes without a text feature."""
     shots: int | None = Field(None, gt=0)
     """Training samples per class; null takes all."""
+    prototype_shots: int | None = Field(None, gt=0, le=4)
+    """Without text features: class means of so many val samples per class stand in for them."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     max_train_samples: int | None = Field(None, gt=0)

@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "data.train_split": "validation",
     "data.only_text_classes": True,
     "data.shots": 4,
+    "data.prototype_shots": 2,
     "data.val_fraction": 0.3,
     "data.test_fraction": 0.3,
     "data.max_train_samples": 50,

@@ -21,7 +21,9 @@ from fedsim.seeding import numpy_rng
 
 def read_dataset(config: Experiment) -> Dataset:
     """The configured data set; few-shot draws follow the partition's seed."""
-    return load_dataset(**config.data.model_dump(), seed=draw_seed(config))
+    return load_dataset(
+        **config.data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(config)
+    )
 
 
 def draw_seed(config: Experiment) -> int:

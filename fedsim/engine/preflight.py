@@ -11,6 +11,7 @@ from fedsim.config import Experiment
 from fedsim.data.configured import draw_seed
 from fedsim.data.store import is_stored
 from fedsim.engine.prepare import TaskData, prepare, synthetic_key
+from fedsim.engine.task import class_embeddings
 from fedsim.errors import ConfigError
 from fedsim.methods import check_options, method_class
 from fedsim.methods.base import Method
@@ -45,10 +46,11 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
             key = repr((cls.inputs, config.data, models.clip, draw_seed(config)))
             if key not in prepared:
                 data = prepare(config, cls, torch.device(device), synthetic=False)
-                if "text_features" not in data.arrays:
+                if class_embeddings(config, data) is None:
                     raise ConfigError(
                         f"methods.{config.method}: the features of {config.data.name!r} come "
-                        f"without text features: add text_features (num_classes, d) to the file"
+                        f"without text features: add text_features (num_classes, d) to the file, "
+                        f"or set data.prototype_shots"
                     )
                 prepared[key] = data
             if cls.needs_synthetic(config):

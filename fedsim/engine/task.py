@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.engine.prepare import TaskData, public_rows
+from fedsim.errors import ConfigError
 from fedsim.methods.base import Labelled, Method, Task
 from fedsim.models.clip import Clip, load_clip
 
@@ -47,18 +49,42 @@ def make_task(
         labels = np.asarray(data.arrays["val_labels"])
         rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
         public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
-    text = data.arrays.get("text_features")
+    text = class_embeddings(config, data)
     return Task(
         config=config,
         classnames=tuple(data.meta["classnames"]),
         embed_dim=data.meta["embed_dim"],
         logit_scale=data.meta["logit_scale"],
         device=device,
-        text_features=None if text is None else as_tensor(text).to(device),
+        text_features=None if text is None else text.to(device),
         synthetic=synthetic,
         public=public,
         load_clip=_clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None,
     )
+
+
+def class_embeddings(config: Experiment, data: TaskData) -> Tensor | None:
+    """Unit rows `(num_classes, d)`: text features, or class means of public labelled features.
+
+    The means are public knowledge: every method starts from them, as it would from text.
+    """
+    if "text_features" in data.arrays:
+        return as_tensor(data.arrays["text_features"])
+    shots = config.data.prototype_shots
+    if shots is None:
+        return None
+    labels = np.asarray(data.arrays["val_labels"])
+    rows = public_rows(labels, shots, config.partition_seed)
+    one_hot = F.one_hot(as_tensor(labels[rows]), len(data.meta["classnames"])).float()
+    counts = one_hot.sum(0)
+    if not counts.all():
+        missing = [n for n, c in zip(data.meta["classnames"], counts, strict=True) if not c]
+        raise ConfigError(
+            f"data.prototype_shots needs a val sample of every class; {missing[0]!r} has none: use "
+            f"a larger data.val_fraction"
+        )
+    features = as_tensor(np.asarray(data.arrays["val_inputs"])[rows])
+    return F.normalize(one_hot.T @ features, dim=-1)
 
 
 def _labelled(inputs: np.ndarray, labels: np.ndarray, device: torch.device) -> Labelled:

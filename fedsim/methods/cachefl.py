@@ -117,7 +117,8 @@ def require_text(task: Task) -> Tensor:
     if task.text_features is None:
         raise ConfigError(
             f"method {task.config.method!r} needs text features, which "
-            f"{task.config.data.name!r} does not hold: set models.clip, or add them to the file"
+            f"{task.config.data.name!r} does not hold: set models.clip, add them to the file, or "
+            f"set data.prototype_shots"
         )
     return task.text_features
 
