@@ -128,7 +128,8 @@ class ModelsConfig(Section):
     clip: str | None = "tiny-clip"
     """`tiny-clip`, an open_clip `NAME/TAG`, a local folder, or null for precomputed features."""
     generator: str | None = "tiny-diffusion"
-    """`tiny-diffusion`, a diffusers pipeline id or a local folder."""
+    """`tiny-diffusion`, a diffusers pipeline id, a local folder of one, or a folder of images made
+    elsewhere, `folder/<class name>/*.png`."""
     generator_steps: int | None = Field(None, gt=0)
     generator_guidance: float | None = Field(None, ge=0)
     logit_scale: float | None = Field(None, gt=0)
@@ -145,7 +146,21 @@ class SyntheticConfig(Section):
     candidates_per_image: int = Field(2, gt=1)
     """Images drawn for every image that is kept, where there is a filter."""
     augment_views: int = Field(1, gt=0)
-    """A: augmented views whose features are averaged into one key (Tip-Adapter takes 10)."""
+    """A: random crops whose features are averaged into one key (Tip-Adapter takes 10); 1 takes
+    the image as it is."""
+    augment_flip: bool = False
+    """Flip half of the views left to right, as Tip-Adapter does; wrong for digits and text."""
+
+    @model_validator(mode="after")
+    def _one_place_for_the_name(self) -> SyntheticConfig:
+        for prompt in self.prompts or ():
+            if prompt.count("{}") != 1:
+                raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
+        return self
+
+    def drawn_per_class(self, images_per_class: int) -> int:
+        """Images made for every class, of which a filter keeps `images_per_class`."""
+        return images_per_class * (1 if self.filter == "none" else self.candidates_per_image)
 
 
 class CacheConfig(Section):
@@ -156,13 +171,22 @@ class CacheConfig(Section):
     images_per_class: int = Field(16, gt=0)
     """K: keys per class."""
     real_fraction: float = Field(0.5, gt=0, lt=1)
-    """`mixed`: share of each class's keys that are public labelled images."""
+    """`mixed`: share of each class's keys that are public labelled images, 1 to 4 of them."""
     trainable: Literal["keys", "keys_values", "keys_scales"] = "keys"
     """What clients train beside the keys: nothing, the values, or ratio and sharpness."""
     residual_ratio: float = Field(1.0, ge=0)
     """Weight of the cache logits (Tip-Adapter's alpha)."""
     sharpness: float = Field(5.0, gt=0)
     """How fast affinity falls with distance (Tip-Adapter's beta)."""
+
+    @model_validator(mode="after")
+    def _mixable(self) -> CacheConfig:
+        if self.init == "mixed" and self.images_per_class < 2:
+            raise ValueError(
+                "init 'mixed' joins generated and public images: set cache.images_per_class to 2 "
+                "or more"
+            )
+        return self
 
 
 class TrainConfig(Section):

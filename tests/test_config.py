@@ -66,6 +66,7 @@ OTHER: dict[str, Any] = {
     "synthetic.filter": "agreement",
     "synthetic.candidates_per_image": 3,
     "synthetic.augment_views": 2,
+    "synthetic.augment_flip": True,
     "cache.init": "text",
     "cache.images_per_class": 4,
     "cache.real_fraction": 0.1,

@@ -2,7 +2,8 @@
 
 An entry is a folder of `.npy` files named by the hash of its key. Readers map the files into
 memory, so all actors of a node share one copy in the page cache; a lock lets the first process
-compute while the others wait. Entries appear by one rename and never change.
+compute while the others wait. Entries appear by one rename and never change. What takes hours to
+make is stored in parts on the way (`Parts`), so that a kill costs the part in flight.
 """
 
 from __future__ import annotations
@@ -79,9 +80,53 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
                 arrays = make()  # whatever fails in there is not the cache's fault
                 with _blamed_on(folder.parent):
                     _write(folder, key, arrays)
+                Parts(key).remove()
         finally:
             lock.release()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+class Parts:
+    """Finished parts of an entry that is still being made, by number.
+
+    A part appears by one rename, beside the entry. They are for the process that makes the entry,
+    inside `make` of `shared_arrays`, which removes them once the entry is whole.
+
+    Args:
+        key: The entry's.
+    """
+
+    def __init__(self, key: Mapping[str, Any]) -> None:
+        self._folder = cache_folder() / f".parts-{address(key)}"
+
+    def read(self, number: int) -> np.ndarray | None:
+        """A part, mapped into memory; None if it was never finished."""
+        try:
+            return np.load(self._path(number), mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # absent, or cut short by the machine's own crash
+            return None
+
+    def write(self, number: int, array: np.ndarray) -> None:
+        """Keep a part.
+
+        Raises:
+            DataError: If the cache folder cannot be written.
+        """
+        with _blamed_on(self._folder.parent):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = self._folder / f".{number}.{os.getpid()}.npy"
+            try:
+                np.save(draft, array, allow_pickle=False)
+                os.replace(draft, self._path(number))
+            finally:
+                draft.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Forget all of them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06}.npy"
 
 
 @contextmanager

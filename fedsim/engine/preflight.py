@@ -10,13 +10,15 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import draw_seed
 from fedsim.data.store import is_stored
-from fedsim.engine.prepare import TaskData, prepare, synthetic_key
+from fedsim.engine.generate import synthetic_key
+from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.task import class_embeddings
 from fedsim.errors import ConfigError
 from fedsim.methods import check_options, method_class
 from fedsim.methods.base import Method
 from fedsim.models.clip import load_clip
 from fedsim.models.generator import TINY_DIFFUSION, load_generator
+from fedsim.models.image_folder import ImageFolder, is_image_folder
 
 
 def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
@@ -113,6 +115,10 @@ def _check_generated(
                 f"models.clip {clip!r} makes {width}; {_INSTEAD}"
             )
         loaded.add(clip)
+    if is_image_folder(generator):
+        drawn = config.synthetic.drawn_per_class(config.cache.images_per_class)
+        ImageFolder(generator, meta["classnames"], drawn)
+        return
     if generator in (TINY_DIFFUSION, *loaded) or is_stored(synthetic_key(config, meta)):
         return
     load_generator(generator, device)

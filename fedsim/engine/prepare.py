@@ -1,11 +1,13 @@
 """From configuration to arrays: everything that is computed once, before any client trains.
 
 `prepare` reads the data, runs the frozen encoder over every image once, and, for methods that ask
-for it, generates the server's class-balanced images. All of it lands in the node's shared store.
+for it, has the server's class-balanced images made (`fedsim.engine.generate`). All of it lands in
+the node's shared store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +18,18 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import draw_seed, read_dataset, source_identity
 from fedsim.data.datasets import Split
-from fedsim.data.store import Arrays, address, shared_arrays
+from fedsim.data.store import Arrays, shared_arrays
+from fedsim.engine.draw import Draw
+from fedsim.engine.generate import synthetic_set
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
 from fedsim.models.clip import Clip
-from fedsim.seeding import derive, numpy_rng
+from fedsim.seeding import numpy_rng
 
 SPLITS = ("train", "val", "test")
 _FEATURE_LOGIT_SCALE = 100.0
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever what `_inputs` stores changes; older entries are then not found."""
-_GENERATE_BATCH = 32
 _CHUNK = 1024
 _PUBLIC_SHOTS_LIMIT = 4
 """CoOp's validation protocol (Zhou et al., 2022): at most 4 labelled images per class."""
@@ -40,7 +43,7 @@ class TaskData:
         arrays: `<split>_inputs`, `<split>_labels` for train, val and test; `train_clients` and
             `train_domains` where the data has them; `text_features` `(num_classes, d)`.
         meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes`, `fingerprint`, `dataset`.
-        synthetic: `images` uint8 `(n, H, W, 3)`, `inputs`, `labels`, or empty.
+        synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
         synthetic_address: Name of the generated set, or None.
     """
 
@@ -51,7 +54,11 @@ class TaskData:
 
 
 def prepare(
-    config: Experiment, method: type[Method], device: torch.device, synthetic: bool = True
+    config: Experiment,
+    method: type[Method],
+    device: torch.device,
+    synthetic: bool = True,
+    draw: Draw | None = None,
 ) -> TaskData:
     """All arrays a run needs, from the store or computed now.
 
@@ -60,6 +67,7 @@ def prepare(
         method: Its method, which says what it needs.
         device: Where encoder and generator run.
         synthetic: Whether the caller may see the server's generated images.
+        draw: Where these are drawn; by default in this process.
 
     Raises:
         DataError: If the data cannot be read.
@@ -81,7 +89,8 @@ def prepare(
         meta["logit_scale"] = config.models.logit_scale
     if not (synthetic and method.needs_synthetic(config)):
         return TaskData(arrays, meta, {})
-    return TaskData(arrays, meta, *synthetic_set(config, meta, device))
+    text = arrays.get("text_features")
+    return TaskData(arrays, meta, *synthetic_set(config, meta, text, device, draw))
 
 
 def _inputs(config: Experiment, method: type[Method], device: torch.device) -> Arrays:
@@ -100,8 +109,11 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
         "fingerprint": dataset.fingerprint,
         "logit_scale": _FEATURE_LOGIT_SCALE,
         "visual_bytes": 0,
+        "text": None,  # the hash of embeddings that the data brings along
     }
     text = dataset.text_features
+    if text is not None:
+        meta["text"] = hashlib.sha256(text.tobytes()).hexdigest()
     if dataset.train.features is not None:
         if method.inputs == "pixels":
             raise ConfigError(
@@ -123,60 +135,6 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
     meta.setdefault("embed_dim", int(arrays["train_inputs"].shape[-1]))
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     return arrays
-
-
-def synthetic_key(config: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a generated set depends on."""
-    models = config.models
-    return {
-        "kind": "synthetic",
-        "classnames": meta["classnames"],
-        "templates": meta["templates"],
-        "images_per_class": config.cache.images_per_class,
-        "seed": config.train_seed,
-        "steps": models.generator_steps,
-        "guidance": models.generator_guidance,
-        "generator": source_identity(models.generator),
-        "clip": source_identity(models.clip),
-    }
-
-
-def synthetic_set(
-    config: Experiment, meta: dict[str, Any], device: torch.device
-) -> tuple[Arrays, str]:
-    """The server's class-balanced images and their features, K per class, sorted by class.
-
-    Image i of class c is drawn with `derive(seed, "synthetic", c, i)`, so a smaller K is a prefix
-    of a larger one.
-    """
-    models, k = config.models, config.cache.images_per_class
-    if models.generator is None:
-        raise ConfigError(f"method {config.method!r} needs models.generator")
-    source: str = models.generator
-    key = synthetic_key(config, meta)
-
-    def make() -> Arrays:
-        from fedsim.models.generator import load_generator
-
-        generator = load_generator(source, device=str(device))
-        template = meta["templates"][0]
-        labels = np.repeat(np.arange(len(meta["classnames"])), k)
-        prompts = [template.format(meta["classnames"][c].replace("_", " ")) for c in labels]
-        seeds = [
-            derive(config.train_seed, "synthetic", int(c), int(i) % k) for i, c in enumerate(labels)
-        ]
-        images = generator.generate(
-            prompts,
-            seeds,
-            steps=models.generator_steps,
-            guidance_scale=models.generator_guidance,
-            batch_size=_GENERATE_BATCH,
-        )
-        clip = _clip(config, device)
-        features = clip.encode_images(clip.prepare(images)).cpu().numpy()
-        return {"images": images, "inputs": features, "labels": labels.astype(np.int64)}
-
-    return shared_arrays(key, make), address(key)
 
 
 def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:

@@ -45,11 +45,11 @@ class CacheFL(Method):
 
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
-        return config.cache.init == "generated"
+        return config.cache.init in ("generated", "mixed")
 
     @classmethod
     def needs_public(cls, config: Experiment) -> bool:
-        return config.cache.init == "public_shots"
+        return config.cache.init in ("public_shots", "mixed")
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         text = require_text(task)
@@ -137,5 +137,25 @@ def initial_keys(task: Task, text: Tensor, rng: torch.Generator) -> tuple[Tensor
             source = task.synthetic
         case "public_shots":
             source = task.public
+        case "mixed":
+            return _mixed_keys(task)
     assert source is not None, "the engine provides what needs_synthetic and needs_public ask for"
     return source.inputs.clone(), source.labels
+
+
+def _mixed_keys(task: Task) -> tuple[Tensor, Tensor]:
+    """K keys per class: a share of public images first, generated ones in the other places.
+
+    A class with fewer public images than asked for (there are never more than 4) has more
+    generated ones instead, so that the cache stays balanced.
+    """
+    cache, made, public = task.config.cache, task.synthetic, task.public
+    assert made is not None, "see needs_synthetic"
+    assert public is not None, "see needs_public"
+    k = cache.images_per_class
+    real = min(max(round(cache.real_fraction * k), 1), k - 1)
+    keys = []
+    for label in range(task.num_classes):
+        shots = public.inputs[public.labels == label][:real]
+        keys += [shots, made.inputs[made.labels == label][: k - len(shots)]]
+    return torch.cat(keys), torch.arange(task.num_classes, device=task.device).repeat_interleave(k)

@@ -119,7 +119,8 @@ def load_generator(spec: str, device: str | torch.device = "cpu") -> Generator:
     local = folder.is_dir()
     if local and not (folder / "model_index.json").is_file():
         raise ModelError(
-            f"the folder {folder} is no diffusers pipeline: it has no model_index.json"
+            f"the folder {folder} is no diffusers pipeline: it has no model_index.json; and no set "
+            "of images: it has no folder for each class"
         )
     if not local and (spec.startswith((".", "/", "~")) or spec.count("/") != 1):
         known = did_you_mean(spec, [TINY_DIFFUSION, *KNOWN_ON_HUB])

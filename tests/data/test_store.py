@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.data.store import address, cache_folder, file_identity, shared_arrays
+from fedsim.data.store import (
+    Parts,
+    address,
+    cache_folder,
+    file_identity,
+    is_stored,
+    shared_arrays,
+)
 from fedsim.errors import DataError
 
 
@@ -157,3 +164,52 @@ def test_folders_are_known_by_their_files(tmp_path: Path):
     assert second != first
     (folder / "cat" / "2.png").rename(folder / "cat" / "3.png")
     assert file_identity(folder) != second
+
+
+def test_parts_outlive_a_kill_and_leave_with_the_whole(store: Path):
+    key, calls = {"k": "parts"}, list[int]()
+
+    def make(die_at: int) -> dict[str, np.ndarray]:
+        parts, found = Parts(key), []
+        for number in range(3):
+            part = parts.read(number)
+            if part is None:
+                if number == die_at:
+                    raise KeyboardInterrupt
+                calls.append(number)
+                parts.write(number, np.full(2, number))
+                part = parts.read(number)
+            found.append(part)
+        return {"x": np.stack(found)}
+
+    with pytest.raises(KeyboardInterrupt):
+        shared_arrays(key, lambda: make(die_at=2))
+    assert not is_stored(key)
+    found = shared_arrays(key, lambda: make(die_at=-1))
+    assert found["x"].tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert calls == [0, 1, 2]  # none was made twice
+    assert [path.name for path in store.iterdir() if path.is_dir()] == [address(key)]
+
+
+def test_a_part_cut_short_is_no_part(store: Path):
+    parts = Parts({"k": 1})
+    parts.write(3, np.arange(100))
+    (file,) = store.rglob("000003.npy")
+    file.write_bytes(file.read_bytes()[:200])
+    assert parts.read(3) is None
+    file.write_bytes(b"")
+    assert parts.read(3) is None
+    assert parts.read(4) is None
+    parts.write(3, np.arange(2))
+    found = parts.read(3)
+    assert found is not None
+    assert found.tolist() == [0, 1]
+    parts.remove()
+    assert parts.read(3) is None
+    parts.remove()
+
+
+def test_parts_that_cannot_be_written_are_explained(store: Path):
+    store.write_text("a file where the cache folder should be")
+    with pytest.raises(DataError, match="set FEDSIM_CACHE"):
+        Parts({"k": 1}).write(0, np.zeros(1))

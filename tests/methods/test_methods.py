@@ -1,5 +1,6 @@
 """The shipped methods: what their logits, starts and server steps are."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,28 @@ def test_caches_start_balanced_and_of_unit_length(init: str):
     torch.testing.assert_close(again, torch.ones(4 * k))
 
 
+@pytest.mark.parametrize(
+    ("k", "fraction", "available", "real"),
+    [(4, 0.5, 4, 2), (4, 0.01, 4, 1), (4, 0.99, 4, 3), (8, 0.75, 4, 4), (2, 0.5, 1, 1)],
+)
+def test_a_mixed_cache_is_balanced(k: int, fraction: float, available: int, real: int):
+    made = cachefl("mixed", cache__images_per_class=k, cache__real_fraction=fraction)
+    generated, public = synthetic_set(per_class=k), synthetic_set(per_class=available)
+    task = tiny_task(made, synthetic=generated, public=replace(public, inputs=-public.inputs))
+    state = CacheFL(task, None).setup(task, rng())  # type: ignore[arg-type]
+    labels = state["values"].argmax(1)
+    assert torch.equal(labels, torch.arange(4).repeat_interleave(k))
+    for label in range(4):
+        keys = state["keys"][labels == label]
+        assert torch.equal(keys[:real], -public.inputs[public.labels == label][:real])
+        assert torch.equal(keys[real:], generated.inputs[generated.labels == label][: k - real])
+
+
+def test_a_mixed_cache_has_room_for_both():
+    with pytest.raises(ConfigError, match="set cache.images_per_class to 2 or more"):
+        cachefl("mixed", cache__images_per_class=1)
+
+
 def test_random_keys_follow_the_generator():
     task = tiny_task(cachefl("random"))
     method = CacheFL(task, None)  # type: ignore[arg-type]
@@ -138,6 +161,7 @@ def test_random_keys_follow_the_generator():
         ("text", False, False),
         ("random", False, False),
         ("public_shots", False, True),
+        ("mixed", True, True),
     ],
 )
 def test_a_cache_asks_for_what_it_starts_from(init: str, synthetic: bool, public: bool):
