@@ -47,9 +47,10 @@ class DataConfig(Section):
     """Which images or features, and how they are read (see `fedsim.data.datasets.load_dataset`)."""
 
     name: str = "digits"
-    """`digits`, a path (`.npz` file or image folder), or `hf:NAME[:CONFIG]`."""
+    """`digits`, a set of CoOp such as `caltech101`, a path (`.npz` file or image folder), or
+    `hf:NAME[:CONFIG]`."""
     path: str | None = None
-    """Where the data is, when `name` does not say it."""
+    """Where the data is, when `name` does not say it; of CoOp's sets, their common folder."""
     classnames: tuple[str, ...] | None = Field(None, strict=False)
     templates: tuple[str, ...] | None = Field(None, strict=False)
     """Prompt templates with one `{}`; by default the data set's own."""
@@ -62,7 +63,7 @@ class DataConfig(Section):
     test_domain: str | None = None
     """This domain is the test split."""
     image_size: int | None = Field(None, gt=0)
-    """Side in pixels for image files of unequal sizes."""
+    """Side in pixels for image files of unequal sizes; 224 for CoOp's sets."""
     train_split: str = "train"
     only_text_classes: bool = False
     """Leave out classes without a text feature."""

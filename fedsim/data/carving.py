@@ -13,7 +13,7 @@ from fedsim.data.splits import carve, take_per_group
 from fedsim.errors import ConfigError, DataError, did_you_mean
 from fedsim.seeding import derive
 
-__all__ = ["carve_missing", "choose_train", "draw_shots", "split_by_domain"]
+__all__ = ["cap_val", "carve_missing", "choose_train", "draw_shots", "split_by_domain"]
 
 
 def choose_train(source: Source, train_split: str, notes: list[str], name: str) -> Source:
@@ -54,11 +54,24 @@ def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
 
 
 def carve_missing(
-    table: Table, test_fraction: float, val_fraction: float, notes: list[str]
+    table: Table,
+    test_fraction: float,
+    val_fraction: float,
+    notes: list[str],
+    seed: str | None = None,
 ) -> None:
-    """Make the splits that the source lacks out of train, always the same way."""
+    """Make the splits that the source lacks out of train, always the same way.
+
+    Args:
+        table: Its `splits` are changed.
+        test_fraction: Of each class.
+        val_fraction: Of each class, after that.
+        notes: What was carved is added here.
+        seed: Names the carve; None = the hash of the training rows.
+    """
     splits = table.splits
-    seed = fingerprint(splits["train"].rows, splits["train"].labels)
+    if seed is None and not {"test", "val"} <= set(splits):
+        seed = fingerprint(splits["train"].rows, splits["train"].labels)
     for split, fraction in (("test", test_fraction), ("val", val_fraction)):
         if split in splits:
             continue
@@ -69,7 +82,7 @@ def carve_missing(
         groups = train.labels
         if train.domains is not None:
             groups = train.domains * len(table.classnames) + train.labels
-        mask = carve(groups, fraction, derive(0, "carve", split, seed))
+        mask = carve(groups, fraction, derive(0, "carve", split, seed or ""))
         splits[split] = train.take(np.flatnonzero(mask))
         splits["train"] = train.take(np.flatnonzero(~mask))
         notes.append(f"{split}: {int(mask.sum())} of {len(mask)} training samples, carved by class")
@@ -79,9 +92,16 @@ def carve_missing(
 def draw_shots(
     train: Rows, shots: int, names: tuple[str, ...], seed: int, notes: list[str]
 ) -> Rows:
-    """At most `shots` samples of each class."""
+    """At most `shots` samples of each class of train."""
     short = [n for n, s in zip(names, np.bincount(train.labels), strict=True) if s < shots]
     if short:
         notes.append(f"fewer than {shots} training samples: {', '.join(short)}")
     chosen = take_per_group(train.labels, np.full(len(names), shots), seed)
     return train.take(np.flatnonzero(chosen))
+
+
+def cap_val(val: Rows, limit: int, num_classes: int, seed: int, notes: list[str]) -> Rows:
+    """At most `limit` samples of each class of val."""
+    chosen = take_per_group(val.labels, np.full(num_classes, limit), seed)
+    notes.append(f"val: {int(chosen.sum())} of {len(chosen)} samples, {limit} per class at most")
+    return val.take(np.flatnonzero(chosen))

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from fedsim.config import Experiment
+from fedsim.data.coop import coop_identity, is_coop
 from fedsim.data.datasets import Dataset, load_dataset
 from fedsim.data.partition import Partition, make_partition
 from fedsim.data.splits import holdout
 from fedsim.data.store import file_identity
+from fedsim.sections import DataConfig
 from fedsim.seeding import numpy_rng
 
 
@@ -82,6 +84,13 @@ def split_clients(
         for client, rows in enumerate(partition.indices)
     ]
     return ClientSplit(partition, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
+
+
+def data_identity(data: DataConfig) -> Any:
+    """What identifies the content of the configured data without reading all of it."""
+    if is_coop(data.name, data.path):
+        return coop_identity(data.name, data.path)
+    return source_identity(data.path or data.name)
 
 
 def source_identity(name: str | None) -> Any:

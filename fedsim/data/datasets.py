@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.carving import carve_missing, choose_train, draw_shots, split_by_domain
+from fedsim.data.carving import (
+    cap_val,
+    carve_missing,
+    choose_train,
+    draw_shots,
+    split_by_domain,
+)
 from fedsim.data.checks import Rows, tabulate
 from fedsim.data.containers import DEFAULT_TEMPLATES, Dataset, Split, fingerprint
+from fedsim.data.coop import COOP_SETS, is_coop, read_coop
 from fedsim.data.folders import read_folder
 from fedsim.data.huggingface import read_huggingface
 from fedsim.data.npz import read_npz
@@ -49,23 +56,27 @@ def load_dataset(
     """Load and check a data set.
 
     Args:
-        name: `digits` (1,797 images of 8x8, built in); the path of a `.npz` file (keys: see
+        name: `digits` (1,797 images of 8x8, built in); one of the eleven sets of
+            `fedsim.data.coop`, such as `caltech101`; the path of a `.npz` file (keys: see
             `fedsim.data.npz`) or of a folder of images (layouts: see `fedsim.data.folders`);
-            `hf:NAME` or `hf:NAME:CONFIG`. With `path`, any name.
-        path: Where the data is, when `name` is not that; for `hf:`, a copy on disk.
+            `hf:NAME` or `hf:NAME:CONFIG`. With `path`, any other name.
+        path: Where the data is, when `name` is not that; for `hf:`, a copy on disk. A `.npz` file
+            is read as one whatever the name.
         classnames: Names in label order, instead of those in the data.
-        templates: Prompt templates, each with one `{}`.
+        templates: Prompt templates, each with one `{}`, instead of the data set's own.
         image_column: Key or column of images or features.
         label_column: Key or column of labels.
         client_column: Key or column of recorded clients.
         domain_column: Key or column of domains.
         domains: The folder is laid out `{domain}/{class}`.
         test_domain: This domain is the test split, the others are train.
-        image_size: Side in pixels for images of folders and `hf:` (resize, centre crop).
+        image_size: Side in pixels for images of folders and `hf:` (resize, centre crop); 224 for
+            the eleven sets.
         train_split: Which split of the source to train on (`val` where it has no `train`).
         val_fraction: Share of train carved out as val where the source has none, in [0, 1).
         test_fraction: Share of train carved out as test where the source has none, in (0, 1).
-        shots: Training samples per class, at most.
+        shots: Training samples per class, at most; the eleven sets then also have at most 4
+            validation samples per class.
         max_train_samples: Training samples in all, at most; class shares are kept.
         only_text_classes: Leave out classes that have no text feature, and relabel.
         seed: Of the draws `shots` and `max_train_samples`; nothing else depends on it.
@@ -90,10 +101,13 @@ def load_dataset(
     splits = table.splits
     if test_domain is not None:
         split_by_domain(table, test_domain, notes)
-    carve_missing(table, test_fraction, val_fraction, notes)
+    carve_missing(table, test_fraction, val_fraction, notes, source.carve_seed)
     train = splits["train"]
     if shots is not None and not source.few_shot:
         train = draw_shots(train, shots, table.classnames, derive(seed, "shots"), notes)
+    if shots is not None and source.max_val_shots is not None and len(splits["val"].labels):
+        limit, seed_val = min(shots, source.max_val_shots), derive(seed, "shots", "val")
+        splits["val"] = cap_val(splits["val"], limit, len(table.classnames), seed_val, notes)
     if max_train_samples is not None and max_train_samples < len(train.labels):
         if max_train_samples < len(table.classnames):
             raise ConfigError(
@@ -118,7 +132,7 @@ def load_dataset(
         test=made["test"],
         text_features=table.text,
         fingerprint=whole.hexdigest(),
-        templates=tuple(templates or DEFAULT_TEMPLATES),
+        templates=tuple(templates or source.templates or DEFAULT_TEMPLATES),
         domain_names=table.domain_names,
         notes=tuple(notes),
     )
@@ -136,6 +150,10 @@ def _read(
     given = [f"{column}_column" for column, value in vars(columns).items() if value is not None]
     if domains and (name.startswith("hf:") or name == "digits"):
         raise ConfigError("domains applies to image folders: set domain_column instead")
+    if is_coop(name, path):
+        if given or domains:
+            raise ConfigError(f"{given[0] if given else 'domains'} does not apply to {name}")
+        return read_coop(name, path, image_size)
     if name.startswith("hf:"):
         return read_huggingface(name.removeprefix("hf:"), path, columns, image_size)
     if name == "digits" and path is None:
@@ -152,7 +170,7 @@ def _read(
             if place.exists():
                 raise DataError(f"{place}: not a .npz file or a folder of images")
             if path is None and place.parent == Path("."):
-                hint = did_you_mean(name, ["digits"])
+                hint = did_you_mean(name, ["digits", *COOP_SETS])
                 raise DataError(
                     f"{name}: no such file or folder, nor a built-in: "
                     + (hint if hint.startswith("did") else "use digits, a path, or hf:NAME")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images import IMAGE_SUFFIXES, open_paths
+from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
 from fedsim.data.source import Part, Source, missing_path, split_name
 from fedsim.errors import DataError
 
@@ -21,7 +21,7 @@ __all__ = ["read_folder"]
 
 
 def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
-    """List a folder, check every image's header.
+    """List a folder.
 
     Args:
         root: The folder.
@@ -29,8 +29,8 @@ def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
         image_size: See `ImagePaths`.
 
     Raises:
-        DataError: The folder is missing or holds no images in that layout, a class folder is
-            empty, or a file is not an image.
+        DataError: The folder is missing or holds no images in that layout, or a class folder
+            is empty.
     """
     if not root.is_dir():
         raise missing_path(root)
@@ -80,7 +80,7 @@ def _part(
             labels += [classes.index(class_folder.name)] * len(images)
             of_domain += [domain] * len(images)
     return Part(
-        rows=open_paths(root, files, image_size),
+        rows=ImagePaths(root.resolve(), tuple(files), image_size),
         labels=np.array(labels, dtype=np.int64),
         where=str(root),
         domains=np.array(of_domain) if domains else None,

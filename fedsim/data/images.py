@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,38 +16,48 @@ from fedsim.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "ImagePaths", "channels_last", "open_paths", "pixels", "to_uint8"]
+__all__ = ["IMAGE_SUFFIXES", "ImagePaths", "channels_last", "pixels", "to_uint8"]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _WHOLE_HASH_BYTES = 2**30
-"""Folders up to this size are hashed whole, larger ones by the ends of every file."""
+"""Splits up to this size are hashed whole, larger ones by the ends of every file."""
 _END_BYTES = 2**16
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePaths:
-    """Images of a folder, decoded on demand.
+    """Images of a folder, hashed and decoded on demand: of a million, a few may be taken.
 
     Attributes:
         root: Absolute folder. All nodes of a cluster must see it.
         files: Paths relative to `root`, (N,).
         image_size: Side in pixels to which images are brought (shorter side resized, bicubic,
             then centre-cropped); None = as they are, all of one size.
-        digests: Hash of each file, bytes (N,).
     """
 
     root: Path
     files: tuple[str, ...]
     image_size: int | None
-    digests: np.ndarray
 
     def __len__(self) -> int:
         return len(self.files)
 
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """Hash of each file, bytes (N,); every header is checked on the way.
+
+        Raises:
+            DataError: A file is not an image, or sizes differ and `image_size` is None.
+        """
+        return _check_files(self)
+
     def take(self, indices: np.ndarray) -> ImagePaths:
         """The images at `indices`, still undecoded."""
         files = tuple(self.files[int(i)] for i in indices)
-        return ImagePaths(self.root, files, self.image_size, self.digests[indices])
+        taken = ImagePaths(self.root, files, self.image_size)
+        if "digests" in self.__dict__:
+            taken.__dict__["digests"] = self.digests[indices]
+        return taken
 
     def load(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Decode images.
@@ -81,19 +92,14 @@ def _mixed_sizes(where: str, here: tuple[int, ...], first: tuple[int, ...]) -> D
     )
 
 
-def open_paths(root: Path, files: list[str], image_size: int | None) -> ImagePaths:
-    """Check the header of every file and hash the contents.
-
-    Raises:
-        DataError: A file is not an image, or sizes differ and `image_size` is None.
-    """
+def _check_files(images: ImagePaths) -> np.ndarray:
+    """Check the header of every file and hash the contents."""
     from PIL import Image
 
-    root = root.resolve()
-    whole = sum(_size(root / file) for file in files) <= _WHOLE_HASH_BYTES
+    whole = sum(_size(images.root / file) for file in images.files) <= _WHOLE_HASH_BYTES
     digests, first = [], None
-    for file in files:
-        path = root / file
+    for file in images.files:
+        path = images.root / file
         try:
             digest, data = _digest(path, whole)
             with Image.open(io.BytesIO(data) if whole else path) as image:
@@ -101,10 +107,10 @@ def open_paths(root: Path, files: list[str], image_size: int | None) -> ImagePat
         except Exception as error:  # decoders of damaged files raise whatever they trip over
             raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
         first = first or shape
-        if image_size is None and shape != first:
+        if images.image_size is None and shape != first:
             raise _mixed_sizes(str(path), shape, first)
         digests.append(digest)
-    return ImagePaths(root, tuple(files), image_size, np.array(digests, dtype="S32"))
+    return np.array(digests, dtype="S32")
 
 
 def _size(path: Path) -> int:

@@ -60,6 +60,9 @@ class Source:
         classnames: In label order, when the source names them.
         text: `(features (M, d), class ids (M,))`, or None.
         few_shot: Train is the few-shot set that was asked for already.
+        templates: The data set's own prompts.
+        max_val_shots: With `shots`, val is cut to so many samples of each class, or to `shots`.
+        carve_seed: Names the carving of missing splits, where hashing all rows would take hours.
         notes: What the reader decided.
     """
 
@@ -68,6 +71,9 @@ class Source:
     classnames: tuple[str, ...] | None = None
     text: tuple[np.ndarray, np.ndarray] | None = None
     few_shot: bool = False
+    templates: tuple[str, ...] | None = None
+    max_val_shots: int | None = None
+    carve_seed: str | None = None
     notes: list[str] = field(default_factory=list)
 
 

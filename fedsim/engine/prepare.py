@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.configured import draw_seed, read_dataset, source_identity
+from fedsim.data.configured import data_identity, draw_seed, read_dataset, source_identity
 from fedsim.data.datasets import Split
 from fedsim.data.store import Arrays, shared_arrays
 from fedsim.engine.draw import Draw
@@ -79,7 +79,7 @@ def prepare(
         "format": _FORMAT,
         "inputs": method.inputs,
         "data": config.data.model_dump(mode="json"),
-        "source": source_identity(config.data.path or config.data.name),
+        "source": data_identity(config.data),
         "seed": draw_seed(config),
         "clip": source_identity(config.models.clip),
     }

@@ -169,7 +169,7 @@ def test_options_that_make_no_sense(options: dict, message: str):
     ("name", "message"),
     [
         ("digit", "nor a built-in: did you mean 'digits'?"),
-        ("imagenet", "use digits, a path, or hf:NAME"),
+        ("cinema", "use digits, a path, or hf:NAME"),
         ("{tmp}/missing/data.npz", "there is no folder"),
         ("{tmp}/dgits.npz", "did you mean 'digits.npz'?"),
         ("{tmp}/notes.txt", "not a .npz file or a folder of images"),
