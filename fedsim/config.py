@@ -6,6 +6,7 @@ validates before torch or Ray are loaded.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -145,9 +146,16 @@ class Experiment(Section):
         file = Path(self.use.partition(":")[0])
         if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
             name = self.use.partition(":")[2]
-            payload["use"] = [hashlib.sha256(file.read_bytes()).hexdigest(), name]
+            stat = file.stat()
+            payload["use"] = [_digest(file.resolve(), stat.st_mtime_ns, stat.st_size), name]
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, mtime_ns: int, size: int) -> str:
+    """Hash of a file's content, read once for as long as it looks the same."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

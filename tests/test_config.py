@@ -1,5 +1,6 @@
 """The experiment: what is refused, what a run's identity depends on, what is settled by itself."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,19 @@ def test_the_run_id_is_the_same_tomorrow_and_can_be_a_file_name():
     assert config.run_id.replace("-", "").isalnum()
 
 
+def test_a_methods_file_is_read_once_for_as_long_as_it_is_the_same(tmp_path: Path, monkeypatch):
+    file, reads = tmp_path / "mine.py", []
+    file.write_text("A = 1")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read(path))
+    first = make(use=str(file))
+    assert len({first.run_id, first.run_id, make(use=str(file)).run_id}) == 1
+    assert len(reads) == 1
+    file.write_text("A = 10")
+    assert first.run_id != make(use="other").run_id
+    assert len(reads) == 2
+
+
 def test_a_method_of_ones_own_is_known_by_its_content(tmp_path: Path):
     file, copy = tmp_path / "mine.py", tmp_path / "copy.py"
     file.write_text("A = 1")
@@ -196,6 +210,7 @@ def test_a_method_of_ones_own_is_known_by_its_content(tmp_path: Path):
     assert make(use=str(copy)).run_id == first  # where it lies does not matter
     assert make(use=f"{file}:A").run_id != make(use=f"{file}:B").run_id
     file.write_text("A = 2")
+    os.utime(file, ns=(1, 1))  # clocks of file systems are coarse
     assert make(use=str(file)).run_id != first
     assert make(use=f"{file}:A").run_id != make(use=str(copy) + ":A").run_id
 
