@@ -266,11 +266,16 @@ class NoiseConfig(Section):
     clients: float = Field(0.0, ge=0, le=1)
     """Share of clients concerned, drawn with the split's seed."""
     labels: float = Field(0.0, ge=0, le=1)
-    """Share of their labels replaced by another class."""
+    """Share of these clients' training labels replaced by another class."""
     images: Literal["none", "gaussian", "blur", "contrast", "occlusion"] = "none"
-    """Corruption of their images (of their features: `gaussian` only)."""
+    """Corruption of their training images (of their features: `gaussian` only)."""
     severity: float = Field(0.5, gt=0, le=1)
     """From barely visible to hardly recognisable."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is spoilt at all."""
+        return self.clients > 0 and (self.labels > 0 or self.images != "none")
 
 
 class EngineConfig(Section):

@@ -14,6 +14,7 @@ import numpy as np
 from fedsim.config import Experiment
 from fedsim.data.coop import coop_identity, is_coop
 from fedsim.data.datasets import Dataset, load_dataset
+from fedsim.data.noise import spoilt_clients
 from fedsim.data.partition import Partition, make_partition
 from fedsim.data.splits import holdout
 from fedsim.data.store import file_identity
@@ -42,11 +43,13 @@ class ClientSplit:
         partition: All training rows of every client.
         fit: Per client, the rows it trains on.
         held: Per client, the rows held out to choose settings on.
+        spoilt: Clients whose `fit` rows `noise` spoils; nobody's `held` rows are.
     """
 
     partition: Partition
     fit: tuple[np.ndarray, ...]
     held: tuple[np.ndarray, ...]
+    spoilt: tuple[int, ...] = ()
 
 
 def split_clients(
@@ -59,6 +62,7 @@ def split_clients(
 
     Raises:
         PartitionError: If the split asked for cannot be made from this data.
+        ConfigError: If `noise` is asked for, but for less than half a client.
     """
     settings, seed = config.partition, config.partition_seed
     partition = make_partition(
@@ -83,7 +87,9 @@ def split_clients(
         )
         for client, rows in enumerate(partition.indices)
     ]
-    return ClientSplit(partition, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
+    fit, held = tuple(p[0] for p in parts), tuple(p[1] for p in parts)
+    spoilt = spoilt_clients(config.noise, partition.num_clients, seed)
+    return ClientSplit(partition, fit, held, spoilt)
 
 
 def data_identity(data: DataConfig) -> Any:

@@ -21,6 +21,7 @@ from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
 from fedsim.engine.prepare import prepare
 from fedsim.engine.server import SHARE, weigh_by_class
+from fedsim.engine.spoil import OBSERVED
 from fedsim.engine.task import as_tensor, make_task, settle_numerics
 from fedsim.engine.wire import RESIDUAL, compress
 from fedsim.methods import build_method, method_class
@@ -100,7 +101,8 @@ class ClientHost:
             config, make_task(config, data, cls, self.device, server=False)
         )
         self._inputs = as_tensor(data.arrays["train_inputs"])
-        self._labels = as_tensor(data.arrays["train_labels"])
+        labels = data.arrays.get(OBSERVED, data.arrays["train_labels"])
+        self._labels = as_tensor(labels)
         self._prepare = pixel_normaliser(self.method)
         self._flops: int | None = None
 

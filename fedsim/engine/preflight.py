@@ -12,6 +12,7 @@ from fedsim.data.configured import draw_seed
 from fedsim.data.store import is_stored
 from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
+from fedsim.engine.spoil import spoilt_key
 from fedsim.engine.task import class_embeddings
 from fedsim.errors import ConfigError
 from fedsim.methods import check_options, method_class
@@ -45,7 +46,7 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
                     f"methods.{config.method}: a generated set needs models.clip and "
                     f"models.generator; {_INSTEAD}"
                 )
-            key = repr((cls.inputs, config.data, models.clip, draw_seed(config)))
+            key = repr((cls.inputs, config.data, models.clip, draw_seed(config), _noise(config)))
             if key not in prepared:
                 data = prepare(config, cls, torch.device(device), synthetic=False)
                 if class_embeddings(config, data) is None:
@@ -64,6 +65,11 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
 
 
 _INSTEAD = "for precomputed features choose cache.init: text, public_shots or random"
+
+
+def _noise(config: Experiment) -> Any:
+    """What spoilt arrays depend on, beside the clean ones."""
+    return spoilt_key(config, "") if config.noise.active else None
 
 
 def _method(config: Experiment) -> type[Method]:

@@ -18,9 +18,10 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import data_identity, draw_seed, read_dataset, source_identity
 from fedsim.data.datasets import Split
-from fedsim.data.store import Arrays, shared_arrays
+from fedsim.data.store import Arrays, address, shared_arrays
 from fedsim.engine.draw import Draw
 from fedsim.engine.generate import synthetic_set
+from fedsim.engine.spoil import spoilt_arrays, spoilt_key
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
 from fedsim.models.clip import Clip
@@ -41,7 +42,9 @@ class TaskData:
 
     Attributes:
         arrays: `<split>_inputs`, `<split>_labels` for train, val and test; `train_clients` and
-            `train_domains` where the data has them; `text_features` `(num_classes, d)`.
+            `train_domains` where the data has them; `text_features` `(num_classes, d)`. Under
+            `noise`, `train_inputs` of spoilt clients are so, and `train_labels_observed` are what
+            clients train on; `train_labels` are always the true ones.
         meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes`, `fingerprint`, `dataset`.
         synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
         synthetic_address: Name of the generated set, or None.
@@ -72,7 +75,7 @@ def prepare(
     Raises:
         DataError: If the data cannot be read.
         ModelError: If encoder or generator cannot be loaded.
-        ConfigError: If the method needs images and the data holds features.
+        ConfigError: If the method or the noise needs images and the data holds features.
     """
     key = {
         "kind": "inputs",
@@ -85,6 +88,12 @@ def prepare(
     }
     arrays = dict(shared_arrays(key, lambda: _inputs(config, method, device)))
     meta = json.loads(arrays.pop("meta").tobytes())
+    if config.noise.active and method.uses_clients:
+        load = (lambda: _clip(config, device)) if meta["visual_bytes"] else None
+        spoilt = spoilt_key(config, address(key))
+        arrays |= shared_arrays(
+            spoilt, lambda: spoilt_arrays(config, arrays, len(meta["classnames"]), load)
+        )
     if config.models.logit_scale is not None:
         meta["logit_scale"] = config.models.logit_scale
     if not (synthetic and method.needs_synthetic(config)):

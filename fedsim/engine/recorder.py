@@ -12,6 +12,7 @@ import torch
 
 from fedsim.config import Experiment
 from fedsim.data.configured import ClientSplit
+from fedsim.data.noise import num_wrong
 from fedsim.data.partition import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.machine import describe_machine
@@ -206,6 +207,16 @@ class Recorder:
                 for client, counts in enumerate(partition.label_counts)
             ],
         )
+
+    def noise(self, split: ClientSplit) -> None:
+        """Which clients' training data is spoilt, and how: one event each."""
+        noise = self.config.noise
+        for client in split.spoilt:
+            count = len(split.fit[client])
+            text = f"{num_wrong(noise.labels, count)} of {count} training labels are wrong"
+            if noise.images != "none":
+                text += f"; all inputs are corrupted: {noise.images}, severity {noise.severity:g}"
+            self.event("noise", text, 0, client)
 
     def synthetic(self, task: Task) -> None:
         """The generated set, and what it is like per class in the frozen encoder's space."""

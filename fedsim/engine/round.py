@@ -121,6 +121,7 @@ class Federation:
             return {"round": self.round, "num_rounds": self.num_rounds, **self._scores}
         self._state = self.method.setup(task, torch_rng(config.train_seed, "setup"))
         self.record.partition(self.split.partition)
+        self.record.noise(self.split)
         self.record.synthetic(task)
         return self._commit(
             {"bytes_up": 0, "bytes_down": 0, "num_clients_ok": 0, "num_clients_failed": 0}

@@ -183,7 +183,7 @@ _EVENTS = Table(
         measured("time", "timestamp", "When", "UTC"),
         option("round", "int64", "In which round; missing outside of rounds"),
         option("client_id", "int64", "Which client, if one"),
-        key("kind", "string", "`client_failed`, `retry`, `out_of_memory`, `resumed`, ..."),
+        key("kind", "string", "`client_failed`, `retry`, `out_of_memory`, `resumed`, `noise`, ..."),
         measured("message", "string", "What happened, the traceback of a failure included"),
         measured("node", "string", "Where"),
     ),
