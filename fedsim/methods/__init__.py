@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "fedavg_head": "fedsim.methods.fedavg_head:FedAvgHead",
     "fedavg_finetune": "fedsim.methods.fedavg_finetune:FedAvgFinetune",
     "cachefl": "fedsim.methods.cachefl:CacheFL",
+    "stat_cache": "fedsim.methods.stat_cache:StatCache",
     "tip_adapter": "fedsim.methods.tip_adapter:TipAdapter",
     "local_only": "fedsim.methods.local_only:LocalOnly",
     "centralised_head": "fedsim.methods.centralised_head:CentralisedHead",

@@ -1,0 +1,184 @@
+"""A cache from statistics: its keys, values and prior follow from exact sums. A method of ours.
+
+CacheFL asks a generator for class-balanced images. Here the server draws a class-balanced set in
+feature space instead, from class Gaussians that clients' sums determine; then it solves for the
+values instead of fixing them. Two rounds, the same result under any partition, sums alone.
+
+    f (B, d)      features of the frozen encoder, length 1        N  classes, K  keys per class
+    mu_c, S       class means and shared covariance               W, b  their linear discriminant
+    keys (N*K, d) values (N*K, N)  beta = cache.sharpness         alpha = cache.residual_ratio
+
+    a(f)    = exp(-beta (1 - f keys^T))
+    logits  = f W^T + b + tau f T^T + alpha a(f) values
+
+    round 1   clients send   n_c, sum f y^T, sum f f^T
+              server         mu, S' = S + shrinkage tr(S)/d I;   W, b from S'^-1 mu
+                             keys <- K draws of N(mu_c, S') per class, scaled to length 1
+    round 2   clients send   sum a a^T, sum a y^T
+              server         values <- (A^T A + ridge I)^-1 A^T Y
+    round 3.. clients fine-tune the keys, the server averages, as in CacheFL
+
+`train.rounds: 2` stops at the closed form. Options turn every part off: `prior: text` leaves the
+discriminant out, `keys: cache` takes the keys of `cache.init`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.methods.base import (
+    Batches,
+    Executor,
+    Method,
+    Predictor,
+    Received,
+    State,
+    Task,
+    Update,
+)
+from fedsim.methods.cachefl import CacheFL, initial_keys, require_text
+from fedsim.methods.statistics import (
+    class_gaussians,
+    discriminant,
+    moments,
+    ridge,
+    shrunk,
+    square,
+)
+from fedsim.methods.training import train_locally
+from fedsim.models.cache import text_logits
+from fedsim.params import Params, add
+
+
+class StatCacheOptions(BaseModel, extra="forbid"):
+    """How statistics become a cache."""
+
+    prior: Literal["gaussian", "text"] = "gaussian"
+    """What the cache corrects: the Gaussian discriminant, or CLIP's text classifier."""
+    keys: Literal["gaussian", "cache"] = "gaussian"
+    """Keys drawn from the class Gaussians, or those of `cache.init`."""
+    shrinkage: float = Field(0.1, gt=0)
+    """Of the covariance towards a multiple of the identity."""
+    text_weight: float = Field(0.0, ge=0)
+    """tau: weight of `f T^T` beside the discriminant."""
+    ridge: float = Field(1e-3, gt=0)
+    """Damping of the values, relative to the mean eigenvalue of A^T A."""
+
+
+class StatCache(Method):
+    """A cache from exact statistics, then federated fine-tuning of its keys."""
+
+    sections = ("cache",)
+    averages = False
+    Options = StatCacheOptions
+
+    def __init__(self, task: Task, options: BaseModel) -> None:
+        super().__init__(task, options)
+        assert isinstance(options, StatCacheOptions)
+        self.own = options
+
+    @classmethod
+    def check(cls, config: Experiment) -> None:
+        super().check(config)
+        if config.train.rounds < 2:
+            raise ConfigError(
+                "the statistics cache takes two rounds: set train.rounds to 2 or more"
+            )
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        return config.options.get("keys") == "cache" and CacheFL.needs_synthetic(config)
+
+    @classmethod
+    def needs_public(cls, config: Experiment) -> bool:
+        return config.options.get("keys") == "cache" and CacheFL.needs_public(config)
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        text = require_text(task)
+        prior = {"weights": task.logit_scale * text, "bias": text.new_zeros(len(text))}
+        state: State = {"text": text, **prior}
+        if self.own.keys == "cache":
+            state["keys"] = initial_keys(task, text, rng)[0]
+        return state
+
+    def message(self, state: State) -> Params:
+        if "values" in state:  # round 3 on
+            return {k: state[k] for k in ("keys", "values", "weights", "bias")}
+        return {"keys": state["keys"]} if "seen" in state else {}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        if "values" in message:
+            logits = partial(self.client_logits, message)
+            delta = train_locally({"keys": message["keys"]}, logits, batches)
+        elif "keys" in message:
+            delta = moments(
+                batches, self.task.num_classes, partial(self._affinity, message["keys"])
+            )
+        else:
+            delta = moments(batches, self.task.num_classes)
+        return Update(delta, weight=batches.num_samples), client_state
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
+        return self._logits(x, {**message, **params})
+
+    def aggregate(self, state: State, received: Received) -> State:
+        sent = received.mean
+        if "values" in state:
+            return add(state, sent)
+        if "seen" in state:  # round 2
+            second = square(sent["second"], len(state["keys"]))
+            values = ridge(second, sent["sums"].mT, self.own.ridge)
+            return state | {"values": values.float()}
+        means, covariance = class_gaussians(
+            sent["counts"],
+            sent["sums"],
+            square(sent["second"], self.task.embed_dim),
+            state["text"],
+        )
+        covariance = shrunk(covariance, self.own.shrinkage)
+        state = state | {"seen": True, "means": means, "covariance": covariance}
+        if self.own.prior == "text":
+            return state
+        weights, bias = discriminant(means, covariance)
+        weights = weights + self.own.text_weight * state["text"]
+        return state | {"weights": weights.float(), "bias": bias.float()}
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        if "keys" in state:
+            return state
+        means, count = state["means"], self.config.cache.images_per_class
+        size = (self.task.num_classes * count, self.task.embed_dim)
+        noise = torch.randn(size, generator=rng, dtype=torch.float64).to(means.device)
+        root = torch.linalg.cholesky(state["covariance"])
+        drawn = means.repeat_interleave(count, 0) + noise @ root.mT
+        return state | {"keys": F.normalize(drawn, dim=-1).float()}
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return lambda x: self._logits(x, state)
+
+    def _affinity(self, keys: Tensor, f: Tensor) -> Tensor:
+        return (self.config.cache.sharpness * (f @ keys.mT - 1)).exp()
+
+    def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
+        logits = text_logits(f, model["weights"], 1.0) + model["bias"]
+        if "values" not in model:
+            return logits
+        cached = self._affinity(model["keys"], f) @ model["values"]
+        return logits + self.config.cache.residual_ratio * cached

@@ -1,0 +1,128 @@
+"""Sums over a client's samples, and what a server makes of them: exact under any partition.
+
+A client sends its sums divided by its number of samples; weighted by that number, the server's
+mean is the mean over all samples of all clients, whoever held them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.methods.base import Batches
+from fedsim.params import Params
+
+
+def moments(
+    batches: Batches, num_classes: int, features: Callable[[Tensor], Tensor] = lambda x: x
+) -> Params:
+    """Every client's mean moments of its samples, ready to send.
+
+    Args:
+        batches: The group's local data; each sample counts once.
+        num_classes: N.
+        features: Inputs `(C, B, ...)` -> what is summed, `(C, B, M)`.
+
+    Returns:
+        `counts` `(C, N)`, share of samples per class; `sums` `(C, N, M)`, mean of one-hot label
+        times feature; `second` `(C, M (M + 1) / 2)`, upper triangle of the mean outer product.
+        All 0 for a ghost.
+    """
+    counts: Tensor | float = 0.0
+    sums: Tensor | float = 0.0
+    second: Tensor | float = 0.0
+    for batch in batches.all_samples():
+        valid = batch.mask[..., None]
+        x = features(batch.x).double() * valid
+        one_hot = F.one_hot(batch.y, num_classes).double() * valid
+        counts = counts + one_hot.sum(1)
+        sums = sums + one_hot.mT @ x
+        second = second + x.mT @ x
+    assert isinstance(counts, Tensor)
+    assert isinstance(sums, Tensor)
+    assert isinstance(second, Tensor)
+    share = 1 / batches.num_samples.to(counts.device).clamp_min(1)
+    parts = {"counts": counts, "sums": sums, "second": triangle(second)}
+    return {k: (v * share.view(-1, *[1] * (v.dim() - 1))).float() for k, v in parts.items()}
+
+
+def triangle(matrix: Tensor) -> Tensor:
+    """The upper triangle of symmetric matrices `(..., M, M)` as `(..., M (M + 1) / 2)`."""
+    size = matrix.shape[-1]
+    rows, columns = torch.triu_indices(size, size, device=matrix.device)
+    return matrix[..., rows, columns]
+
+
+def square(triangle: Tensor, size: int) -> Tensor:
+    """The symmetric matrix `(size, size)` with the given upper triangle.
+
+    >>> square(torch.tensor([1.0, 2.0, 3.0]), 2).tolist()
+    [[1.0, 2.0], [2.0, 3.0]]
+    """
+    rows, columns = torch.triu_indices(size, size, device=triangle.device)
+    matrix = triangle.new_zeros(size, size)
+    matrix[rows, columns] = triangle
+    matrix[columns, rows] = triangle
+    return matrix
+
+
+def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """`argmin_W  E |x W - t|^2 + l |W|^2` with `l = strength * tr(E x x^T) / M`.
+
+    Relative to the mean eigenvalue, one strength means the same for any number and scale of
+    features.
+
+    Args:
+        second: `(M, M)`, E x x^T.
+        targets: `(M, N)`, E x t^T.
+        strength: Above 0.
+
+    Returns:
+        `(M, N)` float64.
+    """
+    size = len(second)
+    damping = strength * second.double().trace() / size
+    eye = torch.eye(size, dtype=torch.float64, device=second.device)
+    return torch.linalg.solve(second.double() + damping * eye, targets.double())
+
+
+def class_gaussians(
+    counts: Tensor, sums: Tensor, second: Tensor, fallback: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Class means and the covariance that all classes share.
+
+    Args:
+        counts: `(N,)` share of samples per class.
+        sums: `(N, d)` mean of one-hot label times feature.
+        second: `(d, d)` mean outer product.
+        fallback: `(N, d)` directions that stand in for classes without a sample, at the mean
+            length of the others.
+
+    Returns:
+        Means `(N, d)` and covariance `(d, d)`, float64.
+    """
+    counts, sums = counts.double(), sums.double()
+    means = sums / counts.clamp_min(1e-12)[:, None]
+    seen = counts > 0
+    length = means[seen].norm(dim=1).mean() if seen.any() else torch.ones(())
+    means = torch.where(seen[:, None], means, fallback.double() * length)
+    return means, second.double() - (means * counts[:, None]).mT @ means
+
+
+def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """`S + shrinkage * tr(S) / d * I`: invertible, and still scaled like the data."""
+    size = len(covariance)
+    eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+    return covariance + shrinkage * covariance.trace() / size * eye
+
+
+def discriminant(means: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaussian discriminants with equal priors: weights `(N, d)` and biases `(N,)`.
+
+    `f w_c + b_c = f S^-1 mu_c - mu_c S^-1 mu_c / 2`, the log-likelihood up to a constant.
+    """
+    weights = torch.linalg.solve(covariance, means.mT).mT
+    return weights, -(weights * means).sum(1) / 2
