@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fedsim
 from fedsim.config import Experiment
 from fedsim.data import ImagePaths, load_dataset
 from fedsim.data.configured import data_identity
@@ -17,6 +18,7 @@ from fedsim.data.coop import COOP_SETS
 from fedsim.errors import ConfigError, DataError
 from fedsim.sections import DataConfig
 from tests.conftest import ROOT
+from tests.helpers import experiment, run
 
 WITH_LIST = sorted(set(COOP_SETS) - {"imagenet", "fgvc_aircraft"})
 CLASSES = ("sea_horse", "ant", "crab")
@@ -361,6 +363,27 @@ def test_a_study_names_it_and_its_folder(tmp_path: Path):
     assert config.data.name == "dtd"
     with pytest.raises(DataError, match="missing .*split_zhou_DescribableTextures.json"):
         data_identity(config.data)
+
+
+def test_a_run_from_the_folder_to_the_tables(tmp_path: Path):
+    root = with_list(tmp_path)
+    config = experiment(
+        "caltech101",
+        "fedavg_head",
+        data__path=str(root),
+        data__shots=4,
+        models__clip="tiny-clip",
+        partition__num_clients=2,
+        noise__clients=0.5,
+        noise__images="occlusion",
+        train__rounds=1,
+    )
+    study = fedsim.load(run(config, tmp_path / "results"))
+    assert study.runs["dataset"].tolist() == ["caltech101"]
+    assert study.clients.loc[study.clients["round"] == 0, "num_samples"].sum() == 12
+    assert len(study.predictions) == 9  # the official test split, whole
+    said = study.events.loc[study.events["kind"] == "data", "message"].tolist()
+    assert said == ["val: 12 of 18 samples, 4 per class at most"]
 
 
 # --- real images ---------------------------------------------------------------------------------
