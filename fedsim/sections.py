@@ -67,6 +67,8 @@ class DataConfig(Section):
     train_split: str = "train"
     only_text_classes: bool = False
     """Leave out classes without a text feature."""
+    resplit: bool = False
+    """Draw train, val and test of `digits` anew with each seed: repeated splits."""
     shots: int | None = Field(None, gt=0)
     """Training samples per class; null takes all."""
     prototype_shots: int | None = Field(None, gt=0, le=4)

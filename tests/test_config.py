@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "data.image_size": 16,
     "data.train_split": "validation",
     "data.only_text_classes": True,
+    "data.resplit": True,
     "data.shots": 4,
     "data.prototype_shots": 2,
     "data.val_fraction": 0.3,

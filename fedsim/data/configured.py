@@ -31,7 +31,8 @@ def read_dataset(config: Experiment) -> Dataset:
 
 def draw_seed(config: Experiment) -> int:
     """Seed of few-shot draws; data that is not subsampled is the same for every seed."""
-    drawn = config.data.shots is not None or config.data.max_train_samples is not None
+    data = config.data
+    drawn = data.resplit or data.shots is not None or data.max_train_samples is not None
     return config.partition_seed if drawn else 0
 
 

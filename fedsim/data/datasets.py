@@ -51,6 +51,7 @@ def load_dataset(
     shots: int | None = None,
     max_train_samples: int | None = None,
     only_text_classes: bool = False,
+    resplit: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """Load and check a data set.
@@ -79,7 +80,9 @@ def load_dataset(
             validation samples per class.
         max_train_samples: Training samples in all, at most; class shares are kept.
         only_text_classes: Leave out classes that have no text feature, and relabel.
-        seed: Of the draws `shots` and `max_train_samples`; nothing else depends on it.
+        resplit: Draw train, val and test of `digits` with `seed`, for repeated splits. Other data
+            has splits that are not ours to mix.
+        seed: Of the draws `shots`, `max_train_samples` and `resplit`; nothing else depends on it.
 
     Raises:
         ConfigError: An option is outside its range or does not apply.
@@ -95,6 +98,13 @@ def load_dataset(
     _check_options(val_fraction, test_fraction, shots, max_train_samples, image_size, templates)
     columns = Columns(image_column, label_column, client_column, domain_column)
     source = _read(name, None if path is None else Path(path), columns, domains, image_size, shots)
+    if resplit:
+        if name != "digits" or path is not None:
+            raise ConfigError(
+                f"resplit is for the built-in digits, whose splits are fedsim's own; {name} keeps "
+                f"its test split apart"
+            )
+        source = _digits(seed)
     notes = list(source.notes)
     source = choose_train(source, train_split, notes, name)
     table = tabulate(source, classnames, only_text_classes, notes)
@@ -184,17 +194,21 @@ def _read(
     return source
 
 
-def _digits() -> Source:
-    """scikit-learn's 8x8 digits, split 60/20/20 by class, the same everywhere and always."""
+def _digits(seed: int | None = None) -> Source:
+    """scikit-learn's 8x8 digits, split 60/20/20 by class, the same everywhere and always.
+
+    With a seed, another split of the same shares.
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
     names = np.full(len(labels), "train", dtype="U5")
-    names[carve(labels, 0.2, derive(0, "digits", "test"))] = "test"
+    key = (0, "digits") if seed is None else (seed, "digits", "resplit")
+    names[carve(labels, 0.2, derive(*key, "test"))] = "test"
     rest = np.flatnonzero(names == "train")
-    names[rest[carve(labels[rest], 0.25, derive(0, "digits", "val"))]] = "val"
+    names[rest[carve(labels[rest], 0.25, derive(*key, "val"))]] = "val"
     parts = {s: Part(images[names == s], labels[names == s], "digits") for s in SPLITS}
     words = "zero one two three four five six seven eight nine"
     return Source(parts=parts, classnames=tuple(words.split()))

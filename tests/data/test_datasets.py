@@ -25,6 +25,22 @@ class TestDigits:
         assert data.fingerprint == "402adf574f177693628c5231f15c086f"
         assert load_dataset("digits", seed=9, val_fraction=0.5).fingerprint == data.fingerprint
 
+    def test_repeated_splits_are_of_the_same_rows_and_shares(self):
+        fixed = load_dataset("digits")
+        one, same, other = (load_dataset("digits", resplit=True, seed=s) for s in (1, 1, 2))
+        assert one.fingerprint == same.fingerprint != other.fingerprint != fixed.fingerprint
+        assert sorted(rows(one)) == sorted(rows(other)) == sorted(rows(fixed))
+        assert abs(len(one.test) - len(fixed.test)) <= 10
+        assert sorted(map(bytes, one.test.load_images())) != sorted(
+            map(bytes, other.test.load_images())
+        )
+
+    def test_only_digits_are_split_anew(self, tmp_path: Path):
+        path = tmp_path / "x.npz"
+        np.savez(path, x=IMAGES, y=np.arange(200) % 2)
+        with pytest.raises(ConfigError, match="keeps its test split apart"):
+            load_dataset(str(path), resplit=True)
+
     def test_values_and_shares(self):
         from sklearn.datasets import load_digits
 
