@@ -1,15 +1,17 @@
 """The runs that count: how they are called in tables and figures, their curves and last values.
 
-A run counts when its phase is `final` (or not said). Partitions are named by their scheme and
-alpha, and by what else differs in the data or, as an axis of the study, for every method
-(`dirichlet_label 0.05, shots=4`). Methods are named by their own name, and by the settings that
-tell them apart where a study still holds one method in several versions.
+A run counts when its phase is `final` (or not said). Partitions are named by their scheme and its
+number (`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by what else differs
+in the data or, as an axis of the study, for every method (`dirichlet_label 0.05, shots=4`). Methods
+are named by their own name, and by the settings that tell them apart where a study still holds one
+method in several versions. Of several studies (`fedsim.results.several`) each is named by itself,
+and methods that meet under one name get that of their study: `cachefl [quickstart]`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ _ASIDE = {
     "failures", "evaluation",
 }  # fmt: skip
 _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
+_NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # where it is not alpha
 USE = CONFIG_PREFIX + "use"
 
 
@@ -72,14 +75,23 @@ def final_runs(study: Study) -> pd.DataFrame:
     if USE in runs:
         runs["base_method"] = runs["method"].where(~runs[USE].isin(LEVELS), runs[USE])
     runs["scheme"] = runs["partition"].fillna("data").astype(object)
-    runs["partition"] = _partition_names(runs)
-    runs["method"] = _method_names(runs)
-    alpha = runs["dirichlet_alpha"].fillna(float("inf"))
-    last = runs["scheme"].eq("iid").astype(int)
-    order = runs.assign(
-        _last=last, _alpha=alpha, _method=runs["method"].map(method_order)
-    ).sort_values(["dataset", "_last", "_alpha", "partition", "_method", "seed", "run_id"])
-    return order.drop(columns=["_last", "_alpha", "_method"]).reset_index(drop=True)
+    studies = [group for _, group in runs.groupby("study", sort=False, dropna=False)]
+    axes = dict.fromkeys(column for group in studies for column in _axes(group))
+    runs["partition"] = _partition_names(runs, axes)
+    for group in studies:
+        own = runs.loc[group.index]
+        runs.loc[group.index, "method"] = _method_names(own)
+    homes = runs.groupby([*CELL, "method"])["study"].nunique()
+    shared = runs["method"].isin(homes.index[homes > 1].get_level_values("method"))
+    runs["method"] = runs["method"].where(~shared, runs["method"] + " [" + runs["study"] + "]")
+    keys = {
+        "_last": runs["scheme"].eq("iid").astype(int),
+        "_alpha": runs["dirichlet_alpha"].fillna(float("inf")),
+        "_number": _numbers(runs),
+        "_method": runs["method"].map(method_order),
+    }
+    order = ["dataset", "_last", "_alpha", "_number", "partition", "_method", "seed", "run_id"]
+    return runs.assign(**keys).sort_values(order).drop(columns=list(keys)).reset_index(drop=True)
 
 
 def method_order(method: str) -> tuple[int, str]:
@@ -161,25 +173,49 @@ def _test_accuracy(study: Study, rounds: pd.DataFrame) -> pd.Series:
     return rounds.join(values, on=["run_id", "round"])["_value"]
 
 
-def _partition_names(runs: pd.DataFrame) -> pd.Series:
-    names = runs["scheme"].astype(object)
-    alpha = runs["dirichlet_alpha"]
-    names = names.where(alpha.isna(), names + " " + alpha.map("{:g}".format))
+def _numbers(runs: pd.DataFrame) -> pd.Series:
+    """The number that a scheme is known by, as in `PartitionConfig.label`; NaN where none."""
+    import pandas as pd
+
+    numbers = runs["dirichlet_alpha"].astype("float64")
+    for scheme, leaf in _NUMBERS.items():
+        if (column := f"{CONFIG_PREFIX}partition.{leaf}") in runs:
+            own = pd.to_numeric(runs[column], errors="coerce").astype("float64")
+            numbers = own.where(runs["scheme"].eq(scheme) & own.notna(), numbers)
+    return numbers
+
+
+def _partition_names(runs: pd.DataFrame, axes: Iterable[str] = ()) -> pd.Series:
+    """Scheme and number, and the values of the columns in `axes`."""
+    numbers, names = _numbers(runs), runs["scheme"].astype(object)
+    names = names.where(numbers.isna(), names + " " + numbers.map("{:g}".format))
+    for column in axes:
+        if column == "num_clients":
+            names = names + ", " + runs[column].astype(str) + " clients"
+        else:
+            names = names + f", {_leaf(column)}=" + runs[column].map(setting_text)
+    return names
+
+
+def _axes(runs: pd.DataFrame) -> list[str]:
+    """What tells the partitions of one study apart, scheme and number aside."""
+    axes = []
     if runs.groupby("dataset")["num_clients"].nunique().max() > 1:
-        names = names + ", " + runs["num_clients"].astype(str) + " clients"
+        axes.append("num_clients")
     data = _texts(runs, [c for c in _config_columns(runs) if _section(c) in ("data", "partition")])
     for column, text in data.items():
+        names = _partition_names(runs, axes)
         if _leaf(column) not in _NAMED and text.groupby(names).nunique().max() > 1:
-            names = names + f", {_leaf(column)}=" + text
+            axes.append(column)
     # Axes of the study: settings of which every method has the same several values.
     if len(set(runs["method"])) > 1:
         cell = runs[["dataset", "method", "seed"]]
         for column, text in _texts(runs, _method_columns(runs)).items():
-            longer = names + f", {_leaf(column)}=" + text
+            names, longer = _partition_names(runs, axes), _partition_names(runs, [*axes, column])
             values = {frozenset(group) for _, group in text.groupby(runs["method"])}
             if len(values) == 1 and _twice(cell, longer) < _twice(cell, names):
-                names = longer
-    return names
+                axes.append(column)
+    return axes
 
 
 def _method_names(runs: pd.DataFrame) -> pd.Series:

@@ -120,3 +120,26 @@ def test_the_last_evaluated_round_counts_where_the_last_was_not(tmp_path: Path):
         writer.append("rounds", [{"round": r, "accuracy": value} for r, value in accuracies])
     last = last_rounds(load(tmp_path)).iloc[0]
     assert (last["round"], last["accuracy"]) == (2, 0.4)
+
+
+def test_partitions_are_named_by_the_number_of_their_scheme(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    from fedsim.sections import PartitionConfig
+
+    asked = [
+        PartitionConfig(scheme="pathological", classes_per_client=10),
+        PartitionConfig(scheme="pathological", classes_per_client=2),
+        PartitionConfig(scheme="quantity", size_sigma=0.5),
+        PartitionConfig(scheme="quantity", dirichlet_alpha=0.3),
+        PartitionConfig(scheme="dirichlet_label", dirichlet_alpha=0.1),
+        PartitionConfig(scheme="iid"),
+    ]
+    for partition in asked:
+        config = {"partition": partition.model_dump(mode="json")}
+        alpha = partition.dirichlet_alpha
+        make_run(tmp_path, "fedavg", partition.scheme, alpha, 0, config=config)
+    names = final_runs(load(tmp_path))["partition"].tolist()
+    assert set(names) == {partition.label for partition in asked}
+    assert names.index("pathological 2") < names.index("pathological 10")
+    assert names[-1] == "iid"
