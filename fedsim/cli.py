@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ app = typer.Typer(
         fedsim sweep experiments/quickstart.yaml train.rounds=5 'seeds=[0, 1]'
         fedsim run experiments/quickstart.yaml method=cachefl seed=0 partition.scheme=iid
         fedsim resume runs/quickstart
+        fedsim compare runs/quickstart runs/other --latex table.tex
 
     What is committed is never lost: after Ctrl+C or a kill, start the same command again, or
     `fedsim resume FOLDER`.
@@ -73,6 +74,24 @@ Address = Annotated[
         metavar="HOST:PORT",
         help="Use a running Ray cluster: its address, or 'auto' on one of its machines. Without "
         "it, a local Ray is started (RAY_ADDRESS works, too).",
+        show_default=False,
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv",
+        metavar="FILE",
+        help="Also write the numbers as CSV, unrounded, one row per method and partition.",
+        show_default=False,
+    ),
+]
+Latex = Annotated[
+    Path | None,
+    typer.Option(
+        "--latex",
+        metavar="FILE",
+        help="Also write a LaTeX table, with marks for the best and for what is significant.",
         show_default=False,
     ),
 ]
@@ -148,15 +167,62 @@ def resume(folder: Folder, address: Address = None) -> None:
 
 
 @app.command()
-def report(folder: Folder) -> None:
+def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
     """Print a study's table and write its report.html.
 
     Works at any time: while the study runs, half-way, and after a kill.
     """
     from fedsim.launch import find_study
+    from fedsim.results.export import check_targets
 
     find_study(folder)
-    _report(folder)
+    check_targets(csv, latex)
+    _report(folder, csv, latex)
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER", help="Output folders of studies, such as runs/first."),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Compare the others with this method; by default that of the first study.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Also test which methods are no more than this far below the best other one.",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Csv = None,
+    latex: Latex = None,
+) -> None:
+    """Put the methods of several studies side by side.
+
+    Runs of one data set, partition and seed are paired where both studies split the data alike;
+    otherwise methods are compared by Welch's test, and the table says so. Over several data sets
+    also average ranks and Wilcoxon's signed-rank test.
+    """
+    from fedsim.launch import find_study
+    from fedsim.results import comparison
+    from fedsim.results.export import check_targets, export
+
+    for folder in folders:
+        find_study(folder)
+    check_targets(csv, latex)
+    found = comparison.compare(folders, reference, comparison.margin_of(margin))
+    for warning in found.warnings:
+        typer.echo(f"fedsim: {warning}", err=True)
+    typer.echo(found.text)
+    _say_written(export(found.summary, found.name, csv, latex))
 
 
 @app.command()
@@ -249,13 +315,22 @@ def _say_how_to_go_on(how: str) -> Iterator[None]:
         raise
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:
+    from fedsim.results.export import export
     from fedsim.results.report import write_report
     from fedsim.results.tables import load
     from fedsim.results.text import format_summary
 
-    typer.echo(format_summary(load(folder).summary()))
+    study = load(folder)
+    summary = study.summary()
+    typer.echo(format_summary(summary))
     typer.echo(f"\nreport: {write_report(folder)}")
+    _say_written(export(summary, study.name, csv, latex))
+
+
+def _say_written(files: Iterable[Path]) -> None:
+    for file in files:
+        typer.echo(f"written: {file}")
 
 
 def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.exit) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.costs import target_name
 from fedsim.results.finals import CEILINGS, CELL, final_runs, setting_text
+from fedsim.results.stats import rank_methods
 from fedsim.results.text import cost_text, human_bytes, interval_text, p_text, percent, seconds_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "Grid",
     "facts",
     "headline",
+    "ranks",
     "setting_differences",
     "shared_settings",
     "split_statistics",
@@ -120,6 +122,25 @@ def summary_grids(summary: pd.DataFrame) -> list[Grid]:
     return grids
 
 
+def ranks(summary: pd.DataFrame) -> Grid | None:
+    """Average ranks over data sets and Wilcoxon's test; None for fewer than two data sets."""
+    if summary.empty or summary["dataset"].nunique() < 2:
+        return None
+    table = rank_methods(summary)
+    header = ["method", "average rank", "data sets", "wins", "losses", "median difference",
+              "p (Wilcoxon, Holm)"]  # fmt: skip
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [row["method"], f"{row['average_rank']:.2f}", str(row["num_datasets"])]
+        if "wins" in row:
+            cells += [str(row["wins"]), str(row["losses"]), percent(row["difference"], True)]
+            cells += [p_text(row["p_holm"])]
+        rows.append(cells + ["-"] * (len(header) - len(cells)))
+    left_out = ", ".join(table.attrs["left_out"])
+    title = f"Left out for want of a data set: {left_out}" if left_out else ""
+    return Grid(title, header, rows)
+
+
 def split_statistics(study: Study) -> Grid:
     """How uneven each partition is, means over seeds."""
     columns = {
@@ -204,7 +225,9 @@ def _summary_row(row: dict[str, Any], ends: list[str]) -> list[str]:
     difference = interval_text(
         row["difference"], row["difference_low"], row["difference_high"], sign=True
     )
-    if row["num_missing_pairs"] and row["num_pairs"]:
+    if row["test"] == "unpaired":
+        difference += " (unpaired)"
+    elif row["num_missing_pairs"] and row["num_pairs"]:
         difference += f" ({row['num_pairs']} pairs)"
     cells = [
         row["method"],

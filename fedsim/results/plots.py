@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fedsim.results.finals import CELL, LEVELS, curves, last_rounds
-from fedsim.results.stats import mean_interval
+from fedsim.results.significance import mean_interval
 from fedsim.results.style import GREY, MethodStyle, legend, method_styles, panels
 from fedsim.results.text import human_bytes
 

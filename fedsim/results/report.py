@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fedsim.results import contents, pictures, plots
 from fedsim.results.finals import CELL, final_runs
-from fedsim.results.stats import rank_methods, summarise
+from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
-from fedsim.results.text import p_text, percent
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["write_report"]
 
@@ -67,7 +63,7 @@ def write_report(
         facts=contents.facts(study),
         attrs=summary.attrs,
         summaries=contents.summary_grids(summary),
-        ranks=_ranks(summary),
+        ranks=contents.ranks(summary),
         curves=list(_curves(study)),
         galleries=list(_galleries(study)),
         quality=contents.synthetic_quality(study),
@@ -152,24 +148,6 @@ def _split(study: Study) -> Picture | None:
         "marks everywhere mean IID, few marks per row a strong skew.",
         data_uri(pictures.client_split(study)),
     )
-
-
-def _ranks(summary: pd.DataFrame) -> contents.Grid | None:
-    if summary.empty or summary["dataset"].nunique() < 2:
-        return None
-    ranks = rank_methods(summary)
-    header = ["method", "average rank", "data sets", "wins", "losses", "median difference",
-              "p (Wilcoxon, Holm)"]  # fmt: skip
-    rows = []
-    for row in ranks.to_dict("records"):
-        cells = [row["method"], f"{row['average_rank']:.2f}", str(row["num_datasets"])]
-        if "wins" in row:
-            cells += [str(row["wins"]), str(row["losses"]), percent(row["difference"], True)]
-            cells += [p_text(row["p_holm"])]
-        rows.append(cells + ["-"] * (len(header) - len(cells)))
-    left_out = ", ".join(ranks.attrs["left_out"])
-    title = f"Left out for want of a data set: {left_out}" if left_out else ""
-    return contents.Grid(title, header, rows)
 
 
 def _failed(study: Study) -> contents.Grid:

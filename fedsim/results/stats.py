@@ -1,28 +1,30 @@
-"""The comparison of methods: means, paired differences, p values, ranks.
+"""The comparison of methods: means, differences, p values, non-inferiority, ranks.
 
 Accuracy is that of the last round of a finished run, on the test split. Runs of one data set,
 partition and seed share their split, cohorts and initial weights whatever the method, so methods
-are compared by the differences of such pairs. What a target is: `fedsim.results.costs`.
+are compared by the differences of such pairs; without pairs (other seeds, or other settings of the
+split in another study) by Welch's test. What a target is: `fedsim.results.costs`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.costs import costs_to_targets, targets_of
 from fedsim.results.finals import CEILINGS, CELL, curves, final_runs, last_rounds
+from fedsim.results.pairing import pair_keys, why_unpaired
+from fedsim.results.significance import difference_of, holm, mean_interval, non_inferiority_test
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from fedsim.results.tables import Study
 
-__all__ = ["holm", "mean_interval", "paired_test", "rank_methods", "summarise"]
+__all__ = ["non_inferiority", "rank_methods", "summarise"]
 
 
 def summarise(
@@ -45,11 +47,12 @@ def summarise(
         Accuracies and differences are in 0..1, costs per run: `dataset, partition, dirichlet_alpha,
         method, num_seeds, num_unfinished, accuracy_mean, accuracy_sd, accuracy_low, accuracy_high,
         difference, difference_low, difference_high, num_pairs, num_missing_pairs, p_value, p_holm,
-        rounds, bytes_total, flops_total, best`, and for each target, here 50 %: `target_50,
-        reached_50` (runs), `rounds_to_50, bytes_to_50, flops_to_50` (median over runs, infinite if
-        not reached by half of them). `attrs` has `reference`, `confidence`, `shares` (the
-        targets asked for), `targets` (one dict per data set and partition, which says where
-        zero-shot and ceiling come from), `unfinished` (one dict per run) and `seeds`.
+        test` (`paired` or `unpaired`), `rounds, bytes_total, flops_total, best`, and for each
+        target, here 50 %: `target_50, reached_50` (runs), `rounds_to_50, bytes_to_50, flops_to_50`
+        (median over runs, infinite if not reached by half of them). `attrs` has `reference`,
+        `confidence`, `shares` (the targets asked for), `targets` (one dict per data set and
+        partition, which says where zero-shot and ceiling come from), `unfinished` (one dict per
+        run), `unpaired` (reason -> methods) and `seeds`.
 
     Raises:
         ResultsError: The study has no such reference method.
@@ -57,8 +60,8 @@ def summarise(
     import pandas as pd
 
     runs, table, last = final_runs(study), curves(study), last_rounds(study)
-    finished = last[(last["status"] == "finished") & last["accuracy"].notna()]
-    reference = _reference(runs, reference_method)
+    finished = _finished(study)
+    reference = _reference(study, reference_method)
     if targets is None:
         targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
     goals = targets_of(table, finished, targets)
@@ -78,8 +81,7 @@ def summarise(
         }
         names = ("accuracy_mean", "accuracy_low", "accuracy_high")
         row |= dict(zip(names, mean_interval(by_seed.to_numpy(), confidence), strict=True))
-        against = cell[cell["method"] == reference].groupby("seed")["accuracy"].mean()
-        row |= _paired(by_seed, against, method == reference, confidence)
+        row |= _against(cell, method, reference, confidence)
         row |= {
             "rounds": mine["round"].mean(),
             "bytes_total": mine["bytes"].mean(),
@@ -103,9 +105,11 @@ def summarise(
         "shares": [float(share) for share in targets],
         "targets": list(goals.values()),
         "seeds": sorted({int(seed) for seed in runs["seed"].dropna()}),
+        "unpaired": _unpaired(study, rows, reference),
         "unfinished": [
             {
                 "run_id": run.run_id,
+                "study": run.study,
                 "method": run.method,
                 "dataset": run.dataset,
                 "partition": run.partition,
@@ -120,55 +124,53 @@ def summarise(
     return frame
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and t interval; the interval is NaN for fewer than two values.
+def non_inferiority(
+    study: Study,
+    margin: float,
+    confidence: float = 0.95,
+    methods: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Whether each method is no more than `margin` below the best other method of its cell.
 
-    >>> [round(x, 3) for x in mean_interval([0.8, 0.9, 1.0])]
-    [0.9, 0.652, 1.148]
+    The best other method is the one with the highest mean, the ceiling aside. As it is chosen by
+    the same numbers, its mean is rather too high than too low, and the claim rather too hard.
+
+    Args:
+        study: The study, or several.
+        margin: In 0..1; 0.003 is 0.3 points.
+        confidence: Of the one-sided lower bound.
+        methods: Whose claims are tested, and corrected for one another; by default everyone's.
+
+    Returns:
+        One row per data set, partition and method that has a rival: `dataset, partition, method,
+        rival, margin, margin_difference` (to the rival), `margin_low` (one-sided lower bound),
+        `margin_test` (`paired` or `unpaired`), `margin_p, margin_p_holm` (small: not inferior).
+
+    Raises:
+        ResultsError: The margin is negative or 1 or more.
     """
-    import numpy as np
-    from scipy import stats
+    import pandas as pd
 
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(values.mean())
-    if n == 1:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return mean, mean - half, mean + half
-
-
-def paired_test(differences: np.ndarray) -> float:
-    """Two-sided p value of the paired t test.
-
-    NaN for fewer than two pairs, and where all differences are one number other than 0: without
-    spread the test has nothing to measure by.
-    """
-    import numpy as np
-    from scipy import stats
-
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2:
-        return math.nan
-    spread = d.std(ddof=1)
-    if spread <= 1e-12 * max(1.0, abs(d.mean())):
-        return 1.0 if abs(d.mean()) <= 1e-12 else math.nan
-    return float(2 * stats.t.sf(abs(d.mean()) / (spread / math.sqrt(len(d))), len(d) - 1))
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's correction over all p values that are not NaN."""
-    import numpy as np
-    from statsmodels.stats.multitest import multipletests
-
-    p = np.asarray(p_values, dtype=float)
-    corrected = np.full_like(p, np.nan)
-    known = ~np.isnan(p)
-    if known.any():
-        corrected[known] = multipletests(p[known], method="holm")[1]
-    return corrected
+    if not 0 <= margin < 1:
+        raise ResultsError(f"the margin is {100 * margin:g} points; it must be from 0 to below 100")
+    columns = [*CELL, "method", "rival", "margin", "margin_difference", "margin_low",
+               "margin_test", "margin_p"]  # fmt: skip
+    rows = []
+    finished = _finished(study)
+    rivals = finished[~finished["base_method"].isin(CEILINGS)]
+    for cell, group in rivals.groupby(CELL, sort=False):
+        means = group.groupby(["method", "seed"])["accuracy"].mean().groupby("method").mean()
+        for method in dict.fromkeys(group["method"]):
+            others = means.drop(method)
+            if others.empty or (methods is not None and method not in methods):
+                continue
+            rival = str(others.idxmax())
+            found, low, p = non_inferiority_test(
+                _by_pair(group, method), _by_pair(group, rival), margin, confidence
+            )
+            rows.append([*cell, method, rival, margin, found.mean, low, found.test, p])
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(margin_p_holm=holm(frame["margin_p"].to_numpy()))
 
 
 def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> pd.DataFrame:
@@ -216,18 +218,42 @@ def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> 
     return frame
 
 
-def _paired(
-    mine: pd.Series, reference: pd.Series, is_reference: bool, confidence: float
+def _finished(study: Study) -> pd.DataFrame:
+    """Last rounds of the finished runs, and what makes them pairs."""
+    last = last_rounds(study)
+    finished = last[(last["status"] == "finished") & last["accuracy"].notna()]
+    return finished.assign(pair=finished["run_id"].map(pair_keys(study)))
+
+
+def _by_pair(cell: pd.DataFrame, method: str | None) -> pd.Series:
+    """Accuracy of a method in one cell, indexed by what makes a pair."""
+    return cell[cell["method"] == method].groupby("pair")["accuracy"].mean()
+
+
+def _against(
+    cell: pd.DataFrame, method: str, reference: str | None, confidence: float
 ) -> dict[str, Any]:
-    pairs = sorted(set(mine.index) & set(reference.index))
-    names = ("difference", "difference_low", "difference_high")
-    numbers: dict[str, Any] = dict.fromkeys([*names, "p_value"], math.nan)
-    if not is_reference:
-        d = mine.loc[pairs].to_numpy() - reference.loc[pairs].to_numpy()
-        numbers |= dict(zip(names, mean_interval(d, confidence), strict=True))
-        numbers["p_value"] = paired_test(d)
-    missing = len(set(mine.index) ^ set(reference.index))
-    return numbers | {"num_pairs": len(pairs), "num_missing_pairs": missing}
+    """The columns of a row that compare it with the reference."""
+    found = difference_of(_by_pair(cell, method), _by_pair(cell, reference), confidence)
+    if method == reference:
+        nan = math.nan
+        found = found._replace(mean=nan, low=nan, high=nan, p_value=nan, test=None)
+    names = {"mean": "difference", "low": "difference_low", "high": "difference_high"}
+    return {names.get(name, name): value for name, value in found._asdict().items()}
+
+
+def _unpaired(
+    study: Study, rows: list[dict[str, Any]], reference: str | None
+) -> dict[str, list[str]]:
+    """Why rows are not compared by pairs: reason -> methods."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["test"] == "unpaired" and reference is not None:
+            names = (row["dataset"], row["partition"], row["method"], reference)
+            methods = reasons.setdefault(why_unpaired(study, *names), [])
+            if row["method"] not in methods:
+                methods.append(row["method"])
+    return reasons
 
 
 def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
@@ -236,16 +262,19 @@ def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
     return list(runs[column].dropna()) if column in runs else []
 
 
-def _reference(runs: pd.DataFrame, asked: str | None) -> str | None:
-    """The name, as shown, of the reference method."""
+def _reference(study: Study, asked: str | None) -> str | None:
+    """The name, as shown, of the reference method; of several studies the first decides."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(study.runs["study"]))}
+    runs = final_runs(study).sort_values("study", key=lambda s: s.map(places), kind="stable")
     names = list(dict.fromkeys(runs["method"]))
     if asked is None:
         asked = next(iter(_settings(runs, "report.reference_method")), None)
         if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:
-        candidates = sorted((n for n in names if n.startswith("fedavg")), key=lambda n: (len(n), n))
-        return candidates[0] if candidates else None
+        candidates = [name for name in names if name.startswith("fedavg")]
+        bases = {name: name.partition(" [")[0] for name in candidates}
+        return min(candidates, key=lambda n: (len(bases[n]), bases[n]), default=None)
     if asked in names:
         return asked
     versions = list(dict.fromkeys(runs.loc[runs["base_method"] == asked, "method"]))

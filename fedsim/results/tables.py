@@ -16,6 +16,7 @@ from fedsim.results.schema import TABLES, arrow_schema
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["Study", "SyntheticImages", "equal_results", "load"]
 
@@ -121,6 +122,10 @@ class Study:
             return SyntheticImages(file["images"], file["labels"], names)
 
     def _read(self, name: str) -> pd.DataFrame:
+        return _to_pandas(self._table(name))
+
+    def _table(self, name: str) -> pa.Table:
+        """One of the tables, as it lies on disk."""
         import pyarrow as pa
 
         from fedsim.results import parts
@@ -129,7 +134,7 @@ class Study:
         read = [parts.read_run(folder, run_id) for run_id in parts.runs_in(folder)]
         tables = [parts.conform(run.table(), name) for run in read if run is not None]
         tables.insert(0, arrow_schema(name).empty_table())
-        return _to_pandas(pa.concat_tables(tables, promote_options="default"))
+        return pa.concat_tables(tables, promote_options="default")
 
 
 def load(path: Path | str) -> Study:
@@ -167,7 +172,7 @@ def _studies_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_study(path))
 
 
-def _to_pandas(table: Any) -> pd.DataFrame:
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
     """Whole numbers and truth values stay what they are, also where some are missing."""
     import pandas as pd
     import pyarrow as pa

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsim.results.costs import target_name
@@ -16,9 +18,11 @@ __all__ = [
     "half_text",
     "human_bytes",
     "interval_text",
+    "layout",
     "p_text",
     "percent",
     "seconds_text",
+    "wrapped",
 ]
 
 NONE = "-"
@@ -125,11 +129,32 @@ def format_summary(summary: pd.DataFrame) -> str:
     for (dataset, partition), group in summary.groupby(["dataset", "partition"], sort=False):
         body.append(_cell_line(dataset, partition, goals.get((dataset, partition))))
         body += [_row(row, ends) for row in group.to_dict("records")]
+    return "\n".join([*layout(header, body, names=2), "", *map(wrapped, _notes(summary))])
+
+
+def layout(header: list[str], body: Sequence[list[str] | str], names: int = 1) -> list[str]:
+    """A table as lines of at most 110 columns; the last column of names is cut to fit.
+
+    Args:
+        header: The first line.
+        body: Rows, and lines that stand between them as they are.
+        names: The first so many columns are text, set left; the others are set right.
+
+    >>> layout(["method", "p"], [["fedavg", "0.031"]])
+    ['method      p', 'fedavg  0.031']
+    """
     rows = [header, *(line for line in body if isinstance(line, list))]
     widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
-    widths[1] = max(8, min(widths[1], WIDTH - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
-    lines = [line if isinstance(line, str) else _line(line, widths) for line in [header, *body]]
-    return "\n".join([*lines, "", *_notes(summary)])
+    room = WIDTH - sum(widths) + widths[names - 1] - 2 * (len(widths) - 1)
+    widths[names - 1] = max(8, min(widths[names - 1], room))
+    return [
+        line if isinstance(line, str) else _line(line, widths, names) for line in [header, *body]
+    ]
+
+
+def wrapped(text: str) -> str:
+    """A note in lines of at most 110 columns."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
@@ -141,7 +166,7 @@ def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
         f"{row['num_seeds']}" + (f"+{row['num_unfinished']}?" if row["num_unfinished"] else ""),
         half_text(row["accuracy_mean"], row["accuracy_high"]),
         half_text(row["difference"], row["difference_high"], True),
-        p_text(row["p_holm"]),
+        p_text(row["p_holm"]) + (" w" if row["test"] == "unpaired" else ""),
         human_bytes(row["bytes_total"]),
     ]
     if ends:
@@ -151,18 +176,18 @@ def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
 
 
 def _cell_line(dataset: str, partition: str, goal: dict[str, Any] | None) -> str:
-    if goal is None:
+    if goal is None or not goal["targets"]:
         return f"\n{dataset}, {partition}"
     levels = " and ".join(percent(level) for level in goal["targets"].values())
     ends = f"zero-shot {percent(goal['zero_shot'])}, ceiling {percent(goal['ceiling'])}"
     return f"\n{dataset}, {partition}  ({ends}; targets {levels})"
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
+def _line(cells: list[str], widths: list[int], names: int) -> str:
     pieces = []
     for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         text = _cut(cell, width)
-        pieces.append(text.ljust(width) if place < 2 else text.rjust(width))
+        pieces.append(text.ljust(width) if place < names else text.rjust(width))
     return "  ".join(pieces).rstrip()
 
 
@@ -175,14 +200,24 @@ def _notes(summary: pd.DataFrame) -> list[str]:
     notes = [
         f"Mean and {100 * attrs['confidence']:g} % t interval over seeds; last round, test split; "
         "* best but for the ceiling.",
-        "Differences are paired by seed, in points; p: paired t test, Holm-corrected over all.",
-        "Costs are medians; > means not reached; bytes count both ways and the set-up.",
+        f"Differences to {attrs['reference'] or 'the reference'} are paired by seed, in points; "
+        "p: paired t test, Holm-corrected over all.",
     ]
-    for source in dict.fromkeys(goal["ceiling_from"] for goal in attrs["targets"]):
-        if source.startswith("the best"):
-            notes.append(f"Ceiling: {source}.")
+    bytes_text = "bytes count both ways and the set-up."
+    if attrs["shares"]:
+        notes.append(f"Costs are medians; > means not reached; {bytes_text}")
+    else:
+        notes.append(bytes_text.capitalize())
+    notes += [
+        f"w: without pairs, by Welch's test; {', '.join(methods)}: {reason}."
+        for reason, methods in attrs["unpaired"].items()
+    ]
+    sources = {goal["ceiling_from"]: None for goal in attrs["targets"] if attrs["shares"]}
+    notes += [f"Ceiling: {source}." for source in sources if source.startswith("the best")]
     missing = summary[
-        (summary["num_missing_pairs"] > 0) & (summary["method"] != attrs["reference"])
+        (summary["num_missing_pairs"] > 0)
+        & (summary["method"] != attrs["reference"])
+        & (summary["test"] != "unpaired")
     ]
     if attrs["reference"] and len(missing):
         count = int(missing["num_missing_pairs"].sum())

@@ -345,6 +345,7 @@ FOLDERS = [
     Bad("resume_a_file", "resume study.yaml", 7, ["no study in study.yaml; it is a file"]),
     Bad("report_nothing", "report runs/trial", 7, ["no study in runs/trial"]),
     Bad("report_any_folder", "report .", 7, ["no study in ."]),
+    Bad("compare_nothing", "compare runs/a runs/b", 7, ["no study in runs/a", "no study has been"]),
     Bad("picture", "partition study.yaml --out split.bmp9", 2, ["--out split.bmp9", ".png"]),
     Bad("picture_place", "partition study.yaml --out study.yaml/a.png", 7, ["study.yaml/a.png"]),
 ]
@@ -390,6 +391,7 @@ TUNING = [
 USAGE = [
     Bad("command", "swep study.yaml", 2, ["no such command 'swep'", "'sweep'?", "fedsim --help"]),
     Bad("argument", "run", 2, ["missing argument", "STUDY.yaml", "`fedsim run --help`"]),
+    Bad("compare", "compare", 2, ["missing argument", "FOLDER", "`fedsim compare --help`"]),
     Bad("option", "run study.yaml --dry", 2, ["no such option: --dry", "--dry-run"]),
 ]
 
@@ -517,7 +519,10 @@ def begun(half_way: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_a_study_is_found_by_a_near_name(fedsim: Fedsim, tmp_path: Path, begun: Path):
-    for command in ("resume", "report"):
+    for margin in ("much", "-1", "nan", "100"):
+        refuse(fedsim, tmp_path, Bad("", f"compare runs/trial --margin={margin}", 2, ["points"]))
+    refuse(fedsim, tmp_path, Bad("", "report runs/trial --csv=runs", 7, ["--csv runs is a folder"]))
+    for command in ("resume", "report", "compare runs/trial"):
         says = ["no study in runs/trail", "did you mean 'trial'?"]
         refuse(fedsim, tmp_path, Bad("", f"{command} runs/trail", 7, says))
         says = ["no study in runs; ", "runs/trial"]

@@ -10,7 +10,7 @@ from fedsim.cli import app
 from fedsim.results.tables import load
 from tests.cli.place import STUDY, Fedsim, contents
 
-COMMANDS = ("run", "sweep", "resume", "report", "partition", "doctor")
+COMMANDS = ("run", "sweep", "resume", "report", "compare", "partition", "doctor")
 RUNS = Path("runs/trial")
 
 
@@ -173,6 +173,63 @@ def test_the_report_can_be_written_at_any_time(fedsim: Fedsim, place: Path):
     after = contents(RUNS)
     assert set(after) - set(before) == {"report.html"}
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_table_is_also_written_for_a_paper(fedsim: Fedsim, place: Path):
+    assert fedsim("run", "study.yaml", "train.rounds=1").code == 0
+    code, out, err = fedsim("report", RUNS, "--csv", "t/table.csv", "--latex", "t/table.tex")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-2:] == ["written: t/table.csv", "written: t/table.tex"]
+    header, row = Path("t/table.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(cells["accuracy_mean"]) == load(RUNS).rounds["accuracy"].iloc[-1]
+    assert r"fedavg\_head & " in Path("t/table.tex").read_text()
+
+
+# --- compare -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_studies(fedsim: Fedsim, place: Path, no_report: None) -> tuple[Path, Path]:
+    """Two studies of two seeds on the same split, with another learning rate in the second."""
+    for words in ("study=a", "study=b train.lr=0.5"):
+        words += " seeds=[0,1] train.rounds=1"
+        assert fedsim("sweep", "study.yaml", *words.split()).code == 0
+    return Path("runs/a"), Path("runs/b")
+
+
+def test_studies_are_compared_side_by_side(fedsim: Fedsim, two_studies: tuple[Path, Path]):
+    before = contents(Path("runs"))
+    code, out, err = fedsim("compare", *two_studies, "--csv", "c.csv", "--margin", "0.3")
+    assert (code, err) == (0, "")
+    assert contents(Path("runs")) == before
+    assert "vs fedavg_head [a]" in out
+    assert "fedavg_head [b]" in out
+    assert "no more than 0.3 points below" in out
+    assert len(Path("c.csv").read_text().splitlines()) == 3
+    rows = [load(folder).rounds.query("round == 1") for folder in two_studies]
+    a, b = (frame.sort_values("run_id")["accuracy"].mean() for frame in rows)
+    line = next(line for line in out.splitlines() if "fedavg_head [b]" in line)
+    shown = re.search(r"([+-]\d+\.\d) ±", line)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(100 * (b - a), abs=0.051)
+    code, out, _ = fedsim("compare", *two_studies, "--reference", "fedavg_head [b]")
+    assert (code, "vs fedavg_head [b]" in out) == (0, True)
+
+
+def test_what_is_not_finished_is_told_before_the_comparison(
+    fedsim: Fedsim, two_studies: tuple[Path, Path]
+):
+    from fedsim.results.writer import TableWriter
+
+    run_id = load(two_studies[1]).runs["run_id"][0]
+    with TableWriter(two_studies[1], run_id) as writer:
+        writer.update_run(status="interrupted")
+    code, out, err = fedsim("compare", *two_studies)
+    assert code == 0
+    assert err == "fedsim: 1 of 2 runs of b are not finished: they are not counted\n"
+    assert "1+1?" in out
 
 
 # --- partition -----------------------------------------------------------------------------------

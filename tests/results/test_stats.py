@@ -4,54 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from fedsim.errors import ResultsError
 from fedsim.results.costs import cost_to_reach
 from fedsim.results.finals import curves, last_rounds
-from fedsim.results.stats import holm, mean_interval, paired_test, rank_methods, summarise
+from fedsim.results.stats import non_inferiority, rank_methods, summarise
 from fedsim.results.tables import Study, load
-
-VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=12)
-
-
-@settings(max_examples=50, deadline=None)
-@given(VALUES)
-def test_intervals_are_those_of_scipy(values: list[float]):
-    mean, low, high = mean_interval(np.array(values))
-    error = stats.sem(values)
-    assert mean == pytest.approx(np.mean(values))
-    if error > 1e-9:
-        assert (low, high) == pytest.approx(
-            stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
-        )
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=10))
-def test_p_values_are_those_of_scipy(pairs: list[tuple[float, float]]):
-    a, b = np.array(pairs).T
-    if np.std(a - b) > 1e-6:
-        assert paired_test(a - b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=1e-12)
-
-
-def test_without_spread_there_is_no_p_value():
-    assert paired_test(np.array([0.0, 0.0])) == 1.0
-    assert math.isnan(paired_test(np.array([0.1, 0.1, 0.1])))
-    assert math.isnan(paired_test(np.array([0.1])))
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_by_hand(p_values: list[float]):
-    corrected = holm(np.array([*p_values, np.nan]))
-    assert math.isnan(corrected[-1])
-    largest, m = 0.0, len(p_values)
-    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (m - rank) * p_values[place]))
-        assert corrected[place] == pytest.approx(largest)
 
 
 def test_a_row_of_the_summary_is_what_scipy_says(study: Study):
@@ -218,3 +177,52 @@ def test_ranks_over_data_sets(tmp_path: Path, make_run: Callable[..., str]):
     row = ranks.query("method == 'cachefl'").iloc[0]
     assert row["p_value"] == pytest.approx(expected)
     assert (row["wins"], row["losses"], row["num_datasets"]) == (6, 0, 6)
+
+
+def test_without_common_seeds_methods_are_compared_by_welch(
+    tmp_path: Path, make_run: Callable[..., str]
+):
+    for seed in range(4):
+        make_run(tmp_path, "fedavg", "iid", None, seed)
+        make_run(tmp_path, "cachefl", "iid", None, 10 + seed)
+    study = load(tmp_path)
+    summary = study.summary()
+    row = summary.query("method == 'cachefl'").iloc[0]
+    last = last_rounds(study).groupby("method")["accuracy"]
+    a, b = last.get_group("cachefl"), last.get_group("fedavg")
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    assert row["test"] == "unpaired"
+    assert row["p_value"] == pytest.approx(welch.pvalue)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((low, high))
+    assert (row["num_pairs"], row["num_missing_pairs"]) == (0, 8)
+    assert summary.attrs["unpaired"] == {"too few seeds in common": ["cachefl"]}
+
+
+def test_non_inferiority_is_against_the_best_other_method(study: Study):
+    table = non_inferiority(study, 0.003).set_index(["partition", "method"])
+    assert "centralised" not in table.index.get_level_values("method")
+    assert set(table.drop("cachefl", level="method")["rival"]) == {"cachefl"}
+    row = table.loc[("iid", "cachefl")]
+    assert row["rival"] == "feddgm"
+    last = last_rounds(study).query("partition == 'iid'").set_index(["method", "seed"])
+    d = (last.loc["cachefl", "accuracy"] - last.loc["feddgm", "accuracy"]).to_numpy()
+    expected = stats.ttest_1samp(d, -0.003, alternative="greater")
+    assert row["margin_p"] == pytest.approx(expected.pvalue)
+    assert row["margin_low"] == pytest.approx(expected.confidence_interval(0.95).low - 0.0)
+    assert table.loc[("iid", "fedavg"), "margin_p"] > 0.5
+    assert (table["margin_p_holm"] >= table["margin_p"]).all()
+
+
+def test_only_the_claims_asked_for_are_corrected_for_one_another(study: Study):
+    mine = non_inferiority(study, 0.003, methods=["cachefl"])
+    assert mine["method"].tolist() == ["cachefl"] * 3
+    every = non_inferiority(study, 0.003).query("method == 'cachefl'")
+    assert mine["margin_p"].tolist() == every["margin_p"].tolist()
+    assert (mine["margin_p_holm"].to_numpy() <= every["margin_p_holm"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("margin", [-0.001, 1.0])
+def test_a_margin_that_is_none_is_refused(study: Study, margin: float):
+    with pytest.raises(ResultsError, match="from 0 to below 100"):
+        non_inferiority(study, margin)
