@@ -146,7 +146,7 @@ def layout(header: list[str], body: Sequence[list[str] | str], names: int = 1) -
     rows = [header, *(line for line in body if isinstance(line, list))]
     widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
     room = WIDTH - sum(widths) + widths[names - 1] - 2 * (len(widths) - 1)
-    widths[names - 1] = max(8, min(widths[names - 1], room))
+    widths[names - 1] = min(widths[names - 1], max(8, room))
     return [
         line if isinstance(line, str) else _line(line, widths, names) for line in [header, *body]
     ]
