@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fedsim.results.finals import CEILINGS, method_order
+from fedsim.results.finals import method_order
 from fedsim.results.text import percent
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
         (row["dataset"], row["partition"], row["method"]): row for row in summary.to_dict("records")
     }
     methods = sorted(set(summary["method"]), key=method_order)
-    ceilings = [method for method in methods if method.split(" ")[0] in CEILINGS]
+    ceilings = [method for method in methods if method in summary.attrs["ceilings"]]
     rivals = [method for method in methods if method not in ceilings]
     ranked = {cell: _best_two(rows, cell, rivals) for cell in cells}
 
     def line(method: str) -> str:
-        numbers = [_number(rows.get((*cell, method)), ranked[cell]) for cell in cells]
+        shown = [[] if method in ceilings else ranked[cell] for cell in cells]
+        pairs = zip(cells, shown, strict=True)
+        numbers = [_number(rows.get((*cell, method)), best) for cell, best in pairs]
         return _row([escape(method), *numbers])
 
     body = [line(method) for method in rivals]
@@ -97,10 +99,9 @@ def _number(row: dict[str, Any] | None, ranked: list[float]) -> str:
     if row is None or row["accuracy_mean"] != row["accuracy_mean"]:
         return "--"
     text = percent(row["accuracy_mean"])
-    if row["method"].split(" ")[0] not in CEILINGS:
-        for mean, mark in zip(ranked, (r"\textbf", r"\underline"), strict=False):
-            if row["accuracy_mean"] == mean:
-                text = f"{mark}{{{text}}}"
+    for mean, mark in zip(ranked, (r"\textbf", r"\underline"), strict=False):
+        if row["accuracy_mean"] == mean:
+            text = f"{mark}{{{text}}}"
     if row["accuracy_high"] == row["accuracy_high"]:
         half = percent(row["accuracy_high"] - row["accuracy_mean"])
         text += rf" {{\scriptsize $\pm$ {half}}}"

@@ -52,7 +52,8 @@ def summarise(
         (median over runs, infinite if not reached by half of them). `attrs` has `reference`,
         `confidence`, `shares` (the targets asked for), `targets` (one dict per data set and
         partition, which says where zero-shot and ceiling come from), `unfinished` (one dict per
-        run), `unpaired` (reason -> methods) and `seeds`.
+        run), `unpaired` (reason -> methods), `ceilings` (methods that are never the best) and
+        `seeds`.
 
     Raises:
         ResultsError: The study has no such reference method.
@@ -104,6 +105,7 @@ def summarise(
         "confidence": confidence,
         "shares": [float(share) for share in targets],
         "targets": list(goals.values()),
+        "ceilings": sorted(ceilings),
         "seeds": sorted({int(seed) for seed in runs["seed"].dropna()}),
         "unpaired": _unpaired(study, rows, reference),
         "unfinished": [
