@@ -13,9 +13,9 @@ from fedsim.data.store import is_stored
 from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.spoil import spoilt_key
-from fedsim.engine.task import class_embeddings
+from fedsim.engine.task import class_embeddings, make_task
 from fedsim.errors import ConfigError
-from fedsim.methods import check_options, method_class
+from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
 from fedsim.models.clip import load_clip
 from fedsim.models.generator import TINY_DIFFUSION, load_generator
@@ -56,6 +56,8 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
                         f"or set data.prototype_shots"
                     )
                 prepared[key] = data
+            task = make_task(config, prepared[key], cls, torch.device(device), server=False)
+            build_method(config, task).check_task()
             if cls.needs_synthetic(config):
                 _check_generated(config, prepared[key].meta, device, loaded)
         except ConfigError as error:

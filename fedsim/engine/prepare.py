@@ -29,7 +29,7 @@ from fedsim.seeding import numpy_rng
 
 SPLITS = ("train", "val", "test")
 _FEATURE_LOGIT_SCALE = 100.0
-_FORMAT = 3
+_FORMAT = 4
 """Raised whenever what `_inputs` stores changes; older entries are then not found."""
 _CHUNK = 1024
 _PUBLIC_SHOTS_LIMIT = 4
@@ -45,7 +45,8 @@ class TaskData:
             `train_domains` where the data has them; `text_features` `(num_classes, d)`. Under
             `noise`, `train_inputs` of spoilt clients are so, and `train_labels_observed` are what
             clients train on; `train_labels` are always the true ones.
-        meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes`, `fingerprint`, `dataset`.
+        meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes` and `text_bytes` (of the
+            two encoders; 0 for precomputed features), `fingerprint`, `dataset`.
         synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
         synthetic_address: Name of the generated set, or None.
     """
@@ -54,6 +55,10 @@ class TaskData:
     meta: dict[str, Any]
     synthetic: Arrays
     synthetic_address: str | None = None
+
+    def frozen_bytes(self, method: type[Method]) -> int:
+        """Bytes of the encoders that a client of this method downloads once."""
+        return sum(int(self.meta[f"{encoder}_bytes"]) for encoder in method.frozen)
 
 
 def prepare(
@@ -119,6 +124,7 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
         "logit_scale": _FEATURE_LOGIT_SCALE,
         "visual_bytes": 0,
         "text": None,  # the hash of embeddings that the data brings along
+        "text_bytes": 0,
     }
     text = dataset.text_features
     if text is not None:
@@ -133,7 +139,11 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
             arrays[f"{name}_inputs"] = _unit(split.features)
     else:
         clip = _clip(config, device)
-        meta |= {"logit_scale": clip.logit_scale, "visual_bytes": clip.visual_bytes}
+        meta |= {
+            "logit_scale": clip.logit_scale,
+            "visual_bytes": clip.visual_bytes,
+            "text_bytes": clip.text_bytes,
+        }
         for name, split in splits.items():
             arrays[f"{name}_inputs"] = _encode(split, clip, method.inputs == "pixels")
         if text is None:

@@ -212,16 +212,15 @@ class Federation:
     ) -> dict[str, Any]:
         """Rows of `clients`, and their totals for the row of `rounds`.
 
-        A client's first participation also downloads the constants and, where it trains on
-        features, the frozen encoder that makes them.
+        A client's first participation also downloads the constants and the encoders that the
+        method leaves as they are.
         """
+        once = constants + self.data.frozen_bytes(self.cls)
         if self.cls.pooled:  # nothing is sent where all data already is
             for client in got.rows:
                 client |= {"bytes_up": 0}
-            constants = message = 0
-        with_encoder = self.cls.inputs == "features" and not self.cls.pooled
-        encoder = self.data.meta["visual_bytes"] if with_encoder else 0
-        down = {c: message + (c not in self._downloaded) * (constants + encoder) for c in cohort}
+            message = once = 0
+        down = {c: message + (c not in self._downloaded) * once for c in cohort}
         self._downloaded |= set(cohort)
         failed = [
             {"client_id": f.client_id, "status": "failed", "node": f.node} for f in got.failed

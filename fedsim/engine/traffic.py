@@ -25,7 +25,7 @@ class Traffic:
         num_rounds: Rounds of the run; 0 for methods that do not train.
         up: Per round, to the server.
         down: Per round, from the server.
-        once: Before its first round: constants, and the frozen encoder where it is needed.
+        once: Before its first round: constants, and the encoders the method leaves as they are.
     """
 
     num_rounds: int
@@ -55,10 +55,9 @@ def traffic(config: Experiment) -> Traffic:
     batches = make_batches(one, inputs, labels, config.train, 0, 0, prepared, device)
     rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]
     update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
-    encoder = data.meta["visual_bytes"] if cls.inputs == "features" else 0
     return Traffic(
         num_rounds,
         num_bytes(unstack(update.delta, 0)),
         num_bytes(message),
-        num_bytes(constants) + encoder,
+        num_bytes(constants) + data.frozen_bytes(cls),
     )

@@ -223,6 +223,8 @@ class Method:
 
     inputs: ClassVar[Literal["features", "pixels"]] = "features"
     """What clients train on: features of the frozen encoder, or images at its input size."""
+    frozen: ClassVar[tuple[Literal["visual", "text"], ...]] = ("visual",)
+    """Which of CLIP's encoders a client needs unchanged: their bytes are downloaded once."""
     reduction: ClassVar[Literal["sum", "keep"]] = "sum"
     """May updates be summed inside an actor, or does the server need them one by one?"""
     trains: ClassVar[bool] = True
@@ -268,6 +270,14 @@ class Method:
     def needs_public(cls, config: Experiment) -> bool:
         """Whether public labelled samples are used (they count as prior knowledge)."""
         return False
+
+    def check_task(self) -> None:
+        """Raise now what `setup` would raise only when the run's turn has come.
+
+        Raises:
+            ConfigError: If options, data and encoder do not go together.
+            ModelError: If the encoder is none this method can work on.
+        """
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         """The server's state before round 1."""

@@ -31,13 +31,14 @@ class FedAvgFinetune(Method):
     """Federated averaging of all weights of the image encoder."""
 
     inputs = "pixels"
+    frozen = ()  # its weights are the message
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = {name: p.detach().clone() for name, p in self._visual().named_parameters()}
         return {"weights": weights, "text": require_text(task)}
 
     def constants(self, state: State) -> Params:
-        return {TEXT: state["text"]}
+        return {TEXT: state["text"], **dict(self._visual().named_buffers())}
 
     def message(self, state: State) -> Params:
         return dict(state["weights"])
@@ -50,7 +51,7 @@ class FedAvgFinetune(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         logits = partial(self.client_logits, message)
-        weights = {name: value for name, value in message.items() if name != TEXT}
+        weights = {name: message[name] for name, _ in self._visual().named_parameters()}
         delta = train_locally(weights, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 

@@ -45,12 +45,15 @@ class Clip:
         visual: The image tower, float32. Its forward pass works under
             `torch.func.functional_call` and `vmap(grad(...))` over stacked parameters.
         visual_bytes: Bytes of its parameters and buffers.
+        model: All of the model, as open_clip makes it.
+        tokenizer: Texts -> token ids `(num_texts, context_length)`.
+        text_bytes: Bytes of the text tower, its token table included.
     """
 
     def __init__(self, spec: str, model: Any, transform: Any, tokenizer: Callable) -> None:
         self.spec = spec
-        self._model = model.eval().requires_grad_(False)
-        self._tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
         self.visual: torch.nn.Module = model.visual
         _BatchableAttention(self.visual)
         # The official transform is [resize, crop, to RGB, to tensor, normalise].
@@ -67,11 +70,13 @@ class Clip:
         self.embed_dim = int(self.encode_texts(["a"]).shape[1])
         tensors = [*self.visual.parameters(), *self.visual.buffers()]
         self.visual_bytes = sum(t.numel() * t.element_size() for t in tensors)
+        text = (v for k, v in model.state_dict().items() if not k.startswith(("visual.", "logit_")))
+        self.text_bytes = sum(t.numel() * t.element_size() for t in text)
 
     @property
     def device(self) -> torch.device:
         """Where the model lives and answers."""
-        return self._model.logit_scale.device
+        return self.model.logit_scale.device
 
     def prepare(self, images: np.ndarray | Sequence[Image.Image]) -> torch.Tensor:
         """Resizes and crops raw images exactly as the model's own transform does, with PIL.
@@ -118,8 +123,8 @@ class Clip:
     @torch.no_grad()
     def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Features of prompts: float32 (num_prompts, embed_dim), each of length 1."""
-        tokens = self._tokenizer(list(prompts)).to(self.device)
-        return functional.normalize(self._model.encode_text(tokens).float(), dim=-1)
+        tokens = self.tokenizer(list(prompts)).to(self.device)
+        return functional.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     def class_embeddings(self, classnames: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """CLIP's zero-shot classifier: per class the mean over templates, of length 1 again.
