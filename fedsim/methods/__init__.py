@@ -35,6 +35,10 @@ METHODS: dict[str, str] = {
     "centralised_head": "fedsim.methods.centralised_head:CentralisedHead",
     "centralised_cache": "fedsim.methods.centralised_cache:CentralisedCache",
     "fedprox_head": "fedsim.methods.fedprox_head:FedProxHead",
+    "promptfl": "fedsim.methods.promptfl:PromptFL",
+    "lora": "fedsim.methods.lora:LoRA",
+    "fedclip": "fedsim.methods.fedclip:FedCLIP",
+    "clip_adapter": "fedsim.methods.clip_adapter:CLIPAdapter",
 }
 
 

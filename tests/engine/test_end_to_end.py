@@ -31,6 +31,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centralised_head": {"train.lr": 0.05},
     "centralised_cache": {"train.lr": 0.05},
     "fedprox_head": {"train.lr": 0.05, "train.proximal_mu": 0.1},
+    "promptfl": {"train.lr": 0.02, "options.n_ctx": 8},
+    "lora": {"train.lr": 3e-3},
+    "fedclip": {"train.lr": 0.1},
+    "clip_adapter": {"train.lr": 0.05},
 }
 GENERATED = ("cachefl", "synthetic_only", "tip_adapter", "centralised_cache")
 CONTROLS = ("text", "random", "public_shots")

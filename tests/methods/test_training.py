@@ -1,6 +1,7 @@
 """Local training over the client axis against the plain loop, and what clients may depend on."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.config import Experiment
+from fedsim.methods import build_method
 from fedsim.methods.base import Batches, Labelled, Method
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.fedavg_finetune import TEXT, FedAvgFinetune
@@ -23,7 +25,7 @@ from fedsim.methods.training import (
     train_locally,
     train_one_by_one,
 )
-from fedsim.models.clip import load_clip
+from fedsim.models.clip import Clip, load_clip
 from fedsim.params import Params
 from fedsim.sections import TrainConfig
 from tests.helpers import batches_of, experiment, local_data, rngs, tiny_task, unit
@@ -73,12 +75,34 @@ def finetune(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
     return FedAvgFinetune(task, None), (1, 4, 4)  # type: ignore[arg-type]
 
 
-METHODS = pytest.mark.parametrize("build", [cachefl, head, finetune])
+def fedclip(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
+    made = settings(optimizer, "fedclip")
+    return build_method(made, tiny_task(made)), (8,)
+
+
+def clip_adapter(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
+    made = settings(optimizer, "clip_adapter")
+    return build_method(made, tiny_task(made)), (8,)
+
+
+def promptfl(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
+    made, clip = settings(optimizer, "promptfl", options={"n_ctx": 2}), shipped_clip()
+    return build_method(made, tiny_task(made, dim=64, load_clip=lambda: clip)), (64,)
+
+
+@cache
+def shipped_clip() -> Clip:
+    return load_clip("tiny-clip")
+
+
+METHODS = pytest.mark.parametrize(
+    "build", [cachefl, head, finetune, fedclip, clip_adapter, promptfl]
+)
 
 
 def trainable(method: Method, message: Params) -> Params:
     names = {"cache_text": ("keys",), "fedavg_head": ("head",)}.get(
-        method.config.method, tuple(name for name in message if name != TEXT)
+        method.config.method, tuple(name for name in message if name not in (TEXT, "text"))
     )
     return {name: message[name] for name in names}
 
