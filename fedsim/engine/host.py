@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
+from fedsim.engine.flops import FlopCounter
 from fedsim.engine.prepare import prepare
 from fedsim.engine.server import SHARE, weigh_by_class
 from fedsim.engine.spoil import OBSERVED
@@ -104,7 +104,7 @@ class ClientHost:
         labels = data.arrays.get(OBSERVED, data.arrays["train_labels"])
         self._labels = as_tensor(labels)
         self._prepare = pixel_normaliser(self.method)
-        self._flops: int | None = None
+        self._flops = FlopCounter(self.method)
 
     def train(self, work: Work, message: Params) -> Done:
         """Train every group of `work` on what the server sent."""
@@ -159,8 +159,7 @@ class ClientHost:
         done = Done(ExactSum(work.cohort_samples, work.cohort_size))
         seed = self.config.train_seed
         batches = self._batches(group, work.round)
-        if self._flops is None:
-            self._flops = self._flops_per_sample(group, work, message)
+        flops = self._flops.per_sample(message, lambda: self._one_sample(group))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         kept = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
@@ -175,7 +174,9 @@ class ClientHost:
         refused = dict(done.total.refused(sent.delta, sent.weight.to(self.device)))
         real = range(len(group.client_ids))
         good = [c for c in real if c not in refused]
-        rows = self._rows(group, work.round, batches, message, update, up, train_s) if good else []
+        rows = []
+        if good:
+            rows = self._rows(group, work.round, batches, message, update, up, flops, train_s)
         done.failures += [
             Failure(batches.client_ids[c], f"its update was refused: {reason}", self.node)
             for c, reason in sorted(refused.items())
@@ -218,6 +219,7 @@ class ClientHost:
         message: Params,
         update: Update,
         up: int,
+        flops: int,
         train_s: float,
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
@@ -245,7 +247,7 @@ class ClientHost:
                     "weight": float(update.weight[c]),
                     "update_norm": length[c],
                     "bytes_up": up,
-                    "train_flops": (self._flops or 0) * samples * self.config.train.epochs(round),
+                    "train_flops": flops * samples * self.config.train.epochs(round),
                     "train_s": train_s / real,
                     "peak_memory_bytes": memory,
                     "node": self.node,
@@ -320,17 +322,13 @@ class ClientHost:
             self.device,
         )
 
-    def _flops_per_sample(self, group: Group, work: Work, message: Params) -> int:
-        """Floating-point operations of training on one sample, counted by running one."""
+    def _one_sample(self, group: Group) -> Batches:
+        """A client with one sample and one epoch, to count what it costs."""
         one = Group(0, group.client_ids[:1], (group.indices[0][:1],))
         train = self.config.train.model_copy(update={"local_epochs": 1})
-        batches = make_batches(
+        return make_batches(
             one, self._inputs, self._labels, train, 0, 0, self._prepare, self.device
         )
-        rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
-        with FlopCounterMode(display=False) as counter:
-            self.method.client_update(message, batches, [{}] * batches.num_clients, rngs)
-        return counter.get_total_flops() // batches.num_clients
 
     def _failure(self, client: int, error: Exception) -> Failure:
         text = "".join(traceback.format_exception(error)).rstrip()

@@ -1,0 +1,63 @@
+"""Floating-point operations of local training, counted once per node and kind of run."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fedsim
+from fedsim.data.store import shared_arrays
+from fedsim.methods.base import Batches, Method
+from fedsim.params import Params
+from fedsim.seeding import torch_rng
+
+
+class FlopCounter:
+    """What training on one sample costs a method, which may change with what the server sends.
+
+    Counting loads torch's compiler, 3 s of CPU time in a process; so figures are kept in the node's
+    store, named by all that they depend on.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._known: dict[str, int] = {}
+
+    def per_sample(self, message: Params, one: Callable[[], Batches]) -> int:
+        """FLOPs of one client for one sample and epoch.
+
+        Args:
+            message: What the clients received.
+            one: Makes the batches of one client with one sample.
+        """
+        shapes = json.dumps({name: list(value.shape) for name, value in message.items()})
+        if shapes not in self._known:
+            config = self._method.config
+            code = Path(inspect.getfile(type(self._method))).read_bytes()
+            key = {
+                "kind": "flops",
+                "versions": [fedsim.__version__, torch.__version__],
+                "code": hashlib.sha256(code).hexdigest(),
+                "options": config.options,
+                "cache": config.cache.model_dump(mode="json"),
+                "optimizer": config.train.optimizer,
+                "clip": config.models.clip,
+                "message": shapes,
+                "inputs": list(one().inputs.shape[1:]),
+            }
+            found = shared_arrays(key, lambda: {"flops": self._count(message, one())})
+            self._known[shapes] = int(found["flops"].item())
+        return self._known[shapes]
+
+    def _count(self, message: Params, batches: Batches) -> np.ndarray:
+        rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
+        with FlopCounterMode(display=False) as counter:
+            self._method.client_update(message, batches, [{}] * batches.num_clients, rngs)
+        return np.array(counter.get_total_flops() // batches.num_clients)
