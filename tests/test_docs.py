@@ -149,5 +149,5 @@ def test_figures_name_their_study():
     """Every block of figures is closed, so that `docs/fill_tables.py` can fill it."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        opened = re.findall(r"<!-- ([\w-]+)-table(?: \w+)* -->", text)
-        assert opened == re.findall(r"<!-- /([\w-]+)-table -->", text), page
+        opened = re.findall(r"<!-- ([\w-]+-(?:table|matrix))(?: \w+)* -->", text)
+        assert opened == re.findall(r"<!-- /([\w-]+-(?:table|matrix)) -->", text), page
