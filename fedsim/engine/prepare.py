@@ -49,12 +49,14 @@ class TaskData:
             two encoders; 0 for precomputed features), `fingerprint`, `dataset`.
         synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
         synthetic_address: Name of the generated set, or None.
+        address: Says what `arrays` hold: the name of the entry that was read last.
     """
 
     arrays: Arrays
     meta: dict[str, Any]
     synthetic: Arrays
     synthetic_address: str | None = None
+    address: str = ""
 
     def frozen_bytes(self, method: type[Method]) -> int:
         """Bytes of the encoders that a client of this method downloads once."""
@@ -92,19 +94,21 @@ def prepare(
         "clip": source_identity(config.models.clip),
     }
     arrays = dict(shared_arrays(key, lambda: _inputs(config, method, device)))
-    meta = json.loads(arrays.pop("meta").tobytes())
+    meta, where = json.loads(arrays.pop("meta").tobytes()), address(key)
     if config.noise.active and method.uses_clients:
         load = (lambda: _clip(config, device)) if meta["visual_bytes"] else None
-        spoilt = spoilt_key(config, address(key))
+        spoilt = spoilt_key(config, where)
         arrays |= shared_arrays(
             spoilt, lambda: spoilt_arrays(config, arrays, len(meta["classnames"]), load)
         )
+        where = address(spoilt)
     if config.models.logit_scale is not None:
         meta["logit_scale"] = config.models.logit_scale
     if not (synthetic and method.needs_synthetic(config)):
-        return TaskData(arrays, meta, {})
+        return TaskData(arrays, meta, {}, address=where)
     text = arrays.get("text_features")
-    return TaskData(arrays, meta, *synthetic_set(config, meta, text, device, draw))
+    made, name = synthetic_set(config, meta, text, device, draw)
+    return TaskData(arrays, meta, made, name, where)
 
 
 def _inputs(config: Experiment, method: type[Method], device: torch.device) -> Arrays:

@@ -17,6 +17,7 @@ from fedsim.data.partition import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.machine import describe_machine
 from fedsim.engine.prepare import TaskData
+from fedsim.engine.quality import quality_rows
 from fedsim.engine.task import as_tensor
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method, Predictor, Task
@@ -219,23 +220,12 @@ class Recorder:
             self.event("noise", text, 0, client)
 
     def synthetic(self, task: Task) -> None:
-        """The generated set, and what it is like per class in the frozen encoder's space."""
+        """The generated set, and what it is like in the frozen encoder's space."""
         made, name = self.data.synthetic, self.data.synthetic_address
         if name is not None:
             self.sink.save_images(name, made["images"], made["labels"], task.classnames)
-        if task.synthetic is None or task.text_features is None:
-            return
-        features, labels = task.synthetic.inputs, task.synthetic.labels
-        similarity = features @ task.text_features.T
-        own, agrees = similarity.gather(1, labels[:, None])[:, 0], similarity.argmax(1) == labels
-        for label, name in enumerate(task.classnames):
-            chosen = labels == label
-            same, count = features[chosen], int(chosen.sum())
-            pairs = float((same @ same.T).sum() - count) / max(1, count * (count - 1))
-            row = {"round": 0, "class_name": name, "label": label, "num_images": count}
-            row["clip_agreement"] = float(agrees[chosen].double().mean())
-            row["clip_similarity"] = float(own[chosen].double().mean())
-            self.sink.append("synthetic", [row | {"diversity": 1.0 - pairs}])
+        if task.synthetic is not None and task.text_features is not None:
+            self.sink.append("synthetic", quality_rows(self.config, self.data, task.text_features))
 
     def event(
         self,

@@ -26,7 +26,6 @@ __all__ = [
     "shared_settings",
     "split_statistics",
     "summary_grids",
-    "synthetic_quality",
     "times",
 ]
 
@@ -156,25 +155,6 @@ def split_statistics(study: Study) -> Grid:
             texts = ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
             rows.append([", ".join(cell), _list(group["num_clients"].dropna().unique()), *texts])
     return Grid("", ["partition", "clients", *columns.values()], rows)
-
-
-def synthetic_quality(study: Study) -> Grid:
-    """Means of the quality measures of the synthetic sets, by method; empty columns left out."""
-    runs = final_runs(study)[["run_id", "method"]]
-    table = study.synthetic.merge(runs, on="run_id")
-    measures = [
-        name
-        for name in ("clip_agreement", "clip_similarity", "real_similarity", "nearest_similarity",
-                     "diversity", "match_loss_before", "match_loss_after")
-        if table[name].notna().any()
-    ]  # fmt: skip
-    rows = []
-    for method in _methods_in(runs, table):
-        group = table[table["method"] == method]
-        images = group.groupby(["run_id", "round"])["num_images"].sum().mean()
-        means = [f"{group[name].mean():.3f}" for name in measures]
-        rows.append([method, f"{images:.0f}", *means])
-    return Grid("", ["method", "images", *(name.replace("_", " ") for name in measures)], rows)
 
 
 def times(study: Study) -> Grid:

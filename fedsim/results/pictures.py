@@ -1,4 +1,4 @@
-"""Figures of data: how it was split over the clients, and what the synthetic images look like."""
+"""Figures of data: how it was split over the clients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fedsim.results.tables import Study, SyntheticImages
+    from fedsim.results.tables import Study
 
-__all__ = ["client_split", "label_counts", "split_figure", "synthetic_gallery"]
+__all__ = ["client_split", "label_counts", "split_figure"]
 
 _COLOR = "#0072B2"
 _MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
@@ -83,47 +83,6 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
     return figure
 
 
-def synthetic_gallery(
-    images: SyntheticImages, per_class: int = 10, max_classes: int = 20, side: int = 96
-) -> Figure:
-    """The first images of each class of a synthetic set, one row per class.
-
-    Args:
-        images: From `Study.synthetic_images`.
-        per_class: Images in a row, at most.
-        max_classes: Rows, at most.
-        side: Images are shrunk to this many pixels.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    classes = [int(label) for label in np.unique(images.labels)][:max_classes]
-    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
-    columns = max((len(row) for row in chosen), default=1)
-    height, width = images.images.shape[1:3]
-    scale = min(1.0, side / max(height, width))
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
-    gap = max(1, h // 16)
-    canvas = np.full(((h + gap) * max(len(classes), 1), (w + gap) * columns, 3), 255, np.uint8)
-    for place, row in enumerate(chosen):
-        for column, index in enumerate(row):
-            top, left = place * (h + gap), column * (w + gap)
-            canvas[top : top + h, left : left + w] = _shrunk(images.images[index], h, w)
-    inch = 0.68
-    figure = Figure(
-        figsize=(1.6 + inch * columns, 0.2 + inch * h / w * max(len(classes), 1)),
-        layout="constrained",
-    )
-    axis = figure.subplots()
-    axis.imshow(canvas[:-gap, :-gap], interpolation="nearest")
-    names = [_name(images.classnames, label) for label in classes]
-    axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
-    axis.set_xticks([])
-    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
-    axis.spines[:].set_visible(False)
-    return figure
-
-
 def _bubbles(axis: Axes, counts: np.ndarray) -> None:
     import numpy as np
 
@@ -136,16 +95,3 @@ def _bubbles(axis: Axes, counts: np.ndarray) -> None:
     title = axis.get_title(loc="left")
     largest_text = f"largest: {values.max() if len(values) else 0} samples"
     axis.set_title(f"{title}\n{largest_text}", fontsize=10, color=DARK, loc="left")
-
-
-def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    import numpy as np
-    from PIL import Image
-
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _name(classnames: list[str], label: int) -> str:
-    return classnames[label] if 0 <= label < len(classnames) else str(label)

@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsim.results import contents, pictures, plots
+from fedsim.results import contents, pictures, plots, synthetic
 from fedsim.results.finals import CELL, final_runs
+from fedsim.results.gallery import synthetic_gallery
 from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
@@ -66,7 +67,7 @@ def write_report(
         ranks=contents.ranks(summary),
         curves=list(_curves(study)),
         galleries=list(_galleries(study)),
-        quality=contents.synthetic_quality(study),
+        quality=synthetic.synthetic_quality(study),
         split=_split(study),
         split_statistics=contents.split_statistics(study),
         times=contents.times(study),
@@ -126,16 +127,16 @@ def _curves(study: Study) -> Iterator[Picture]:
 
 
 def _galleries(study: Study) -> Iterator[Picture]:
-    runs = final_runs(study)
     for fingerprint in study.synthetic_sets()[:_MAX_GALLERIES]:
         images = study.synthetic_images(fingerprint)
-        methods = list(dict.fromkeys(runs.loc[runs["synthetic_set"] == fingerprint, "method"]))
+        methods = synthetic.set_methods(study, fingerprint)
         used = f"Used by {', '.join(methods)}. " if methods else ""
         yield Picture(
             f"Set {fingerprint}",
             f"{used}The first of {len(images.images)} images, one row per class; a row should look "
-            "like its class and its images should differ from one another.",
-            data_uri(pictures.synthetic_gallery(images)),
+            "like its class and its images should differ from one another. Bars go from 0 to 1 and "
+            "are explained above.",
+            data_uri(synthetic_gallery(images, synthetic.class_quality(study, fingerprint))),
         )
 
 

@@ -87,7 +87,7 @@ def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
     assert len(clients) == num_rounds * (cls.uses_clients and (1 if cls.pooled else 3))
     if len(clients) and cls.averages and not cls.personal:
         assert clients["loss_after"].sum() < clients["loss_before"].sum()
-    assert len(study.synthetic) == (10 if method in GENERATED else 0)
+    assert len(study.synthetic) == (11 if method in GENERATED else 0)  # classes, and the set
     assert study.events.empty
 
 

@@ -39,6 +39,7 @@ def write_run(
     num_clients: int = 6,
     shift: float = 0.0,
     config: dict[str, Any] | None = None,
+    synthetic: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> str:
     """Write one run; `last_round` before `num_rounds` leaves it half-way. Returns its run id."""
@@ -69,6 +70,8 @@ def write_run(
             {"round": 0, "client_id": np.arange(num_clients), "status": "idle",
              "num_samples": counts.sum(axis=1), "label_counts": counts.tolist()},
         )  # fmt: skip
+        if synthetic:
+            writer.append("synthetic", synthetic)
         last = num_rounds if last_round is None else last_round
         for r in range(last + 1):
             rise = 1 - np.exp(-3.0 * r / max(num_rounds, 1))

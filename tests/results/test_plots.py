@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from fedsim.results import pictures, plots
 from fedsim.results.finals import curves
+from fedsim.results.gallery import synthetic_gallery
 from fedsim.results.style import data_uri, method_styles
 from fedsim.results.tables import Study, SyntheticImages, load
 
@@ -115,7 +116,7 @@ def test_a_gallery_has_a_row_per_class():
     images = SyntheticImages(
         np.zeros((30, 64, 48, 3), np.uint8), np.repeat([0, 2, 5], 10), ["a", "b", "c"]
     )
-    figure = pictures.synthetic_gallery(images, per_class=4, side=32)
+    figure = synthetic_gallery(images, per_class=4, side=32)
     axis = figure.axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "c", "5"]
     assert axis.images[0].get_array().shape == (3 * 34 - 2, 4 * 26 - 2, 3)

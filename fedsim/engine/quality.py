@@ -1,0 +1,71 @@
+"""The quality of a run's synthetic set: computed once per set and data, then read again."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.data.store import Arrays, shared_arrays
+from fedsim.engine.prepare import TaskData
+from fedsim.engine.task import as_tensor
+from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality
+
+_FORMAT = 1
+"""Raised whenever a measure changes; older entries are then not found."""
+
+
+def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[str, Any]]:
+    """The rows of `synthetic` about the generated set: one per class, then the whole set's.
+
+    Args:
+        config: The resolved experiment; of its cache, ratio and sharpness matter.
+        data: The run's arrays, with a synthetic set.
+        text: `(num_classes, d)` class embeddings.
+    """
+    text = text.cpu()
+    cache, scale = config.cache, data.meta["logit_scale"]
+    key = {
+        "kind": "quality",
+        "format": _FORMAT,
+        "synthetic": data.synthetic_address,
+        "inputs": data.address,
+        "text": hashlib.sha256(text.numpy().tobytes()).hexdigest(),
+        "model": [scale, cache.residual_ratio, cache.sharpness],
+    }
+
+    def make() -> Arrays:
+        made = SyntheticFeatures(
+            *(as_tensor(data.synthetic[name]) for name in ("inputs", "features", "labels"))
+        )
+        return set_quality(made, text, _real(data), scale, cache.residual_ratio, cache.sharpness)
+
+    found, labels = shared_arrays(key, make), np.asarray(data.synthetic["labels"])
+    drawn = np.asarray(data.synthetic["drawn_agreement"])
+    found["drawn_agreement"] = np.append(drawn, drawn.mean())
+    rows = []
+    for label, name in [*enumerate(data.meta["classnames"]), (-1, None)]:
+        whole = name is None
+        count = len(labels) if whole else int((labels == label).sum())
+        row = {
+            "round": 0,
+            "class_name": name,
+            "label": None if whole else label,
+            "num_images": count,
+        }
+        values = {measure: float(array[label]) for measure, array in sorted(found.items())}
+        rows.append(row | {m: value for m, value in values.items() if not np.isnan(value)})
+    return rows
+
+
+def _real(data: TaskData) -> RealFeatures | None:
+    """Real features, where clients train on features of the same encoder; images have none here."""
+    arrays, width = data.arrays, data.synthetic["features"].shape[1]
+    if arrays["train_inputs"].ndim != 2 or arrays["train_inputs"].shape[1] != width:
+        return None
+    names = ("train_inputs", "train_labels", "val_inputs", "val_labels")
+    tensors = [as_tensor(np.asarray(arrays[name])) for name in names]
+    return RealFeatures(tensors[0], tensors[1].long(), tensors[2], tensors[3].long())

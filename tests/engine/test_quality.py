@@ -1,0 +1,73 @@
+"""Rows of `synthetic`: a class each and the set's own; computed once per set and data."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.engine import quality as quality_module
+from fedsim.engine.prepare import TaskData
+from fedsim.engine.quality import quality_rows
+from fedsim.models.quality import MEASURES
+from tests.helpers import experiment, unit
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def task_data(name: str, inputs: np.ndarray | None = None) -> TaskData:
+    def features(count: int, seed: int) -> np.ndarray:
+        return unit(count, 8, seed=seed).numpy()
+
+    arrays = {
+        "train_inputs": features(60, 1) if inputs is None else inputs,
+        "train_labels": np.arange(60) % 3,
+        "val_inputs": features(12, 2),
+        "val_labels": np.arange(12) % 3,
+    }
+    made: dict[str, np.ndarray] = {
+        "inputs": features(12, 3),
+        "features": features(12, 4),
+        "labels": np.repeat(np.arange(3), 4),
+        "drawn_agreement": np.array([0.5, 1.0, 0.0]),
+    }
+    return TaskData(arrays, {"classnames": NAMES, "logit_scale": 10.0}, made, name, "data")
+
+
+def rows(data: TaskData, **settings: Any) -> list[dict[str, Any]]:
+    return quality_rows(experiment("x.npz", **settings), data, unit(3, 8, seed=5))
+
+
+def test_a_row_per_class_and_one_for_the_set():
+    found = rows(task_data("set"))
+    assert [row["class_name"] for row in found] == [*NAMES, None]
+    assert [row["label"] for row in found] == [0, 1, 2, None]
+    assert [row["num_images"] for row in found] == [4, 4, 4, 12]
+    assert [row["drawn_agreement"] for row in found] == [0.5, 1.0, 0.0, 0.5]
+    keys = {"round", "class_name", "label", "num_images", "drawn_agreement"}
+    assert set(found[-1]) == keys | set(MEASURES)
+    assert set(MEASURES) - set(found[0]) == {"fid"}  # four images: missing, not 0
+
+
+def test_real_images_as_pixels_are_not_compared_with():
+    found = rows(task_data("pixels", np.zeros((60, 3, 4, 4), np.uint8)))
+    assert "kid" not in found[-1]
+    assert "clip_agreement" in found[-1]
+
+
+def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch):
+    calls, compute = [], quality_module.set_quality
+
+    def counting(*args: Any) -> Any:
+        calls.append(1)
+        return compute(*args)
+
+    monkeypatch.setattr(quality_module, "set_quality", counting)
+    first = rows(task_data("once"))
+    assert rows(task_data("once"), seed=3) == first
+    assert len(calls) == 1
+    rows(task_data("another"))
+    rows(task_data("once"), cache__sharpness=1.0)
+    quality_rows(experiment("x.npz"), task_data("once"), -unit(3, 8, seed=5))
+    assert len(calls) == 4
+    assert torch.get_num_threads() == 1
