@@ -57,7 +57,7 @@ def _table(experiments: Sequence[Experiment]) -> Table:
     for column in ("runs", "rounds", "clients", "up", "down", "once", "total"):
         table.add_column(column, justify="right", no_wrap=True)
     rows: dict[tuple[str, ...], int] = {}
-    measured: dict[str, tuple[int, int, int, int]] = {}
+    measured: dict[str, tuple[int, int, int, int, int]] = {}
     for config in experiments:
         name = config.method if config.use == config.method else f"{config.method} ({config.use})"
         # What one client sends depends on neither split, seed nor learning rate.
@@ -65,9 +65,9 @@ def _table(experiments: Sequence[Experiment]) -> Table:
         key = repr((name, config.models, cache, config.data, config.options, config.train.rounds))
         if key not in measured:
             measured[key] = _bytes(config)
-        rounds, up, down, once = measured[key]
+        rounds, up, down, once, early = measured[key]
         cohort, num_clients = config.cohort_size, config.partition.num_clients
-        total = rounds * cohort * (up + down) + once * _ever_sampled(config, rounds)
+        total = cohort * (rounds * (up + down) + early) + once * _ever_sampled(config, rounds)
         clients = f"{cohort} of {num_clients}" if cohort < num_clients else str(num_clients)
         if up + down + once == 0:
             clients = "-"
@@ -91,12 +91,12 @@ def _ever_sampled(config: Experiment, rounds: int) -> int:
     return len(seen)
 
 
-def _bytes(config: Experiment) -> tuple[int, int, int, int]:
-    """Rounds, and bytes up, down and once, counted from the tensors of one client."""
+def _bytes(config: Experiment) -> tuple[int, int, int, int, int]:
+    """Rounds, and bytes up, down, once and more at first, counted from one client's tensors."""
     from fedsim.engine.traffic import traffic
 
     t = traffic(config)
-    return t.num_rounds, t.up, t.down, t.once
+    return t.num_rounds, t.up, t.down, t.once, t.early
 
 
 def _placement(experiments: Sequence[Experiment], num_runs: int, address: str | None) -> str:

@@ -76,6 +76,7 @@ class ExactSum:
         self._unit = 2.0 ** -math.ceil(math.log2(total_weight))
         self._limit = 2.0 ** (_HEADROOM_BITS - _FRACTION_BITS) / max(1, max_terms)
         self.sums: Params = {}
+        self._double: set[str] = set()
         self.weight = 0
         self.num_clients = 0
 
@@ -106,6 +107,8 @@ class ExactSum:
             shape = (-1, *[1] * (value.dim() - 1))
             term = (value.double() * scaled.view(shape) * 2.0**_FRACTION_BITS).round().long().sum(0)
             self.sums[name] = self.sums[name] + term if name in self.sums else term
+            if value.dtype == torch.float64:
+                self._double.add(name)
         self.weight += int((scaled * 2.0**_FRACTION_BITS).round().long().sum())
         self.num_clients += len(weight)
 
@@ -115,14 +118,16 @@ class ExactSum:
             raise ValueError("partial sums of different rounds cannot be merged")
         for name, value in other.sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self._double |= other._double
         self.weight += other.weight
         self.num_clients += other.num_clients
 
     def mean(self) -> Params:
-        """The weighted mean, in float32; empty when nothing was added."""
+        """The weighted mean, in float32, or float64 where that was added; empty without terms."""
         if self.weight == 0:
             return {}
-        return {k: (v.double() / self.weight).float() for k, v in self.sums.items()}
+        means = {k: v.double() / self.weight for k, v in self.sums.items()}
+        return {k: mean if k in self._double else mean.float() for k, mean in means.items()}
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:

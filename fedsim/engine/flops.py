@@ -20,7 +20,9 @@ from fedsim.seeding import torch_rng
 
 
 class FlopCounter:
-    """What training on one sample costs a method, which may change with what the server sends.
+    """What a round costs a method per sample, which may change with what the server sends.
+
+    All local epochs are run on the sample: sums over samples take one pass, whatever their number.
 
     Counting loads torch's compiler, 3 s of CPU time in a process; so figures are kept in the node's
     store, named by all that they depend on.
@@ -28,17 +30,18 @@ class FlopCounter:
 
     def __init__(self, method: Method) -> None:
         self._method = method
-        self._known: dict[str, int] = {}
+        self._known: dict[tuple[str, int], int] = {}
 
-    def per_sample(self, message: Params, one: Callable[[], Batches]) -> int:
-        """FLOPs of one client for one sample and epoch.
+    def per_sample(self, message: Params, epochs: int, one: Callable[[], Batches]) -> int:
+        """FLOPs of one client for one sample in one round.
 
         Args:
             message: What the clients received.
-            one: Makes the batches of one client with one sample.
+            epochs: Local epochs of the round.
+            one: Makes the batches of one client with one sample, for so many epochs.
         """
         shapes = json.dumps({name: list(value.shape) for name, value in message.items()})
-        if shapes not in self._known:
+        if (shapes, epochs) not in self._known:
             config = self._method.config
             code = Path(inspect.getfile(type(self._method))).read_bytes()
             key = {
@@ -50,11 +53,13 @@ class FlopCounter:
                 "optimizer": config.train.optimizer,
                 "clip": config.models.clip,
                 "message": shapes,
+                "epochs": epochs,
+                "num_classes": self._method.task.num_classes,
                 "inputs": list(one().inputs.shape[1:]),
             }
             found = shared_arrays(key, lambda: {"flops": self._count(message, one())})
-            self._known[shapes] = int(found["flops"].item())
-        return self._known[shapes]
+            self._known[shapes, epochs] = int(found["flops"].item())
+        return self._known[shapes, epochs]
 
     def _count(self, message: Params, batches: Batches) -> np.ndarray:
         rngs = [torch_rng(0, "flops") for _ in batches.client_ids]

@@ -159,7 +159,8 @@ class ClientHost:
         done = Done(ExactSum(work.cohort_samples, work.cohort_size))
         seed = self.config.train_seed
         batches = self._batches(group, work.round)
-        flops = self._flops.per_sample(message, lambda: self._one_sample(group))
+        epochs = self.config.train.epochs(work.round)
+        flops = self._flops.per_sample(message, epochs, lambda: self._one_sample(group, epochs))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         kept = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
@@ -247,7 +248,7 @@ class ClientHost:
                     "weight": float(update.weight[c]),
                     "update_norm": length[c],
                     "bytes_up": up,
-                    "train_flops": flops * samples * self.config.train.epochs(round),
+                    "train_flops": flops * samples,
                     "train_s": train_s / real,
                     "peak_memory_bytes": memory,
                     "node": self.node,
@@ -322,10 +323,10 @@ class ClientHost:
             self.device,
         )
 
-    def _one_sample(self, group: Group) -> Batches:
-        """A client with one sample and one epoch, to count what it costs."""
+    def _one_sample(self, group: Group, epochs: int) -> Batches:
+        """A client with one sample, to count what it costs."""
         one = Group(0, group.client_ids[:1], (group.indices[0][:1],))
-        train = self.config.train.model_copy(update={"local_epochs": 1})
+        train = self.config.train.model_copy(update={"local_epochs": epochs})
         return make_batches(
             one, self._inputs, self._labels, train, 0, 0, self._prepare, self.device
         )

@@ -39,6 +39,9 @@ METHODS: dict[str, str] = {
     "lora": "fedsim.methods.lora:LoRA",
     "fedclip": "fedsim.methods.fedclip:FedCLIP",
     "clip_adapter": "fedsim.methods.clip_adapter:CLIPAdapter",
+    "afl": "fedsim.methods.afl:AFL",
+    "gda": "fedsim.methods.gda:GDA",
+    "cachefl_analytic": "fedsim.methods.cachefl_analytic:CacheFLAnalytic",
 }
 
 

@@ -1,7 +1,9 @@
 """Sums over a client's samples, and what a server makes of them: exact under any partition.
 
-A client sends its sums divided by its number of samples; weighted by that number, the server's
-mean is the mean over all samples of all clients, whoever held them.
+`moments` are sums divided by the client's number of samples; weighted by that number, the server's
+mean is the mean over all samples of all clients, whoever held them. `normal_equations` are the sums
+themselves, and in float64 on the wire as well: Gram matrices are ill-conditioned, and under a small
+ridge, rounding them to float32 would make the result depend on the split again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.methods.base import Batches
+from fedsim.methods.base import Batches, Received, Update
 from fedsim.params import Params
 
 
@@ -49,6 +51,46 @@ def moments(
     return {k: (v * share.view(-1, *[1] * (v.dim() - 1))).float() for k, v in parts.items()}
 
 
+def normal_equations(
+    batches: Batches,
+    regressors: Callable[[Tensor], Tensor],
+    targets: Callable[[Tensor, Tensor], Tensor],
+) -> Params:
+    """Every client's two sums of a least-squares problem.
+
+    Args:
+        batches: The group's local data; each sample counts once.
+        regressors: Inputs `(C, B, ...)` in float64 -> x, `(C, B, M)`.
+        targets: The same inputs, and labels `(C, B)` -> t, `(C, B, N)`.
+
+    Returns:
+        `second` `(C, M (M + 1) / 2)`, upper triangle of the sum of x x^T; `cross` `(C, M, N)`, sum
+        of x t^T. All 0 for a ghost.
+    """
+    second = cross = torch.zeros((), dtype=torch.float64, device=batches.device)
+    for batch in batches.all_samples():
+        inputs = batch.x.double()
+        x = regressors(inputs) * batch.mask[..., None]
+        second = second + x.mT @ x
+        cross = cross + x.mT @ targets(inputs, batch.y)
+    return {"second": triangle(second), "cross": cross}
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """`(...)` int64 -> `(..., num_classes)` float64."""
+    return F.one_hot(labels, num_classes).double()
+
+
+def plain_sums(sums: Params, batches: Batches) -> Update:
+    """An update in which a client counts once, however many samples it has; a ghost does not."""
+    return Update(sums, weight=(batches.num_samples > 0).double())
+
+
+def totals(received: Received) -> Params:
+    """The sums of all clients together, from the mean over `plain_sums`."""
+    return {name: mean * received.num_clients for name, mean in received.mean.items()}
+
+
 def triangle(matrix: Tensor) -> Tensor:
     """The upper triangle of symmetric matrices `(..., M, M)` as `(..., M (M + 1) / 2)`."""
     size = matrix.shape[-1]
@@ -73,7 +115,7 @@ def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
     """`argmin_W  E |x W - t|^2 + l |W|^2` with `l = strength * tr(E x x^T) / M`.
 
     Relative to the mean eigenvalue, one strength means the same for any number and scale of
-    features.
+    features; so sums do as well as means.
 
     Args:
         second: `(M, M)`, E x x^T.
@@ -81,9 +123,11 @@ def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
         strength: Above 0.
 
     Returns:
-        `(M, N)` float64.
+        `(M, N)` float64; 0 where all features are.
     """
     size = len(second)
+    if second.trace() <= 0:
+        return torch.zeros_like(targets, dtype=torch.float64)
     damping = strength * second.double().trace() / size
     eye = torch.eye(size, dtype=torch.float64, device=second.device)
     return torch.linalg.solve(second.double() + damping * eye, targets.double())

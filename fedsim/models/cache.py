@@ -22,6 +22,11 @@ def text_logits(features: Tensor, text: Tensor, logit_scale: float) -> Tensor:
     return logit_scale * (features @ text.transpose(-1, -2))
 
 
+def affinity(features: Tensor, keys: Tensor, sharpness: float | Tensor) -> Tensor:
+    """`exp(-sharpness * (1 - features keys^T))`, `(..., B, num_keys)`; see `cache_logits`."""
+    return (sharpness * (features @ keys.transpose(-1, -2) - 1)).exp()
+
+
 def cache_logits(
     features: Tensor, keys: Tensor, values: Tensor, sharpness: float | Tensor
 ) -> Tensor:
@@ -41,5 +46,4 @@ def cache_logits(
     tensor([[1.0000, 0.0067],
             [0.0067, 1.0000]])
     """
-    affinity = (sharpness * (features @ keys.transpose(-1, -2) - 1)).exp()
-    return affinity @ values
+    return affinity(features, keys, sharpness) @ values

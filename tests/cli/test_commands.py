@@ -297,7 +297,8 @@ def test_the_bytes_of_a_dry_run_are_those_of_the_run(fedsim: Fedsim, place: Path
     Path("random.yaml").write_text(text)
     words = words[2:]
     (config,) = load_study("random.yaml", words).experiments(METHODS)
-    rounds, up, down, once = _bytes(config)
+    rounds, up, down, once, early = _bytes(config)
+    assert early == 0
     assert fedsim("run", "random.yaml", *words).code == 0
     table = load(RUNS).rounds
     assert table.bytes_up.sum() == rounds * 2 * up

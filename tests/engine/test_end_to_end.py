@@ -12,6 +12,7 @@ from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import run_local
 from fedsim.engine.preflight import preflight
+from fedsim.engine.traffic import traffic
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS, method_class
 from fedsim.models.clip import PRETRAINED
@@ -35,8 +36,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"train.lr": 3e-3},
     "fedclip": {"train.lr": 0.1},
     "clip_adapter": {"train.lr": 0.05},
+    "stat_cache": {"train.rounds": 3, "train.lr": 1e-3, "options.text_weight": 1.0},
+    "afl": {},
+    "gda": {},
+    "cachefl_analytic": {"train.lr": 1e-3, "cache.residual_ratio": 10.0},
 }
-GENERATED = ("cachefl", "synthetic_only", "tip_adapter", "centralised_cache")
+GENERATED = ("cachefl", "synthetic_only", "tip_adapter", "centralised_cache", "cachefl_analytic")
 CONTROLS = ("text", "random", "public_shots")
 GENERATOR = pytest.mark.skipif(
     not (PRETRAINED / "tiny-diffusion" / "model_index.json").is_file(),
@@ -85,6 +90,9 @@ def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
     assert rounds["accuracy"].iloc[-1] > 0.3  # ten classes: far from chance
     clients = study.clients.query("round > 0")
     assert len(clients) == num_rounds * (cls.uses_clients and (1 if cls.pooled else 3))
+    sent = traffic(config)
+    total = 3 * (num_rounds * (sent.up + sent.down) + sent.early + sent.once)
+    assert rounds[["bytes_up", "bytes_down"]].to_numpy().sum() == total
     if len(clients) and cls.averages and not cls.personal:
         assert clients["loss_after"].sum() < clients["loss_before"].sum()
     assert len(study.synthetic) == (11 if method in GENERATED else 0)  # classes, and the set

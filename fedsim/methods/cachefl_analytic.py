@@ -1,0 +1,105 @@
+"""Ours: CacheFL with values in closed form, and then keys that are fine-tuned.
+
+    keys      (M, d)   as in CacheFL; M = N*K, or N from the text
+    A(f)    = exp(-beta * (1 - f keys^T))                                   (1, M) per image
+    logits  = scale * f text^T + alpha * A(f) values
+
+    round 1:     client k sends  A_k^T A_k  and  A_k^T Y_k    (Y one-hot labels)
+                 values <- (A^T A + ridge * I)^(-1) A^T Y     of sums: the same for any split
+    rounds 2-R:  CacheFL: clients fine-tune the keys (and what cache.trainable adds) from there,
+                 the server averages; train.logit_adjustment is meant for these
+
+CacheFL's values are one-hot: every key votes for its class, near to others or not. Fitted values
+make the cache a radial basis function network (Broomhead & Lowe, 1988) on the unit sphere, whose
+output layer is a linear least-squares problem. The server needs sums over clients only.
+
+Not from a paper. It joins AFL's exact sums (He et al., arXiv 2405.16240) with CacheFL's cache.
+`options.text: residual` regresses Y - softmax(scale f text^T) instead; `options.finetune: false`
+ends after round 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.methods.base import Batches, Received, State, Task, Update
+from fedsim.methods.cachefl import CacheFL
+from fedsim.methods.statistics import (
+    normal_equations,
+    one_hot,
+    plain_sums,
+    ridge,
+    square,
+    totals,
+)
+from fedsim.models.cache import affinity, text_logits
+from fedsim.params import Params
+
+
+class AnalyticOptions(BaseModel, extra="forbid", allow_inf_nan=False):
+    """How values are fitted, and whether keys are trained afterwards."""
+
+    ridge: float = Field(1e-3, gt=0)
+    """In units of the mean eigenvalue of A^T A."""
+    text: Literal["beside", "residual"] = "beside"
+    finetune: bool = True
+
+
+class CacheFLAnalytic(CacheFL):
+    """One exact round for the values of the cache, the others for its keys."""
+
+    averages = False  # not in round 1
+    Options = AnalyticOptions
+    options: AnalyticOptions
+
+    @classmethod
+    def num_rounds(cls, config: Experiment) -> int:
+        finetune = AnalyticOptions.model_validate(config.options).finetune
+        return config.train.rounds if finetune else min(1, config.train.rounds)
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        state = super().setup(task, rng)
+        return state | {"values": torch.zeros_like(state["values"]), "fitted": False}
+
+    def constants(self, state: State) -> Params:
+        return {"text": state["text"]}
+
+    def message(self, state: State) -> Params:
+        if not state["fitted"]:
+            return {"keys": state["keys"]}  # without values it asks for sums
+        return super().message(state) | {"values": state["values"]}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        if "values" in message:
+            return super().client_update(message, batches, client_state, rng)
+        keys, text = message["keys"].double(), message["text"].double()
+
+        def targets(f: Tensor, y: Tensor) -> Tensor:
+            labels = one_hot(y, self.task.num_classes)
+            if self.options.text == "beside":
+                return labels
+            return labels - text_logits(f, text, self.task.logit_scale).softmax(-1)
+
+        sharpness = self.config.cache.sharpness
+        sums = normal_equations(batches, lambda f: affinity(f, keys, sharpness), targets)
+        return plain_sums(sums, batches), client_state
+
+    def aggregate(self, state: State, received: Received) -> State:
+        if state["fitted"] or not received.mean:  # the latter: every client failed
+            return super().aggregate(state, received)
+        sums = totals(received)
+        second = square(sums["second"], len(state["keys"]))
+        values = ridge(second, sums["cross"], self.options.ridge)
+        return state | {"values": values.to(state["values"].dtype), "fitted": True}

@@ -1,0 +1,98 @@
+"""Gaussian discriminant analysis beside the text (Wang et al., ICLR 2024), in one exact round.
+
+    n_c, mu_c    samples and mean feature of class c        n, d    samples, dimension
+    S          = sum_i (f_i - mu_y(i)) (f_i - mu_y(i))^T    scatter within the classes
+    precision  = d (S + tr(S) / (n - 1) * I)^(-1)           shrunk as in the paper
+    w_c        = precision mu_c
+    b_c        = -1/2 mu_c^T precision mu_c                 equal class priors, as in the paper
+    logits     = scale * f T^T + alpha * (f w^T + b)
+
+The paper's classifier needs no gradient. Federated it needs three sums, which add up to the pooled
+ones whatever the split: n_c, sum_{i: y(i) = c} f_i and sum_i f_i f_i^T; for the scatter is the last
+of them minus sum_c n_c mu_c mu_c^T. A class of which nobody has a sample gets the mean of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.cachefl import require_text
+from fedsim.methods.statistics import (
+    discriminant,
+    normal_equations,
+    one_hot,
+    plain_sums,
+    square,
+    totals,
+)
+from fedsim.models.cache import text_logits
+from fedsim.params import Params
+
+
+class GDAOptions(BaseModel, extra="forbid", allow_inf_nan=False):
+    """How much the features' classifier weighs against the text's, and how round it is."""
+
+    alpha: float = Field(1.0, ge=0)
+    shrinkage: float = Field(1.0, gt=0)
+    """Factor of tr(S) / (n - 1); 1 is the paper's."""
+
+
+class GDA(Method):
+    """One exact round of class means and a shared covariance."""
+
+    averages = False
+    Options = GDAOptions
+    options: GDAOptions
+
+    @classmethod
+    def num_rounds(cls, config: Experiment) -> int:
+        return min(1, config.train.rounds)
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        text = require_text(task)
+        return {"text": text, "weight": torch.zeros_like(text), "bias": text.new_zeros(len(text))}
+
+    def message(self, state: State) -> Params:
+        return {}  # clients need nothing to begin with
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        num_classes = self.task.num_classes
+        sums = normal_equations(batches, lambda f: f, lambda f, y: one_hot(y, num_classes))
+        sums["counts"] = batches.label_counts(num_classes).double()
+        return plain_sums(sums, batches), client_state
+
+    def aggregate(self, state: State, received: Received) -> State:
+        if not received.mean:  # every client failed
+            return state
+        sums = totals(received)
+        first, counts, d = sums["cross"].mT, sums["counts"][:, None], self.task.embed_dim
+        n = counts.sum()
+        means = torch.where(counts > 0, first / counts.clamp_min(1), first.sum(0) / n)
+        scatter = square(sums["second"], d) - (means * counts).mT @ means
+        share = scatter.trace() / (n - 1).clamp_min(1)
+        if share <= 1e-9:  # every class is one point: nothing is known of how it spreads
+            return state
+        scatter.diagonal().add_(self.options.shrinkage * share)
+        weight, bias = discriminant(means, scatter / d)
+        return state | {"weight": weight.float(), "bias": bias.float()}
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        def logits(f: Tensor) -> Tensor:
+            discriminants = f @ state["weight"].T + state["bias"]
+            known = text_logits(f, state["text"], self.task.logit_scale)
+            return known + self.options.alpha * discriminants
+
+        return logits
