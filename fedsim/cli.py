@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.errors import FedsimError
+from fedsim.options import Address, Config, Csv, DryRun, Folder, Latex, Overrides
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
@@ -47,57 +48,6 @@ app = typer.Typer(
         4  a model or generator
     """,
 )
-
-Config = Annotated[
-    Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings to change: train.lr=0.1, seed=3 (only this seed), method=cachefl (only "
-        "this method), 'seeds=[0, 1]'. partition.KEY=VALUE replaces the study's partitions.",
-        show_default=False,
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Print the runs, the bytes they would send and where they would be placed; run "
-        "nothing and write nothing into the output folder.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="Use a running Ray cluster: its address, or 'auto' on one of its machines. Without "
-        "it, a local Ray is started (RAY_ADDRESS works, too).",
-        show_default=False,
-    ),
-]
-Csv = Annotated[
-    Path | None,
-    typer.Option(
-        "--csv",
-        metavar="FILE",
-        help="Also write the numbers as CSV, unrounded, one row per method and partition.",
-        show_default=False,
-    ),
-]
-Latex = Annotated[
-    Path | None,
-    typer.Option(
-        "--latex",
-        metavar="FILE",
-        help="Also write a LaTeX table, with marks for the best and for what is significant.",
-        show_default=False,
-    ),
-]
-Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="A study's output folder, such as runs/quickstart.")
-]
 
 
 @app.command()
@@ -223,6 +173,36 @@ def compare(
         typer.echo(f"fedsim: {warning}", err=True)
     typer.echo(found.text)
     _say_written(export(found.summary, found.name, csv, latex))
+
+
+@app.command()
+def costs(
+    folder: Folder,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PRICES.yaml",
+            help="Also reckon money: currency, per_gb_sent, per_gpu_hour, per_cpu_hour.",
+            show_default=False,
+        ),
+    ] = None,
+    csv: Csv = None,
+) -> None:
+    """Print what each method cost: bytes, compute, time and money.
+
+    Means over the finished runs, by partition; for each client, and for all of them together.
+    """
+    from fedsim.launch import find_study
+    from fedsim.results import cost_sheet, export, tables
+
+    find_study(folder)
+    export.check_targets(csv)
+    priced = None if prices is None else cost_sheet.read_prices(prices)
+    sheet = cost_sheet.cost_sheet(tables.load(folder), priced)
+    typer.echo(cost_sheet.format_costs(sheet))
+    if csv is not None:
+        export.write_csv(sheet, csv)
+        _say_written([csv])
 
 
 @app.command()

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsim.results import contents, pictures, plots, synthetic
+from fedsim.results import contents, cost_sheet, pictures, plots, synthetic
 from fedsim.results.finals import CELL, final_runs
 from fedsim.results.gallery import synthetic_gallery
 from fedsim.results.stats import summarise
@@ -71,6 +71,8 @@ def write_report(
         split=_split(study),
         split_statistics=contents.split_statistics(study),
         times=contents.times(study),
+        costs=_costs(study),
+        costs_note=cost_sheet.NOTE,
         failed=_failed(study),
         events=_events(study),
         num_events=len(study.events),
@@ -149,6 +151,12 @@ def _split(study: Study) -> Picture | None:
         "marks everywhere mean IID, few marks per row a strong skew.",
         data_uri(pictures.client_split(study)),
     )
+
+
+def _costs(study: Study) -> list[contents.Grid]:
+    if not (final_runs(study)["status"] == "finished").any():
+        return []
+    return cost_sheet.cost_grids(cost_sheet.cost_sheet(study))
 
 
 def _failed(study: Study) -> contents.Grid:

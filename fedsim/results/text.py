@@ -17,6 +17,8 @@ __all__ = [
     "format_summary",
     "half_text",
     "human_bytes",
+    "human_flops",
+    "human_time",
     "interval_text",
     "layout",
     "p_text",
@@ -42,6 +44,35 @@ def human_bytes(num_bytes: float) -> str:
             break
         num_bytes /= 1024
     return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+
+
+def human_flops(flops: float) -> str:
+    """A number of floating-point operations.
+
+    >>> human_flops(900), human_flops(41_830_400), human_flops(2.5e15)
+    ('900', '41.8 M', '2.5 P')
+    """
+    if math.isnan(flops):
+        return NONE
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if abs(flops) < 999.95 or unit == " E":
+            break
+        flops /= 1000
+    return f"{flops:.0f}" if not unit else f"{flops:.1f}{unit}"
+
+
+def human_time(seconds: float) -> str:
+    """A time in a unit that suits it.
+
+    >>> human_time(0.0123), human_time(75), human_time(600), human_time(86_400)
+    ('12 ms', '75.0 s', '10.0 min', '24.0 h')
+    """
+    if math.isnan(seconds):
+        return NONE
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms" if seconds else "0 s"
+    unit, size = ("s", 1) if seconds < 100 else ("min", 60) if seconds < 6000 else ("h", 3600)
+    return f"{seconds / size:.1f} {unit}"
 
 
 def percent(share: float, sign: bool = False) -> str:

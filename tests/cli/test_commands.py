@@ -10,7 +10,7 @@ from fedsim.cli import app
 from fedsim.results.tables import load
 from tests.cli.place import STUDY, Fedsim, contents
 
-COMMANDS = ("run", "sweep", "resume", "report", "compare", "partition", "doctor")
+COMMANDS = ("run", "sweep", "resume", "report", "compare", "costs", "partition", "doctor")
 RUNS = Path("runs/trial")
 
 
@@ -230,6 +230,28 @@ def test_what_is_not_finished_is_told_before_the_comparison(
     assert code == 0
     assert err == "fedsim: 1 of 2 runs of b are not finished: they are not counted\n"
     assert "1+1?" in out
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_report")
+def test_costs_are_printed_written_and_priced(fedsim: Fedsim, place: Path):
+    assert fedsim("run", "study.yaml").code == 0
+    Path("prices.yaml").write_text("currency: CHF\nper_gb_sent: 1000000000\n")
+    code, out, err = fedsim("costs", RUNS, "--prices", "prices.yaml", "--csv", "costs.csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "written: costs.csv"
+    header, row = Path("costs.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), row.split(","), strict=True))
+    table = load(RUNS).rounds
+    sent = int(table.bytes_up.sum() + table.bytes_down.sum())
+    assert float(cells["sent_price"]) == sent  # one CHF per byte
+    assert float(cells["bytes_up_per_client"]) == table.bytes_up.sum() / 4
+    assert f"{sent}.00" in out
+    Path("prices.yaml").write_text("per_gb: 1\n")
+    code, _, err = fedsim("costs", RUNS, "--prices", "prices.yaml")
+    assert (code, "unknown setting 'per_gb'" in err) == (2, True)
 
 
 # --- partition -----------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""Arguments and options that several commands of `fedsim` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Address", "Config", "Csv", "DryRun", "Folder", "Latex", "Overrides"]
+
+Config = Annotated[
+    Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings to change: train.lr=0.1, seed=3 (only this seed), method=cachefl (only "
+        "this method), 'seeds=[0, 1]'. partition.KEY=VALUE replaces the study's partitions.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the runs, the bytes they would send and where they would be placed; run "
+        "nothing and write nothing into the output folder.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Use a running Ray cluster: its address, or 'auto' on one of its machines. Without "
+        "it, a local Ray is started (RAY_ADDRESS works, too).",
+        show_default=False,
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv",
+        metavar="FILE",
+        help="Also write the numbers as CSV, unrounded, one row per method and partition.",
+        show_default=False,
+    ),
+]
+Latex = Annotated[
+    Path | None,
+    typer.Option(
+        "--latex",
+        metavar="FILE",
+        help="Also write a LaTeX table, with marks for the best and for what is significant.",
+        show_default=False,
+    ),
+]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A study's output folder, such as runs/quickstart.")
+]
