@@ -61,7 +61,8 @@ class DataConfig(Section):
     domains: bool = False
     """An image folder is `domain/class/` instead of `class/`."""
     test_domain: str | None = None
-    """This domain is the test split."""
+    """Test on this domain (where the data has a test split, on its samples there), train on the
+    others."""
     image_size: int | None = Field(None, gt=0)
     """Side in pixels for image files of unequal sizes; 224 for CoOp's sets."""
     train_split: str = "train"

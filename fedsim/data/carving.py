@@ -32,7 +32,11 @@ def choose_train(source: Source, train_split: str, notes: list[str], name: str) 
 
 
 def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
-    """Test on one domain, train on the others."""
+    """Test on one domain, train on the others.
+
+    Of data with a test split of its own, that split's samples of the domain are the test, so that
+    they are the same images on which models that have seen the domain are tested.
+    """
     if not table.domain_names:
         raise ConfigError(
             "test_domain is set, but the data has no domains: set domains or domain_column"
@@ -41,16 +45,19 @@ def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
         raise ConfigError(
             f"test_domain {test_domain!r}: {did_you_mean(test_domain, table.domain_names)}"
         )
-    if "test" in table.splits:
-        raise ConfigError("test_domain is set, but the data has a test split already")
     which = table.domain_names.index(test_domain)
+    source = "test" if "test" in table.splits else "train"
     for split, rows in list(table.splits.items()):
-        assert rows.domains is not None
+        if rows.domains is None:
+            raise ConfigError(
+                f"test_domain is set, but the {split} split does not say its samples' domains"
+            )
         held = rows.domains == which
-        table.splits[split] = rows.take(np.flatnonzero(~held))
-        if split == "train":
+        if split != "test":
+            table.splits[split] = rows.take(np.flatnonzero(~held))
+        if split == source:
             table.splits["test"] = rows.take(np.flatnonzero(held))
-            notes.append(f"test: the {int(held.sum())} samples of domain {test_domain}")
+            notes.append(f"test: the {int(held.sum())} {split} samples of domain {test_domain}")
 
 
 def carve_missing(

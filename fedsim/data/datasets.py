@@ -70,7 +70,8 @@ def load_dataset(
         client_column: Key or column of recorded clients.
         domain_column: Key or column of domains.
         domains: The folder is laid out `{domain}/{class}`.
-        test_domain: This domain is the test split, the others are train.
+        test_domain: Test on this domain, train and validate on the others. Of a source with a test
+            split, that split's samples of the domain are the test.
         image_size: Side in pixels for images of folders and `hf:` (resize, centre crop); 224 for
             the eleven sets.
         train_split: Which split of the source to train on (`val` where it has no `train`).

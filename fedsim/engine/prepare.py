@@ -29,7 +29,7 @@ from fedsim.seeding import numpy_rng
 
 SPLITS = ("train", "val", "test")
 _FEATURE_LOGIT_SCALE = 100.0
-_FORMAT = 4
+_FORMAT = 5
 """Raised whenever what `_inputs` stores changes; older entries are then not found."""
 _CHUNK = 1024
 _PUBLIC_SHOTS_LIMIT = 4
@@ -41,12 +41,14 @@ class TaskData:
     """Plain arrays of one run, shared by all processes of a node.
 
     Attributes:
-        arrays: `<split>_inputs`, `<split>_labels` for train, val and test; `train_clients` and
-            `train_domains` where the data has them; `text_features` `(num_classes, d)`. Under
-            `noise`, `train_inputs` of spoilt clients are so, and `train_labels_observed` are what
-            clients train on; `train_labels` are always the true ones.
-        meta: `classnames`, `embed_dim`, `logit_scale`, `visual_bytes` and `text_bytes` (of the
-            two encoders; 0 for precomputed features), `fingerprint`, `dataset`.
+        arrays: `<split>_inputs`, `<split>_labels` for train, val and test; `train_clients`,
+            `train_domains` and `test_domains` where the data has them; `text_features`
+            `(num_classes, d)`. Under `noise`, `train_inputs` of spoilt clients are so, and
+            `train_labels_observed` are what clients train on; `train_labels` are always the true
+            ones.
+        meta: `classnames`, `domain_names`, `embed_dim`, `logit_scale`, `visual_bytes` and
+            `text_bytes` (of the two encoders; 0 for precomputed features), `fingerprint`,
+            `dataset`.
         synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
         synthetic_address: Name of the generated set, or None.
         address: Says what `arrays` hold: the name of the entry that was read last.
@@ -115,13 +117,16 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
     dataset = read_dataset(config)
     splits = {name: getattr(dataset, name) for name in SPLITS}
     arrays: Arrays = {f"{name}_labels": split.labels for name, split in splits.items()}
-    for extra in ("clients", "domains"):
-        values = getattr(dataset.train, extra)
-        if values is not None:
-            arrays[f"train_{extra}"] = values
+    columns = {
+        "train_clients": dataset.train.clients,
+        "train_domains": dataset.train.domains,
+        "test_domains": dataset.test.domains,
+    }
+    arrays |= {name: column for name, column in columns.items() if column is not None}
     meta = {
         "classnames": list(dataset.classnames),
         "templates": list(dataset.templates),
+        "domain_names": list(dataset.domain_names),
         "notes": list(dataset.notes),
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,

@@ -79,6 +79,7 @@ class Recorder:
         if len(held):
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
+        self._domains = _domains_of(arrays, held)
         if self.served not in self._samples:
             raise ConfigError(
                 "tuning needs held-out client data, but every client has too few samples to hold "
@@ -91,7 +92,7 @@ class Recorder:
         Args:
             models: Stored inputs -> logits; of several models the mean scores are written.
             round: Which round the model belongs to.
-            last: Whether to add per-class scores and per-sample predictions.
+            last: Whether to add scores per class and domain, and per-sample predictions.
 
         Returns:
             `split`, `accuracy` and `loss` for the row of `rounds`.
@@ -101,8 +102,11 @@ class Recorder:
             each = [score(self._logits(model, inputs), labels) for model in models]
             scores = found[split] = mean_scores(each)
             self._write_scores(split, scores, labels, round, last)
+            correct = [np.asarray(s.predictions == labels) for s in each] if last else []
+            if last and split in self._domains:
+                self._write_domains(split, np.mean(correct, axis=0), round)
             if last and split == "client_holdout" and self.config.evaluation.personal:
-                self._write_clients([np.asarray(s.predictions == labels) for s in each], round)
+                self._write_clients(correct, round)
         metrics = found[self.served].metrics
         if not math.isfinite(metrics["nll"]):
             self.event("diverged", "the global model predicts NaN or infinite scores", round)
@@ -132,6 +136,22 @@ class Recorder:
             correct = {"correct": scores.predictions == labels}
             where = {"round": round, "split": split}
             self.sink.append("predictions", where | samples | predictions | correct)
+
+    def _write_domains(self, split: str, correct: np.ndarray, round: int) -> None:
+        """Accuracy on every domain of a split; `correct` is the share of models that are right."""
+        key = {"round": round, "model": "global", "split": split}
+        of_domain = {**key, "scope": "domain", "metric": "accuracy"}
+        domains = self._domains[split]
+        rows = [
+            {
+                **of_domain,
+                "domain": self.data.meta["domain_names"][domain],
+                "value": float(correct[domains == domain].mean()),
+                "num_samples": int((domains == domain).sum()),
+            }
+            for domain in np.unique(domains)
+        ]
+        self.sink.append("evaluations", rows)
 
     def _logits(self, model: Predictor, inputs: np.ndarray) -> np.ndarray:
         batch_size = self.config.evaluation.batch_size
@@ -195,19 +215,21 @@ class Recorder:
             self.event("data", text, 0)
         for text in partition.log:
             self.event("partition", text, 0)
-        self.sink.append(
-            "clients",
-            [
-                {
-                    "round": 0,
-                    "client_id": client,
-                    "num_samples": int(counts.sum()),
-                    "label_counts": counts.tolist(),
-                    "status": "idle",
-                }
-                for client, counts in enumerate(partition.label_counts)
-            ],
-        )
+        rows: list[dict[str, Any]] = [
+            {
+                "round": 0,
+                "client_id": client,
+                "num_samples": int(counts.sum()),
+                "label_counts": counts.tolist(),
+                "status": "idle",
+            }
+            for client, counts in enumerate(partition.label_counts)
+        ]
+        if "train_domains" in self.data.arrays:
+            domains = np.asarray(self.data.arrays["train_domains"])
+            for row, held in zip(rows, partition.indices, strict=True):
+                row["domain"] = domain_text(domains[held], self.data.meta["domain_names"])
+        self.sink.append("clients", rows)
 
     def noise(self, split: ClientSplit) -> None:
         """Which clients' training data is spoilt, and how: one event each."""
@@ -238,6 +260,27 @@ class Recorder:
         """One row of `events`."""
         row = {"time": now(), "round": round, "kind": kind, "message": message}
         self.sink.append("events", [row | {"client_id": client_id, "node": node}])
+
+
+def domain_text(domains: np.ndarray, names: Sequence[str]) -> str:
+    """The domains of a client's samples, the most frequent first.
+
+    >>> domain_text(np.array([1, 0, 1]), ["photo", "sketch"])
+    'sketch, photo'
+    """
+    counts = np.bincount(domains, minlength=len(names))
+    order = np.argsort(-counts, kind="stable")
+    return ", ".join(names[domain] for domain in order if counts[domain])
+
+
+def _domains_of(arrays: Mapping[str, np.ndarray], held: np.ndarray) -> dict[str, np.ndarray]:
+    """Domain of every sample of the splits that have domains; `held` are rows of train."""
+    found = {}
+    if "test_domains" in arrays:
+        found["test"] = np.asarray(arrays["test_domains"])
+    if "train_domains" in arrays and len(held):
+        found["client_holdout"] = np.asarray(arrays["train_domains"])[held]
+    return found
 
 
 def about_run(config: Experiment, method: type[Method], device: torch.device) -> dict[str, Any]:

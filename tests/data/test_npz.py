@@ -345,8 +345,21 @@ def test_a_test_domain_is_held_out(save):
     assert set(data.train.domains) == set(data.val.domains) == {0}
     assert set(data.test.domains) == {1}
     assert len(data.test) == 20
-    assert data.notes[0] == "test: the 20 samples of domain sketch"
+    assert data.notes[0] == "test: the 20 train samples of domain sketch"
     with pytest.raises(ConfigError, match="did you mean 'sketch'"):
         load_dataset(path, test_domain="sketches")
-    with pytest.raises(ConfigError, match="has a test split already"):
-        load_dataset(save(x=X, y=Y, domain=Y, is_test=Y % 2), test_domain="1")
+
+
+def test_a_test_domain_of_an_official_test_split(save):
+    domain, split = np.arange(40) // 4 % 2, np.array(["train", "val", "test"])[np.arange(40) % 3]
+    path = save(x=X, y=Y, domain=np.array(["photo", "sketch"])[domain], split=split)
+    whole, held = load_dataset(path), load_dataset(path, test_domain="sketch")
+    assert set(held.train.domains) == set(held.val.domains) == {0}
+    assert set(held.test.domains) == {1}
+    # Nothing moves between splits: the test images are those of the official split.
+    expected = whole.test.images[whole.test.domains == 1]
+    assert np.array_equal(held.test.images, expected)
+    assert held.notes[0] == f"test: the {len(expected)} test samples of domain sketch"
+    parts = {f"{key}_{s}": v[:20] for key, v in (("x", X), ("y", Y)) for s in ("train", "test")}
+    with pytest.raises(ConfigError, match="the test split does not say"):
+        load_dataset(save(**parts, domain_train=domain[:20]), test_domain="1")
