@@ -16,6 +16,7 @@ from fedsim.config import Experiment
 if TYPE_CHECKING:
     import numpy as np
 
+    from fedsim.engine.draw import Drawer, Job, Recipe
     from fedsim.engine.host import ClientHost, Done, Work
 
 
@@ -44,6 +45,7 @@ class ClientActor:
         self._device = device_of_actor(gpus)
         self._config: Experiment | None = None
         self._host: ClientHost | None = None
+        self._drawer: Drawer | None = None
 
     def where(self) -> dict[str, Any]:
         """Process, node and accelerators of this actor."""
@@ -67,3 +69,20 @@ class ClientActor:
         done = self._host.train(work, {name: as_tensor(value) for name, value in message.items()})
         done.total.sums = {k: v.numpy() for k, v in done.total.sums.items()}  # type: ignore[misc]
         return done
+
+    def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
+        """Draw one batch of a synthetic set; the generator stays loaded for the next one."""
+        from fedsim.engine.draw import Drawer
+        from fedsim.engine.task import settle_numerics
+
+        if self._drawer is None:
+            config.enter()
+            settle_numerics(config.engine.threads)
+            self._drawer = Drawer(self._device)
+        return self._drawer.draw(recipe, job)
+
+    def stop_drawing(self) -> None:
+        """Give the generator's memory back."""
+        if self._drawer is not None:
+            self._drawer.release()
+            self._drawer = None

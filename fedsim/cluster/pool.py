@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.client import ClientActor
 from fedsim.cluster.placement import Placement
 from fedsim.config import Experiment
-from fedsim.errors import ExecutionError
+from fedsim.errors import ExecutionError, FedsimError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from fedsim.engine.draw import Job, Recipe
     from fedsim.engine.host import Done, Work
     from fedsim.params import Params
 
@@ -95,6 +99,51 @@ class ActorPool:
                 continue
             done.total.sums = {k: torch.from_numpy(v) for k, v in done.total.sums.items()}
             yield done
+
+    def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
+        """Batches of a synthetic set, one at a time on every actor, as they are finished.
+
+        Clients have nothing to train yet, and their actors hold the GPUs.
+
+        Raises:
+            ModelError: The generator cannot be loaded.
+            ExecutionError: Actors keep dying.
+        """
+        todo, losses = deque(jobs), 0
+        pending: dict[Any, tuple[int, Job]] = {}
+
+        def submit(position: int) -> None:
+            if todo:
+                job = todo.popleft()
+                future = self._actors[position].draw.remote(self.config, recipe, job)
+                pending[future] = position, job
+
+        try:
+            for position in range(self.num_actors):
+                submit(position)
+            while pending:
+                (ready, *_), _ = ray.wait(list(pending))
+                position, job = pending.pop(ready)
+                try:
+                    images = ray.get(ready)
+                except RayActorError as error:
+                    losses += 1
+                    if losses > _MAX_LOSSES_PER_ROUND:
+                        raise ExecutionError(
+                            f"drawing images: client actors died {losses} times; last: {error}"
+                        ) from error
+                    self._events.append(("actor_lost", f"client actor {position}: {error}"))
+                    self._actors[position] = self._start(position)
+                    todo.appendleft(job)
+                else:
+                    yield job.number, images
+                submit(position)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, FedsimError) else None
+            raise cause or ExecutionError(f"drawing images failed: {error}") from error
+        finally:
+            for actor in self._actors:
+                actor.stop_drawing.remote()  # done before whatever the actor is asked next
 
     def take_events(self) -> list[tuple[str, str]]:
         """Lost actors since last asked."""

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from fedsim.engine.batching import Group
+from fedsim.engine.draw import Job, Recipe
 from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
 from fedsim.methods.base import Received, State, Update
@@ -27,6 +30,9 @@ class ClientPool(Protocol):
 
     def train(self, work: Work, message: Params) -> Iterator[Done]:
         """Train all groups of `work`; partial results in any order."""
+
+    def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
+        """Draw images of a synthetic set before the first round (`fedsim.engine.draw.Draw`)."""
 
     def take_events(self) -> list[tuple[str, str]]:
         """What happened to the pool since last asked, as (kind, message)."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.draw import Drawer, Job, Recipe
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.recorder import Sink
 from fedsim.engine.round import Federation
@@ -31,6 +34,10 @@ class LocalPool:
         if self._host is None:
             self._host = ClientHost(self._config, self._device)
         yield self._host.train(work, message)
+
+    def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
+        """Draw images here."""
+        return Drawer(self._device)(recipe, jobs)
 
     def take_events(self) -> list[tuple[str, str]]:
         """Nothing happens to a pool that is this process."""

@@ -103,7 +103,7 @@ class Federation:
         self.sink.truncate(-1 if snapshot is None else snapshot["round"])
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
         self.sink.update_run(config=config.model_dump(mode="json"), **about, **self._about)
-        self.data = prepare(config, self.cls, self.device)
+        self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
         arrays = self.data.arrays
         self.split = split_clients(
             config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")

@@ -1,6 +1,6 @@
 """Whole runs in this process: packing, failures, resumption, and what is written down."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import fedsim
 from fedsim.config import Experiment
 from fedsim.engine import checkpoint
+from fedsim.engine.draw import Job, Recipe
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
@@ -39,6 +40,9 @@ class ManyHosts:
             part = Work(work.round, plan[at], work.states, work.cohort_samples, work.cohort_size)
             if plan[at]:
                 yield self._hosts[at].train(part, message)
+
+    def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
+        raise NotImplementedError  # toys start from features
 
     def take_events(self) -> list[tuple[str, str]]:
         return [("pool", "shuffled")]
