@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
 
 from fedsim.cluster.coordinator import RayExecutor
 from fedsim.cluster.sweep import Gate
 from fedsim.results.equality import equal_results
+from tests.helpers import experiment
 from tests.integration.studies import experiments, local, run_all, write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -60,6 +63,31 @@ def test_server_side_work_comes_back_in_order_and_not_all_at_once(ray_cluster: N
     assert [square for square, _, _ in found] == [0, 1, 4, 9, 16, 25]
     for _, began, _ in found:
         assert sum(start <= began < end for _, start, end in found) <= 2
+
+
+def test_actors_draw_what_this_process_draws(ray_cluster: None):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from fedsim.cluster.placement import Placement
+    from fedsim.cluster.pool import ActorPool
+    from fedsim.engine.draw import Drawer, Job, Recipe
+    from fedsim.engine.task import settle_numerics
+
+    settle_numerics(1)
+    bundles = ({"CPU": 1.0}, {"CPU": 1.0})
+    group = placement_group(list(bundles), "PACK")
+    ray.get(group.ready())
+    pool = ActorPool(Placement({}, bundles, (0, 1), 1, 0, 1, ""), group)
+    try:
+        pool.config = experiment("x.npz")
+        recipe = Recipe("tiny-diffusion", steps=2)
+        jobs = [Job(n, ("a photo of a two",) * 2, (2 * n, 2 * n + 1)) for n in range(3)]
+        found, expected = dict(pool.draw(recipe, jobs)), dict(Drawer()(recipe, jobs))
+    finally:
+        pool.close()
+        remove_placement_group(group)
+    assert sorted(found) == [0, 1, 2]
+    assert all(np.array_equal(found[number], expected[number]) for number in found)
 
 
 def _late_if_even(n: int) -> tuple[int, float, float]:
