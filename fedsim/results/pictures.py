@@ -61,6 +61,8 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
         splits: Panel title -> counts (num_clients, num_classes).
         classnames: Written under the columns of panels with as many classes, at most 15.
     """
+    from matplotlib.ticker import MaxNLocator
+
     clients = max((len(counts) for counts in splits.values()), default=4)
     height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
     titles = list(splits) or ["no split yet"]
@@ -79,6 +81,7 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
         if counts.shape[1] == len(classnames) <= 15:
             places = range(len(classnames))
             axis.set_xticks(places, classnames, rotation=40, ha="right", rotation_mode="anchor")
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.set_ylim(len(counts) - 0.3, -0.7)  # client 0 on top
     return figure
 

@@ -9,7 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsim.results import contents, cost_sheet, pictures, plots, synthetic
+from fedsim.results import (
+    calibration,
+    client_scores,
+    contents,
+    cost_sheet,
+    pictures,
+    plots,
+    synthetic,
+)
 from fedsim.results.finals import CELL, final_runs
 from fedsim.results.gallery import synthetic_gallery
 from fedsim.results.stats import summarise
@@ -65,6 +73,9 @@ def write_report(
         attrs=summary.attrs,
         summaries=contents.summary_grids(summary),
         ranks=contents.ranks(summary),
+        beyond=calibration.beyond_accuracy(study),
+        clients=client_scores.client_grids(study),
+        client_picture=_clients(study),
         curves=list(_curves(study)),
         galleries=list(_galleries(study)),
         quality=synthetic.synthetic_quality(study),
@@ -126,6 +137,18 @@ def _curves(study: Study) -> Iterator[Picture]:
             "far apart in a row are classes on which the choice of method matters.",
             data_uri(plots.class_accuracy(study, dataset)),
         )
+
+
+def _clients(study: Study) -> Picture | None:
+    if client_scores.client_scores(study).empty:
+        return None
+    return Picture(
+        "",
+        "Each mark is a client of one seed, larger where it held out more samples; bars go from "
+        "the first to the third quartile, with the median. A long tail to the left: clients that "
+        "the mean leaves behind.",
+        data_uri(client_scores.client_accuracy(study)),
+    )
 
 
 def _galleries(study: Study) -> Iterator[Picture]:

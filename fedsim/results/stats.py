@@ -118,7 +118,7 @@ def summarise(
                 "seed": run.seed,
                 "status": run.status,
                 "round": int(progress.get(run.run_id, -1)),
-                "num_rounds": run.num_rounds,
+                "num_rounds": None if pd.isna(run.num_rounds) else int(run.num_rounds),
             }
             for run in unfinished.itertuples()
         ],
