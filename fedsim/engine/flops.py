@@ -6,13 +6,13 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import fedsim
 from fedsim.data.store import shared_arrays
 from fedsim.methods.base import Batches, Method
 from fedsim.params import Params
@@ -46,7 +46,7 @@ class FlopCounter:
             code = Path(inspect.getfile(type(self._method))).read_bytes()
             key = {
                 "kind": "flops",
-                "versions": [fedsim.__version__, torch.__version__],
+                "versions": [version("fedsim"), torch.__version__],
                 "code": hashlib.sha256(code).hexdigest(),
                 "options": config.options,
                 "cache": config.cache.model_dump(mode="json"),
