@@ -49,10 +49,13 @@ from fedsim.methods.cachefl import CacheFL, initial_keys, require_text
 from fedsim.methods.statistics import (
     class_gaussians,
     discriminant,
-    moments,
+    normal_equations,
+    one_hot,
+    plain_sums,
     ridge,
     shrunk,
     square,
+    totals,
 )
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
@@ -125,29 +128,34 @@ class StatCache(Method):
         if "values" in message:
             logits = partial(self.client_logits, message)
             delta = train_locally({"keys": message["keys"]}, logits, batches)
-        elif "keys" in message:
-            delta = moments(
-                batches, self.task.num_classes, partial(self._affinity, message["keys"])
-            )
-        else:
-            delta = moments(batches, self.task.num_classes)
-        return Update(delta, weight=batches.num_samples), client_state
+            return Update(delta, weight=batches.num_samples), client_state
+
+        def seen(f: Tensor) -> Tensor:
+            return self._affinity(message["keys"].double(), f) if "keys" in message else f
+
+        num_classes = self.task.num_classes
+        sums = normal_equations(batches, seen, lambda f, y: one_hot(y, num_classes))
+        if "keys" not in message:
+            sums["counts"] = batches.label_counts(num_classes).double()
+        return plain_sums(sums, batches), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self._logits(x, {**message, **params})
 
     def aggregate(self, state: State, received: Received) -> State:
-        sent = received.mean
+        if not received.mean:  # every client failed
+            return state
         if "values" in state:
-            return add(state, sent)
+            return add(state, received.mean)
+        sums = totals(received)
         if "seen" in state:  # round 2
-            second = square(sent["second"], len(state["keys"]))
-            values = ridge(second, sent["sums"].mT, self.own.ridge)
+            second = square(sums["second"], len(state["keys"]))
+            values = ridge(second, sums["cross"], self.own.ridge)
             return state | {"values": values.float()}
         means, covariance = class_gaussians(
-            sent["counts"],
-            sent["sums"],
-            square(sent["second"], self.task.embed_dim),
+            sums["counts"],
+            sums["cross"].mT,
+            square(sums["second"], self.task.embed_dim),
             state["text"],
         )
         covariance = shrunk(covariance, self.own.shrinkage)
@@ -161,7 +169,7 @@ class StatCache(Method):
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
-        if "keys" in state:
+        if "keys" in state or "seen" not in state:
             return state
         means, count = state["means"], self.config.cache.images_per_class
         size = (self.task.num_classes * count, self.task.embed_dim)

@@ -1,9 +1,7 @@
 """Sums over a client's samples, and what a server makes of them: exact under any partition.
 
-`moments` are sums divided by the client's number of samples; weighted by that number, the server's
-mean is the mean over all samples of all clients, whoever held them. `normal_equations` are the sums
-themselves, and in float64 on the wire as well: Gram matrices are ill-conditioned, and under a small
-ridge, rounding them to float32 would make the result depend on the split again.
+They are float64, on the wire as well: Gram matrices are ill-conditioned, and under a small ridge,
+rounding them to float32 would make the result depend on the split again.
 """
 
 from __future__ import annotations
@@ -16,39 +14,6 @@ from torch import Tensor
 
 from fedsim.methods.base import Batches, Received, Update
 from fedsim.params import Params
-
-
-def moments(
-    batches: Batches, num_classes: int, features: Callable[[Tensor], Tensor] = lambda x: x
-) -> Params:
-    """Every client's mean moments of its samples, ready to send.
-
-    Args:
-        batches: The group's local data; each sample counts once.
-        num_classes: N.
-        features: Inputs `(C, B, ...)` -> what is summed, `(C, B, M)`.
-
-    Returns:
-        `counts` `(C, N)`, share of samples per class; `sums` `(C, N, M)`, mean of one-hot label
-        times feature; `second` `(C, M (M + 1) / 2)`, upper triangle of the mean outer product.
-        All 0 for a ghost.
-    """
-    counts: Tensor | float = 0.0
-    sums: Tensor | float = 0.0
-    second: Tensor | float = 0.0
-    for batch in batches.all_samples():
-        valid = batch.mask[..., None]
-        x = features(batch.x).double() * valid
-        one_hot = F.one_hot(batch.y, num_classes).double() * valid
-        counts = counts + one_hot.sum(1)
-        sums = sums + one_hot.mT @ x
-        second = second + x.mT @ x
-    assert isinstance(counts, Tensor)
-    assert isinstance(sums, Tensor)
-    assert isinstance(second, Tensor)
-    share = 1 / batches.num_samples.to(counts.device).clamp_min(1)
-    parts = {"counts": counts, "sums": sums, "second": triangle(second)}
-    return {k: (v * share.view(-1, *[1] * (v.dim() - 1))).float() for k, v in parts.items()}
 
 
 def normal_equations(
@@ -139,9 +104,9 @@ def class_gaussians(
     """Class means and the covariance that all classes share.
 
     Args:
-        counts: `(N,)` share of samples per class.
-        sums: `(N, d)` mean of one-hot label times feature.
-        second: `(d, d)` mean outer product.
+        counts: `(N,)` samples per class.
+        sums: `(N, d)` sum of every class's features.
+        second: `(d, d)` sum of all features' outer products.
         fallback: `(N, d)` directions that stand in for classes without a sample, at the mean
             length of the others.
 
@@ -149,11 +114,12 @@ def class_gaussians(
         Means `(N, d)` and covariance `(d, d)`, float64.
     """
     counts, sums = counts.double(), sums.double()
-    means = sums / counts.clamp_min(1e-12)[:, None]
+    means = sums / counts.clamp_min(1)[:, None]
     seen = counts > 0
     length = means[seen].norm(dim=1).mean() if seen.any() else torch.ones(())
     means = torch.where(seen[:, None], means, fallback.double() * length)
-    return means, second.double() - (means * counts[:, None]).mT @ means
+    scatter = second.double() - (means * counts[:, None]).mT @ means
+    return means, scatter / counts.sum().clamp_min(1)
 
 
 def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
