@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.store import Arrays, shared_arrays
+from fedsim.data.store import shared_arrays
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
-from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality
+from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
 
 _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
@@ -26,24 +26,19 @@ def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[
         data: The run's arrays, with a synthetic set.
         text: `(num_classes, d)` class embeddings.
     """
-    text = text.cpu()
-    cache, scale = config.cache, data.meta["logit_scale"]
+    text, cache, scale = text.cpu(), config.cache, data.meta["logit_scale"]
+    made, real = _made(data), _real(data)
     key = {
         "kind": "quality",
         "format": _FORMAT,
         "synthetic": data.synthetic_address,
         "inputs": data.address,
         "text": hashlib.sha256(text.numpy().tobytes()).hexdigest(),
-        "model": [scale, cache.residual_ratio, cache.sharpness],
     }
-
-    def make() -> Arrays:
-        made = SyntheticFeatures(
-            *(as_tensor(data.synthetic[name]) for name in ("inputs", "features", "labels"))
-        )
-        return set_quality(made, text, _real(data), scale, cache.residual_ratio, cache.sharpness)
-
-    found, labels = shared_arrays(key, make), np.asarray(data.synthetic["labels"])
+    found = shared_arrays(key, lambda: set_quality(made, text, real))
+    if real is not None:  # quick, and another one for every sharpness that is tried
+        found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
+    labels = np.asarray(data.synthetic["labels"])
     drawn = np.asarray(data.synthetic["drawn_agreement"])
     found["drawn_agreement"] = np.append(drawn, drawn.mean())
     rows = []
@@ -59,6 +54,11 @@ def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[
         values = {measure: float(array[label]) for measure, array in sorted(found.items())}
         rows.append(row | {m: value for m, value in values.items() if not np.isnan(value)})
     return rows
+
+
+def _made(data: TaskData) -> SyntheticFeatures:
+    names = ("inputs", "features", "labels")
+    return SyntheticFeatures(*(as_tensor(data.synthetic[name]) for name in names))
 
 
 def _real(data: TaskData) -> RealFeatures | None:

@@ -1,8 +1,7 @@
 """How close one set of features lies to another: distances, coverage, copying.
 
-Notation: X real features (n, d), Y synthetic features (m, d). All arithmetic is in float64 and in
-torch, whose threads a run fixes. What a measure needs more samples for than it is given is NaN,
-never a guess.
+Notation: X real features (n, d), Y synthetic features (m, d). Sums are in float64; all arithmetic
+is torch's, whose threads a run fixes. What needs more samples than there are is NaN, never a guess.
 
     frechet_distance    ||mu_X - mu_Y||^2 + tr(S_X + S_Y - 2 (S_X S_Y)^(1/2))
                         Heusel et al., NeurIPS 2017
@@ -145,14 +144,16 @@ def manifold_measures(
     real, synthetic = real.double(), synthetic.double()
     between = _squared_distances(real, synthetic)
     precision = recall = density = coverage = math.nan
+    most = max(precision_k, coverage_k)
+    of_real, of_synthetic = _radii(real, most), _radii(synthetic, most)
     if len(real) > precision_k and len(synthetic):
-        inside = between <= _radii(real, precision_k)[:, None]
+        inside = between <= of_real[precision_k - 1][:, None]
         precision = float(inside.any(0).double().mean())
     if len(synthetic) > precision_k and len(real):
-        inside = between <= _radii(synthetic, precision_k)
+        inside = between <= of_synthetic[precision_k - 1]
         recall = float(inside.any(1).double().mean())
     if len(real) > coverage_k and len(synthetic):
-        inside = between <= _radii(real, coverage_k)[:, None]
+        inside = between <= of_real[coverage_k - 1][:, None]
         density = float(inside.sum(0).double().mean()) / coverage_k
         coverage = float(inside.any(1).double().mean())
     return Manifold(precision, recall, density, coverage)
@@ -163,21 +164,24 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of each point to its k-th nearest neighbour, itself not counted."""
+def _radii(x: Tensor, most: int) -> Tensor:
+    """`(k, n)` squared distances to the nearest neighbours, k at most `most`, oneself left out."""
+    if len(x) < 2:
+        return x.new_empty(0, len(x))
     within = _squared_distances(x, x).fill_diagonal_(math.inf)
-    return within.kthvalue(k, dim=1).values + _ROUNDING * x.square().sum(1).amax()
+    near = within.topk(min(most, len(x) - 1), dim=1, largest=False).values
+    return near.T + _ROUNDING * x.square().sum(1).amax()
 
 
 def nearest_similarity(samples: Tensor, others: Tensor) -> Tensor:
-    """Largest cosine of each sample to any of the others: `(m,)` float64.
+    """Largest cosine of each sample to any of the others: `(m,)` float64, exact to their type.
 
     Args:
         samples: `(m, d)`, of length 1.
         others: `(n, d)`, of length 1, n at least 1.
     """
-    parts = [samples.double() @ part.double().T for part in others.split(_CHUNK)]
-    return torch.stack([part.amax(1) for part in parts]).amax(0)
+    parts = [(samples @ part.T).amax(1) for part in others.split(_CHUNK)]
+    return torch.stack(parts).amax(0).double()
 
 
 def closeness(synthetic: np.ndarray, held_out: np.ndarray) -> float:

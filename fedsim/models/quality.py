@@ -13,7 +13,6 @@ Definitions: `fedsim.models.fidelity` and `fedsim.results.schema`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +30,7 @@ from fedsim.models.fidelity import (
 )
 from fedsim.seeding import numpy_rng
 
-__all__ = ["MEASURES", "RealFeatures", "SyntheticFeatures", "set_quality"]
+__all__ = ["MEASURES", "USE", "RealFeatures", "SyntheticFeatures", "set_quality", "usefulness"]
 
 _MOST_NEIGHBOURS = 2000
 """Samples of a set between which neighbours are looked for: a fixed random choice of more."""
@@ -83,28 +82,19 @@ MEASURES = (
     "recall",
     "density",
     "coverage",
-    "cache_accuracy",
-    "gain_per_image",
 )
+USE = ("cache_accuracy", "gain_per_image")
 
 
 def set_quality(
-    made: SyntheticFeatures,
-    text: Tensor,
-    real: RealFeatures | None,
-    logit_scale: float,
-    residual_ratio: float,
-    sharpness: float,
+    made: SyntheticFeatures, text: Tensor, real: RealFeatures | None
 ) -> dict[str, np.ndarray]:
-    """Every measure of `MEASURES`.
+    """The measures of `MEASURES`, which depend on the set and on the data alone.
 
     Args:
         made: The set.
         text: `(num_classes, d)` class embeddings.
         real: Real data to compare with; without it only what text can tell is measured.
-        logit_scale: Factor of the text logits in the untrained cache model.
-        residual_ratio: Its weight of the cache.
-        sharpness: Its sharpness.
 
     Returns:
         Name -> float64 `(num_classes + 1,)`: a value per class, the last one for the whole set;
@@ -115,7 +105,50 @@ def set_quality(
     _against_text(found, made, text)
     if real is not None:
         _against_real(found, made, real)
-        _usefulness(found, made, text, real, logit_scale, residual_ratio, sharpness)
+    return found
+
+
+def usefulness(
+    made: SyntheticFeatures,
+    text: Tensor,
+    real: RealFeatures,
+    logit_scale: float,
+    residual_ratio: float,
+    sharpness: float,
+) -> dict[str, np.ndarray]:
+    """The measures of `USE`: an untrained cache of the set, as in Tip-Adapter, on validation data.
+
+    Args:
+        made: The set.
+        text: `(num_classes, d)` class embeddings.
+        real: Its validation split is what is classified.
+        logit_scale: Factor of the text logits.
+        residual_ratio: Weight of the cache logits.
+        sharpness: How fast affinity falls with distance.
+
+    Returns:
+        As `set_quality`.
+    """
+    num_classes = len(text)
+    found = {name: np.full(num_classes + 1, np.nan) for name in USE}
+    if not len(real.val):
+        return found
+    values = functional.one_hot(made.labels, num_classes).to(made.keys.dtype)
+    before, after = [], []
+    for part in real.val.split(_CHUNK):
+        known = text_logits(part, text, logit_scale)
+        before.append(known.argmax(1))
+        cached = cache_logits(part, made.keys, values, sharpness)
+        after.append((known + residual_ratio * cached).argmax(1))
+    was_right, is_right = (
+        (torch.cat(parts) == real.val_labels).double() for parts in (before, after)
+    )
+    images = dict(_classes(made.labels, num_classes))
+    for label, rows in _classes(real.val_labels, num_classes):
+        accuracy, count = _mean(is_right[rows]), int(images[label].sum())
+        found["cache_accuracy"][label] = accuracy
+        if count:
+            found["gain_per_image"][label] = (accuracy - _mean(was_right[rows])) / count
     return found
 
 
@@ -168,39 +201,6 @@ def _against_real(
         train, synthetic = (_at_most(x, _MOST_NEIGHBOURS, rng) for x in (train, synthetic))
         for name, value in manifold_measures(train, synthetic)._asdict().items():
             found[name][label] = value
-
-
-def _usefulness(
-    found: dict[str, np.ndarray],
-    made: SyntheticFeatures,
-    text: Tensor,
-    real: RealFeatures,
-    logit_scale: float,
-    residual_ratio: float,
-    sharpness: float,
-) -> None:
-    """Tip-Adapter without training on validation data, and what each image adds to the text."""
-    values = functional.one_hot(made.labels, len(text)).to(made.keys.dtype)
-
-    def right(predict: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = [predict(part).argmax(1) for part in real.val.split(_CHUNK)]
-        return (torch.cat(parts) == real.val_labels).double()
-
-    def zero_shot(x: Tensor) -> Tensor:
-        return text_logits(x, text, logit_scale)
-
-    def cache(x: Tensor) -> Tensor:
-        return zero_shot(x) + residual_ratio * cache_logits(x, made.keys, values, sharpness)
-
-    if not len(real.val):
-        return
-    before, after = right(zero_shot), right(cache)
-    counts = dict(_classes(made.labels, len(text)))
-    for label, rows in _classes(real.val_labels, len(text)):
-        accuracy, count = _mean(after[rows]), int(counts[label].sum())
-        found["cache_accuracy"][label] = accuracy
-        if count:
-            found["gain_per_image"][label] = (accuracy - _mean(before[rows])) / count
 
 
 def _classes(labels: Tensor, num_classes: int) -> list[tuple[int, Tensor]]:

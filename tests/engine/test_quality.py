@@ -9,7 +9,7 @@ import torch
 from fedsim.engine import quality as quality_module
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.quality import quality_rows
-from fedsim.models.quality import MEASURES
+from fedsim.models.quality import MEASURES, USE
 from tests.helpers import experiment, unit
 
 NAMES = ["ant", "bee", "cat"]
@@ -45,7 +45,7 @@ def test_a_row_per_class_and_one_for_the_set():
     assert [row["num_images"] for row in found] == [4, 4, 4, 12]
     assert [row["drawn_agreement"] for row in found] == [0.5, 1.0, 0.0, 0.5]
     keys = {"round", "class_name", "label", "num_images", "drawn_agreement"}
-    assert set(found[-1]) == keys | set(MEASURES)
+    assert set(found[-1]) == keys | set(MEASURES) | set(USE)
     assert set(MEASURES) - set(found[0]) == {"fid"}  # four images: missing, not 0
 
 
@@ -66,8 +66,15 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch):
     first = rows(task_data("once"))
     assert rows(task_data("once"), seed=3) == first
     assert len(calls) == 1
+    other = rows(task_data("once"), cache__sharpness=6.0, cache__residual_ratio=1e3)
+    assert len(calls) == 1  # settings of the cache matter for its use alone
+    for one, two in zip(first, other, strict=True):
+        assert {k: v for k, v in one.items() if k not in USE} == {
+            k: v for k, v in two.items() if k not in USE
+        }
+    use = [[row["cache_accuracy"] for row in found] for found in (first, other)]
+    assert use[0] != use[1]
     rows(task_data("another"))
-    rows(task_data("once"), cache__sharpness=1.0)
     quality_rows(experiment("x.npz"), task_data("once"), -unit(3, 8, seed=5))
-    assert len(calls) == 4
+    assert len(calls) == 3
     assert torch.get_num_threads() == 1

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedsim.models.quality import MEASURES, RealFeatures, SyntheticFeatures, set_quality
+from fedsim.models.quality import (
+    MEASURES,
+    USE,
+    RealFeatures,
+    SyntheticFeatures,
+    set_quality,
+    usefulness,
+)
 from tests.helpers import unit
 
 CLASSES, DIM = 3, 6
@@ -34,8 +41,11 @@ def made(per_class: int = 8, seed: int = 4) -> SyntheticFeatures:
 def quality(
     synthetic: SyntheticFeatures, data: RealFeatures | None, ratio: float = 1.0
 ) -> dict[str, np.ndarray]:
-    found = set_quality(synthetic, TEXT, data, 20.0, ratio, 5.0)
+    found = set_quality(synthetic, TEXT, data)
     assert tuple(found) == MEASURES
+    if data is not None:
+        found |= usefulness(synthetic, TEXT, data, 20.0, ratio, 5.0)
+        assert tuple(found) == MEASURES + USE
     assert {array.shape for array in found.values()} == {(CLASSES + 1,)}
     return found
 
