@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
-"""Called with an experiment and its latest `round`, `accuracy`, `finished` or `error`."""
+"""Called with an experiment and its latest `round`, `accuracy`, `finished` or `error`; before the
+first run begins with `encoded` of all `images` of its data."""
 
 
 def check_data(experiments: Sequence[Experiment]) -> None:
@@ -221,7 +223,7 @@ def _launch_local(
     from fedsim.engine.preflight import preflight
     from fedsim.results.writer import TableWriter
 
-    preflight(experiments)
+    preflight(experiments, progress=partial(_encoding, watch, experiments[0]))
     write_plan(folder, experiments)
     for config in experiments:
 
@@ -254,7 +256,9 @@ def _launch_ray(
         with session(address) as stop:
             machines = nodes()
             placements = {e.run_id: place(e, machines, len(experiments)) for e in experiments}
-            preflight_on_ray(experiments, placements[experiments[0].run_id], stop)
+            first = experiments[0]
+            encoding = partial(_encoding, watch, first)
+            preflight_on_ray(experiments, placements[first.run_id], stop, encoding)
             write_plan(folder, experiments)
             if alone:
                 from fedsim.cluster.run import run_on_ray
@@ -279,6 +283,10 @@ def _launch_ray(
                 sweep_on_ray(group, placement, folder.resolve(), stop, watch, command_line())
     except Interrupted as error:
         raise KeyboardInterrupt from error
+
+
+def _encoding(watch: Watch, config: Experiment, encoded: int, images: int) -> None:
+    watch(config, {"encoded": encoded, "images": images})
 
 
 def command_line() -> str:

@@ -21,6 +21,8 @@ from rich.progress import (
 
 from fedsim.config import Experiment
 
+_TELL_EVERY_S = 10.0
+"""Between lines about images being encoded, where there is no terminal."""
 _WIDE = 160
 """Characters of a line in a file or a pipe."""
 
@@ -44,6 +46,8 @@ class Display:
         self._total, self._done = len(experiments) + done, done
         self.failed: dict[str, str] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._encoding: TaskID | None = None
+        self._told = self._started
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -73,6 +77,9 @@ class Display:
 
     def hear(self, config: Experiment, seen: dict[str, Any]) -> None:
         """Take in one report of a run (see `fedsim.launch.Watch`)."""
+        if "images" in seen:
+            self._hear_encoding(seen["encoded"], seen["images"])
+            return
         if seen.get("error"):
             self.failed[config.run_id] = seen["error"]
             first = seen["error"].splitlines()[0]
@@ -93,6 +100,23 @@ class Display:
             self._progress.update(self._overall, note="")
         if seen["finished"]:
             self._forget(config)
+
+    def _hear_encoding(self, encoded: int, images: int) -> None:
+        """Images encoded before the first run: a bar, or a line now and then if it takes long."""
+        now = time.monotonic()
+        if not self._live and now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            line = f"{now - self._started:6.1f} s  encoded {encoded:,} of {images:,} images"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._encoding is not None:
+            self._progress.update(self._encoding, completed=encoded, total=images)
+            if encoded == images:
+                self._progress.remove_task(self._encoding)
+                self._encoding = None
+        elif encoded < images:
+            self._encoding = self._progress.add_task(
+                "encoding images", total=images, completed=encoded, note=""
+            )
 
     def _forget(self, config: Experiment) -> None:
         self._done += 1

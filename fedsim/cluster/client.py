@@ -34,6 +34,18 @@ def device_of_actor(gpus: float) -> str:
     return "cuda"
 
 
+def whereabouts(device: str) -> dict[str, Any]:
+    """Process, node and accelerators of the actor that asks."""
+    context = ray.get_runtime_context()
+    return {
+        "pid": os.getpid(),
+        "node_id": context.get_node_id(),
+        "gpu_ids": context.get_accelerator_ids().get("GPU", []),
+        "resources": context.get_assigned_resources(),
+        "device": device,
+    }
+
+
 class ClientActor:
     """Hosts one or more simulated clients and trains them group by group.
 
@@ -49,14 +61,7 @@ class ClientActor:
 
     def where(self) -> dict[str, Any]:
         """Process, node and accelerators of this actor."""
-        context = ray.get_runtime_context()
-        return {
-            "pid": os.getpid(),
-            "node_id": context.get_node_id(),
-            "gpu_ids": context.get_accelerator_ids().get("GPU", []),
-            "resources": context.get_assigned_resources(),
-            "device": self._device,
-        }
+        return whereabouts(self._device)
 
     def train(self, config: Experiment, work: Work, message: dict[str, np.ndarray]) -> Done:
         """Train the groups of `work`; the host is rebuilt only when the experiment changes."""

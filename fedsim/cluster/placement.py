@@ -48,6 +48,7 @@ class Placement:
         cpus_per_actor: CPUs of one client actor.
         gpus_per_actor: GPU fraction of one client actor.
         concurrent_runs: How many such runs fit the cluster at once.
+        slots: Client actors that fit the cluster, all runs together.
         arithmetic: The sum in words.
     """
 
@@ -57,6 +58,7 @@ class Placement:
     cpus_per_actor: float
     gpus_per_actor: float
     concurrent_runs: int
+    slots: int
     arithmetic: str
 
     @property
@@ -68,6 +70,18 @@ class Placement:
     def gpus_coordinator(self) -> float:
         """GPU fraction of the coordinator."""
         return self.head.get("GPU", 0.0)
+
+    @property
+    def num_extractors(self) -> int:
+        """Actors of a client's share that fit beside the preflight, which has a GPU share itself.
+
+        >>> config = Experiment(study="s", method="m", use="m").resolved()
+        >>> place(config, [Node(cpus=8)]).num_extractors
+        8
+        >>> place(config, [Node(cpus=8, gpus=1)]).num_extractors  # of four quarters
+        3
+        """
+        return self.slots - (self.gpus_per_actor > 0)
 
     def bundle_of(self, actor: int) -> int:
         """Position of an actor's bundle in a placement group that has the head first, if any."""
@@ -128,6 +142,7 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         cpus,
         gpus,
         at_once,
+        slots,
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
         f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at "

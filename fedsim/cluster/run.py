@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.coordinator import Coordinator, Progress
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.session import Interrupted, Stop
+from fedsim.cluster.session import Interrupted, Stop, own_error
 from fedsim.config import Experiment
-from fedsim.errors import ExecutionError, FedsimError, PlacementError
+from fedsim.errors import ExecutionError, PlacementError
 from fedsim.results import parts
 from fedsim.results.writer import TableWriter
 
@@ -84,8 +84,7 @@ def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
     try:
         return ray.get(future)
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, FedsimError) else None
-        raise cause or ExecutionError(f"the coordinator failed: {error}") from error
+        raise own_error(error) or ExecutionError(f"the coordinator failed: {error}") from error
     except RayActorError as error:
         raise ExecutionError(f"the coordinator actor died: {error}; run `fedsim resume`") from error
 

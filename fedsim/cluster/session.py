@@ -32,10 +32,10 @@ for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 from fedsim.cluster.placement import Node  # noqa: E402
-from fedsim.errors import ExecutionError  # noqa: E402
+from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
 
 INTERRUPTED_EXIT_CODE = 130
 _KNOCK_S = 10.0
@@ -157,6 +157,12 @@ def nodes() -> list[Node]:
             resources = node["Resources"]
             found.append(Node(resources.get("CPU", 0), resources.get("GPU", 0), None))
     return found
+
+
+def own_error(error: RayError) -> FedsimError | None:
+    """What fedsim itself raised in a task or an actor, as it was raised there."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, FedsimError) else None
 
 
 def ray_version() -> str:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from fedsim.errors import DataError
 Arrays = dict[str, np.ndarray]
 
 _FORMAT = 1
+_CHECKSUM_BYTES = 16
+_checksum = partial(hashlib.blake2b, digest_size=_CHECKSUM_BYTES)
 
 
 def cache_folder() -> Path:
@@ -89,8 +92,9 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
 class Parts:
     """Finished parts of an entry that is still being made, by number.
 
-    A part appears by one rename, beside the entry. They are for the process that makes the entry,
-    inside `make` of `shared_arrays`, which removes them once the entry is whole.
+    A part appears by one rename, beside the entry, and ends with a checksum: after a crash of the
+    machine a file may have its name and not its bytes. They are for the process that makes the
+    entry, inside `make` of `shared_arrays`, which removes them once the entry is whole.
 
     Args:
         key: The entry's.
@@ -100,11 +104,16 @@ class Parts:
         self._folder = cache_folder() / f".parts-{address(key)}"
 
     def read(self, number: int) -> np.ndarray | None:
-        """A part, mapped into memory; None if it was never finished."""
+        """A part, mapped into memory; None if it was never finished, or is damaged."""
+        path = self._path(number)
         try:
-            return np.load(self._path(number), mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # absent, or cut short by the machine's own crash
+            raw = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError):  # absent, or empty
             return None
+        end = len(raw) - _CHECKSUM_BYTES
+        if end < 0 or _checksum(raw[:end].data).digest() != raw[end:].tobytes():
+            return None
+        return np.load(path, mmap_mode="r")  # what follows the array is not looked at
 
     def write(self, number: int, array: np.ndarray) -> None:
         """Keep a part.
@@ -116,7 +125,10 @@ class Parts:
             self._folder.mkdir(parents=True, exist_ok=True)
             draft = self._folder / f".{number}.{os.getpid()}.npy"
             try:
-                np.save(draft, array, allow_pickle=False)
+                with draft.open("w+b") as file:
+                    np.save(file, array, allow_pickle=False)
+                    file.seek(0)
+                    file.write(hashlib.file_digest(file, _checksum).digest())
                 os.replace(draft, self._path(number))
             finally:
                 draft.unlink(missing_ok=True)

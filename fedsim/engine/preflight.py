@@ -10,10 +10,11 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import draw_seed
 from fedsim.data.store import is_stored
+from fedsim.engine.extract import Extract, Progress, extract_here
 from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.spoil import spoilt_key
-from fedsim.engine.task import class_embeddings, make_task
+from fedsim.engine.task import class_embeddings, make_task, settle_numerics
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
@@ -22,10 +23,21 @@ from fedsim.models.generator import TINY_DIFFUSION, load_generator
 from fedsim.models.image_folder import ImageFolder, is_image_folder
 
 
-def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
+def preflight(
+    experiments: Sequence[Experiment],
+    device: str = "cpu",
+    extract: Extract = extract_here,
+    progress: Progress | None = None,
+) -> None:
     """Refuse methods, options, data and encoders that cannot work together, all at once.
 
     Encodes the images on the way, once for all runs that share data and encoder.
+
+    Args:
+        experiments: What is to be run.
+        device: Where encoder and generator are loaded.
+        extract: Where images are encoded.
+        progress: Hears how many are.
 
     Raises:
         ConfigError: Listing every problem.
@@ -48,7 +60,15 @@ def preflight(experiments: Sequence[Experiment], device: str = "cpu") -> None:
                 )
             key = repr((cls.inputs, config.data, models.clip, draw_seed(config), _noise(config)))
             if key not in prepared:
-                data = prepare(config, cls, torch.device(device), synthetic=False)
+                settle_numerics(config.engine.threads)
+                data = prepare(
+                    config,
+                    cls,
+                    torch.device(device),
+                    synthetic=False,
+                    extract=extract,
+                    progress=progress,
+                )
                 if class_embeddings(config, data) is None:
                     raise ConfigError(
                         f"methods.{config.method}: the features of {config.data.name!r} come "

@@ -1,8 +1,8 @@
 """From configuration to arrays: everything that is computed once, before any client trains.
 
-`prepare` reads the data, runs the frozen encoder over every image once, and, for methods that ask
-for it, has the server's class-balanced images made (`fedsim.engine.generate`). All of it lands in
-the node's shared store.
+`prepare` reads the data, runs the frozen encoder over every image once (`fedsim.engine.extract`),
+and, for methods that ask for it, has the server's class-balanced images made
+(`fedsim.engine.generate`). All of it lands in the node's shared store.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 
 from fedsim.config import Experiment
 from fedsim.data.configured import data_identity, draw_seed, read_dataset, source_identity
-from fedsim.data.datasets import Split
-from fedsim.data.store import Arrays, address, shared_arrays
+from fedsim.data.store import Arrays, Parts, address, shared_arrays
 from fedsim.engine.draw import Draw
+from fedsim.engine.extract import Extract, Progress, encode_splits, extract_here
 from fedsim.engine.generate import synthetic_set
 from fedsim.engine.spoil import spoilt_arrays, spoilt_key
 from fedsim.errors import ConfigError
@@ -29,9 +29,8 @@ from fedsim.seeding import numpy_rng
 
 SPLITS = ("train", "val", "test")
 _FEATURE_LOGIT_SCALE = 100.0
-_FORMAT = 5
+_FORMAT = 6
 """Raised whenever what `_inputs` stores changes; older entries are then not found."""
-_CHUNK = 1024
 _PUBLIC_SHOTS_LIMIT = 4
 """CoOp's validation protocol (Zhou et al., 2022): at most 4 labelled images per class."""
 
@@ -71,6 +70,8 @@ def prepare(
     device: torch.device,
     synthetic: bool = True,
     draw: Draw | None = None,
+    extract: Extract = extract_here,
+    progress: Progress | None = None,
 ) -> TaskData:
     """All arrays a run needs, from the store or computed now.
 
@@ -80,22 +81,20 @@ def prepare(
         device: Where encoder and generator run.
         synthetic: Whether the caller may see the server's generated images.
         draw: Where these are drawn; by default in this process.
+        extract: Where images of the data are encoded.
+        progress: Hears how many are.
 
     Raises:
         DataError: If the data cannot be read.
         ModelError: If encoder or generator cannot be loaded.
         ConfigError: If the method or the noise needs images and the data holds features.
     """
-    key = {
-        "kind": "inputs",
-        "format": _FORMAT,
-        "inputs": method.inputs,
-        "data": config.data.model_dump(mode="json"),
-        "source": data_identity(config.data),
-        "seed": draw_seed(config),
-        "clip": source_identity(config.models.clip),
-    }
-    arrays = dict(shared_arrays(key, lambda: _inputs(config, method, device)))
+    key = inputs_key(config, method)
+
+    def make() -> Arrays:
+        return _inputs(config, method, device, Parts(key), extract, progress)
+
+    arrays = dict(shared_arrays(key, make))
     meta, where = json.loads(arrays.pop("meta").tobytes()), address(key)
     if config.noise.active and method.uses_clients:
         load = (lambda: _clip(config, device)) if meta["visual_bytes"] else None
@@ -113,7 +112,27 @@ def prepare(
     return TaskData(arrays, meta, made, name, where)
 
 
-def _inputs(config: Experiment, method: type[Method], device: torch.device) -> Arrays:
+def inputs_key(config: Experiment, method: type[Method]) -> dict[str, Any]:
+    """Everything that a run's labels, inputs and class embeddings depend on."""
+    return {
+        "kind": "inputs",
+        "format": _FORMAT,
+        "inputs": method.inputs,
+        "data": config.data.model_dump(mode="json"),
+        "source": data_identity(config.data),
+        "seed": draw_seed(config),
+        "clip": source_identity(config.models.clip),
+    }
+
+
+def _inputs(
+    config: Experiment,
+    method: type[Method],
+    device: torch.device,
+    parts: Parts,
+    extract: Extract,
+    progress: Progress | None,
+) -> Arrays:
     dataset = read_dataset(config)
     splits = {name: getattr(dataset, name) for name in SPLITS}
     arrays: Arrays = {f"{name}_labels": split.labels for name, split in splits.items()}
@@ -153,8 +172,9 @@ def _inputs(config: Experiment, method: type[Method], device: torch.device) -> A
             "visual_bytes": clip.visual_bytes,
             "text_bytes": clip.text_bytes,
         }
-        for name, split in splits.items():
-            arrays[f"{name}_inputs"] = _encode(split, clip, method.inputs == "pixels")
+        pixels = method.inputs == "pixels"
+        encoded = encode_splits(config, clip, pixels, splits, parts, extract, progress)
+        arrays |= {f"{name}_inputs": rows for name, rows in encoded.items()}
         if text is None:
             text = clip.class_embeddings(dataset.classnames, dataset.templates).cpu().numpy()
         meta["embed_dim"] = clip.embed_dim
@@ -184,18 +204,6 @@ def _clip(config: Experiment, device: torch.device) -> Clip:
             f"such as tiny-clip or ViT-B-32/openai"
         )
     return load_clip(config.models.clip, device=str(device))
-
-
-def _encode(split: Split, clip: Clip, pixels: bool) -> np.ndarray:
-    """Pixels at the encoder's size, or features, chunk by chunk: raw images may not fit at once."""
-    if not len(split):
-        shape = (0, 3, clip.image_size, clip.image_size) if pixels else (0, clip.embed_dim)
-        return np.empty(shape, np.uint8 if pixels else np.float32)
-    chunks = []
-    for rows in np.array_split(np.arange(len(split)), range(_CHUNK, len(split), _CHUNK)):
-        prepared = clip.prepare(split.load_images(rows))
-        chunks.append((prepared if pixels else clip.encode_images(prepared)).cpu().numpy())
-    return np.concatenate(chunks)
 
 
 def _unit(features: np.ndarray | None) -> np.ndarray:
