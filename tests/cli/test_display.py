@@ -2,6 +2,7 @@
 
 import re
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -93,6 +94,34 @@ def test_on_a_terminal_a_single_run_shows_its_rounds():
     assert "fedavg_head | iid | seed 0" in text
     assert "accuracy  75.0 %" in text
     assert "runs" not in text
+
+
+def test_on_a_terminal_encoding_has_a_bar_until_it_is_done():
+    (run,) = runs(1)
+    file = StringIO()
+    with Display([run], console=Console(file=file, force_terminal=True, width=120)) as display:
+        display.hear(run, {"encoded": 1024, "images": 5000})
+        display._progress.refresh()
+        assert "encoding images" in plain(file.getvalue())
+        assert "1024/5000" in plain(file.getvalue())
+        display.hear(run, {"encoded": 5000, "images": 5000})
+        assert len(display._progress.tasks) == 1  # that of all runs
+        display.hear(run, {"encoded": 70, "images": 70})  # found finished: nothing to show
+        assert len(display._progress.tasks) == 1
+
+
+def test_elsewhere_encoding_tells_only_if_it_takes_long(monkeypatch: pytest.MonkeyPatch):
+    (run,) = runs(1)
+    file, clock = StringIO(), iter([0.0, 1.0, 9.0, 11.0, 12.0, 22.0])
+    ticking = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("fedsim.progress.time", ticking)
+    with Display([run], console=Console(file=file)) as display:
+        for encoded in range(1000, 6000, 1000):
+            display.hear(run, {"encoded": encoded, "images": 5000})
+    assert [line.split() for line in file.getvalue().splitlines()] == [
+        ["11.0", "s", "encoded", "3,000", "of", "5,000", "images"],
+        ["22.0", "s", "encoded", "5,000", "of", "5,000", "images"],
+    ]
 
 
 def test_output_that_is_no_terminal_is_wide(capsys: pytest.CaptureFixture[str]):
