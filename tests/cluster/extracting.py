@@ -93,12 +93,12 @@ def look(folder: Path) -> dict[str, Any]:
     found["equal"], found["where"] = same(seen, expected), pool.where
 
     pool, seen = ExtractionPool(placement, worth_s=0), {}
-    for number, rows in pool(asked, clip, False, shards):
+    for number, rows in pool(asked, clip, False, shards[:6]):
         seen[number] = rows
         if pool.where and not found.get("killed"):
             found["killed"] = pool.where[0]["pid"]
             os.kill(found["killed"], signal.SIGKILL)
-    found["equal after a kill"] = same(seen, expected)
+    found["equal after a kill"] = same(seen, {number: expected[number] for number in range(6)})
 
     pool = ExtractionPool(placement)  # so little work is not worth a start
     found["equal without"] = same(dict(pool(asked, clip, False, shards)), expected)
