@@ -49,6 +49,8 @@ def client_grids(study: Study) -> list[Grid]:
 
     The gain is the mean difference of own and served model, over the clients that have both.
     """
+    import numpy as np
+
     spread, gains = _last(study, "global"), _gains(client_scores(study))
     spread = spread[spread["metric"].isin(_METRICS)]
     models = [model for model in _MODELS if (spread["model"] == model).any()]
@@ -66,9 +68,8 @@ def client_grids(study: Study) -> list[Grid]:
                 for metric in _METRICS:
                     row.append(_over_seeds(mine[mine["metric"] == metric], metric))
             if len(gains):
-                at = (dataset, partition, method)
-                own = gains.loc[at] if at in gains.index else gains.iloc[:0]
-                mean, _, high = mean_interval(own["gain"].to_numpy())
+                own = gains.get((dataset, partition, method), np.empty(0))
+                mean, _, high = mean_interval(own)
                 row.append(half_text(mean, high, sign=True))
             rows.append(row)
         grids.append(Grid(f"{dataset}, {partition}", header, rows))
@@ -144,14 +145,15 @@ def _last(study: Study, scope: str) -> pd.DataFrame:
     return runs.merge(rows, on=["run_id", "round"])
 
 
-def _gains(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean gain of own over served model by cell, method and run, of clients that have both."""
+def _gains(scores: pd.DataFrame) -> dict[tuple[str, str, str], np.ndarray]:
+    """Mean gain of own over served model, run by run, of clients that have both: by method."""
     keys = [*CELL, "method", "seed", "run_id"]
     wide = scores.pivot_table(index=[*keys, "client_id"], columns="model", values="accuracy")
     if not set(_MODELS) <= set(wide):
-        wide = wide.assign(**dict.fromkeys(set(_MODELS) - set(wide)))
-    gain = (wide["personal"] - wide["global"]).dropna().groupby(level=keys, sort=False).mean()
-    return gain.rename("gain").reset_index().set_index([*CELL, "method"]).sort_index()
+        return {}
+    by_run = (wide["personal"] - wide["global"]).dropna().groupby(level=keys, sort=False).mean()
+    by_method = by_run.groupby(level=[*CELL, "method"])
+    return {method: gains.to_numpy() for method, gains in by_method}
 
 
 def _over_seeds(rows: pd.DataFrame, metric: str) -> str:

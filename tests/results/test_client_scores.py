@@ -106,6 +106,11 @@ def test_the_gain_is_over_clients_that_have_both(measured: Study):
     assert only_own["own: worst tenth"] == "50.0 ± 0.0"
 
 
+def test_one_seed_has_a_gain_and_no_interval(tmp_path: Path):
+    write(tmp_path, "fedavg", 0, [0.5, 0.6], {0: 0.8})
+    assert cells(load(tmp_path), "fedavg")["gain"] == "+30.0"
+
+
 def test_without_own_models_there_are_no_columns_for_them(tmp_path: Path):
     write(tmp_path, "fedavg", 0, [0.5, 0.6])
     (grid,) = client_grids(load(tmp_path))
