@@ -103,7 +103,7 @@ STUDY_FILES = [
 SETTINGS = [
     Bad("section", "run study.yaml trian.lr=1", 2, ["unknown setting 'trian'", "'train'?"]),
     Bad("key", "run study.yaml train.momentun=0.9", 2, ["'train.momentun'", "'momentum'?"]),
-    Bad("elsewhere", "run study.yaml lr=1", 2, ["unknown setting 'lr'", "'train.lr'?"]),
+    Bad("elsewhere", "run study.yaml lr=1", 2, ["unknown setting 'lr'", "'train.lr'"]),
     Bad(
         "other_section",
         "run study.yaml train.num_clients=3",
