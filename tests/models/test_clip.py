@@ -53,6 +53,8 @@ def test_what_a_clip_says_of_itself(clip):
     assert (clip.embed_dim, clip.image_size) == (64, 32)
     parameters = sum(p.numel() for p in clip.visual.parameters())
     assert clip.visual_bytes == 4 * parameters
+    others = sum(p.numel() for p in clip.model.parameters()) - parameters - 1  # the temperature
+    assert clip.text_bytes == 4 * others
     assert not clip.visual.training
     assert not any(p.requires_grad for p in clip.visual.parameters())
     assert list(clip.visual.buffers()) == []  # nothing that federated averaging would miss
