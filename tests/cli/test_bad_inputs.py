@@ -345,10 +345,10 @@ FOLDERS = [
     Bad("resume_a_file", "resume study.yaml", 7, ["no study in study.yaml; it is a file"]),
     Bad("report_nothing", "report runs/trial", 7, ["no study in runs/trial"]),
     Bad("report_any_folder", "report .", 7, ["no study in ."]),
-    Bad("costs_nothing", "costs runs/trial", 7, ["no study in runs/trial"]),
-    Bad("compare_nothing", "compare runs/a runs/b", 7, ["no study in runs/a", "no study has been"]),
     Bad("picture", "partition study.yaml --out split.bmp9", 2, ["--out split.bmp9", ".png"]),
     Bad("picture_place", "partition study.yaml --out study.yaml/a.png", 7, ["study.yaml/a.png"]),
+    Bad("costs_nothing", "costs runs/trial", 7, ["no study in runs/trial"]),
+    Bad("compare_nothing", "compare runs/a runs/b", 7, ["no study in runs/a", "no study has been"]),
 ]
 
 PLACEMENT = [
