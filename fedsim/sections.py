@@ -122,6 +122,7 @@ class PartitionConfig(Section):
         used = {
             "pathological": self.classes_per_client,
             "quantity": self.dirichlet_alpha if self.size_sigma is None else self.size_sigma,
+            "domain": self.dirichlet_alpha,
         }.get(self.scheme, self.dirichlet_alpha if self.uses_alpha else None)
         return self.scheme if used is None else f"{self.scheme} {used:g}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -22,28 +23,67 @@ _MOST_ROWS = 30
 _PICTURES = (".png", ".pdf", ".svg")
 
 
-def splits_of(experiments: Sequence[Experiment]) -> dict[str, tuple[Partition, tuple[str, ...]]]:
-    """Every distinct split of some experiments: name -> partition and class names."""
-    found: dict[str, tuple[Partition, tuple[str, ...]]] = {}
-    for config in experiments:
-        name = f"{config.partition.label}, seed {config.partition_seed}"
+class View(NamedTuple):
+    """A split to show; `domains` says each client's, and is empty where the data has none."""
+
+    partition: Partition
+    classnames: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+def splits_of(experiments: Sequence[Experiment]) -> dict[str, View]:
+    """Every distinct split of some experiments, by name."""
+    found: dict[str, View] = {}
+    for config, label in zip(experiments, _labels(experiments), strict=True):
+        name = f"{label}, seed {config.partition_seed}"
         if name not in found:
             data = read_dataset(config)
             train = data.train
             split = split_clients(config, train.labels, train.clients, train.domains)
-            found[name] = split.partition, data.classnames
+            indices = split.partition.indices if train.domains is not None else ()
+            domains = (_domains(train.domains, rows, data.domain_names) for rows in indices)
+            found[name] = View(split.partition, data.classnames, tuple(domains))
     return found
 
 
+def _domains(domains: np.ndarray | None, rows: np.ndarray, names: Sequence[str]) -> str:
+    """How many of a client's samples are of which domain, the most frequent first."""
+    assert domains is not None
+    counts = np.bincount(domains[rows], minlength=len(names))
+    order = np.argsort(-counts, kind="stable")
+    return ", ".join(f"{names[i]} {counts[i]}" for i in order if counts[i])
+
+
+def _labels(experiments: Sequence[Experiment]) -> list[str]:
+    """The partitions' names, longer by those settings in which two of one name differ."""
+    labels = [config.partition.label for config in experiments]
+    flat = [config.flat() for config in experiments]
+    for key in flat[0] if flat else ():
+        section, _, leaf = key.partition(".")
+        if section not in ("data", "partition") or key == "partition.seed":
+            continue
+        said = "{} clients" if key == "partition.num_clients" else f"{leaf}={{}}"
+        values = [str(each[key]) for each in flat]
+        of_label = {
+            name: {v for n, v in zip(labels, values, strict=True) if n == name}
+            for name in set(labels)
+        }
+        labels = [
+            f"{name}, {said.format(value)}" if len(of_label[name]) > 1 else name
+            for name, value in zip(labels, values, strict=True)
+        ]
+    return labels
+
+
 def print_splits(experiments: Sequence[Experiment], console: Console | None = None) -> None:
-    """One line of statistics per split, and the first split of each scheme class by class."""
+    """One line of statistics per split, and the first split of each kind class by class."""
     console = console or output()
     splits = splits_of(experiments)
     table = Table(title="How the training samples are split over clients", box=box.SIMPLE_HEAD)
     table.add_column("split", overflow="fold")
     for column in ("clients", "min/median/max", "TV", "classes", "Gini"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, (partition, _) in splits.items():
+    for name, (partition, *_) in splits.items():
         s = partition.statistics
         table.add_row(
             name,
@@ -60,19 +100,18 @@ def print_splits(experiments: Sequence[Experiment], console: Console | None = No
         highlight=False,
     )
     shown: set[str] = set()
-    for name, (partition, classnames) in splits.items():
-        scheme = name.partition(",")[0]
-        if scheme not in shown:
-            shown.add(scheme)
-            _print_counts(name, partition, classnames, console)
-        for line in partition.log:
+    for name, view in splits.items():
+        kind = name.rpartition(",")[0]
+        if kind not in shown:
+            shown.add(kind)
+            _print_counts(name, view, console)
+        for line in view.partition.log:
             console.print(f"  {name}: {line}", markup=False, soft_wrap=True)
 
 
-def _print_counts(
-    name: str, partition: Partition, classnames: Sequence[str], console: Console
-) -> None:
+def _print_counts(name: str, view: View, console: Console) -> None:
     """Clients as rows, classes as columns; darker is more of the class."""
+    partition, classnames, domains = view
     counts = partition.label_counts[:_MOST_ROWS]
     largest = max(1, counts.max())
     console.print(f"\n{name}: samples per client (row) and class (column)", markup=False)
@@ -83,6 +122,8 @@ def _print_counts(
             level = np.ceil(row / largest * (len(_SHADES) - 1)).astype(int)
             cells = "".join(_SHADES[i] for i in level)
         line = f"  client {client:>4} {cells}  = {row.sum()}"
+        if domains:
+            line += f"  {domains[client]}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if partition.num_clients > _MOST_ROWS:
         more = partition.num_clients - _MOST_ROWS
@@ -110,8 +151,8 @@ def draw_splits(experiments: Sequence[Experiment], path: Path) -> None:
     from fedsim.results.pictures import split_figure
 
     splits = splits_of(experiments)
-    counts = {name: partition.label_counts for name, (partition, _) in splits.items()}
-    classnames = next(iter(splits.values()))[1]
+    counts = {name: view.partition.label_counts for name, view in splits.items()}
+    classnames = next(iter(splits.values())).classnames
     figure = split_figure(counts, classnames)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

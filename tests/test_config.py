@@ -342,6 +342,8 @@ def test_a_scheme_asks_for_what_it_needs(given_settings: dict[str, Any], missing
         ({"scheme": "quantity", "size_sigma": 1.5}, "quantity 1.5"),
         ({"scheme": "quantity", "dirichlet_alpha": 2.0}, "quantity 2"),
         ({"scheme": "pathological", "classes_per_client": 2}, "pathological 2"),
+        ({"scheme": "domain"}, "domain"),
+        ({"scheme": "domain", "dirichlet_alpha": 0.1}, "domain 0.1"),
     ],
 )
 def test_partitions_have_short_names(given_settings: dict[str, Any], label: str):

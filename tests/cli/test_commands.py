@@ -275,6 +275,25 @@ def test_a_partition_is_shown_and_drawn(fedsim: Fedsim, place: Path):
     assert set(contents(place)) - set(before) == {"plots", "plots/split.png"}
 
 
+def test_splits_of_one_name_are_told_apart_and_domains_are_shown(fedsim: Fedsim, place: Path):
+    import numpy as np
+
+    labels, pixels = np.arange(120) % 3, np.zeros((120, 4, 4), np.uint8)
+    np.savez("styles.npz", x=pixels, y=labels, domain=np.array(["ink", "oil"])[np.arange(120) % 2])
+    axis = "partitions=[{scheme: domain, num_clients: 2}, {scheme: domain, num_clients: 3}]"
+    code, out, err = fedsim("partition", "digits.yaml", "data.name=styles.npz", axis)
+    assert code == 0, err
+    assert [n for n in (2, 3) if f"domain, {n} clients, seed 0: samples per" in out] == [2, 3]
+    ends = [line.partition(" = ")[2] for line in out.splitlines() if line.startswith("  client ")]
+    assert [end.split()[1] for end in ends[:2]] == ["ink", "oil"]
+    assert all(end.split()[0] == end.split()[2] for end in ends)
+    code, out, err = fedsim(
+        "partition", "digits.yaml", "data.name=styles.npz", "partition.scheme=iid",
+        "partition.num_clients=1",
+    )  # fmt: skip
+    assert re.search(r"= (\d+)  (ink|oil) \d+, (ink|oil) \d+$", out, re.M), out + err
+
+
 def test_many_classes_are_shown_as_shades(fedsim: Fedsim, place: Path):
     import numpy as np
 
