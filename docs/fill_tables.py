@@ -3,7 +3,9 @@
 `python docs/fill_tables.py runs/quickstart` fills every block that stands between
 `<!-- quickstart-table -->` and `<!-- /quickstart-table -->` in README.md, docs/ and experiments/.
 Names after `-table` keep only those methods. `<!-- quickstart-matrix -->` has a row per method and
-a column per partition. Nothing in such a block is typed by hand.
+a column per partition; `-domains` and `-clients` have a column per domain of the test split or per
+client, on what it held out; `-costs` is the cost sheet, with money where the study's folder has a
+`prices.yaml`. Nothing in such a block is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
+from fedsim.results.breakdown import breakdown_grids
+from fedsim.results.contents import Grid
+from fedsim.results.cost_sheet import NOTE, cost_grids, cost_sheet, read_prices
 from fedsim.results.text import half_text, human_bytes, p_text
 
 ROOT = Path(__file__).parents[1]
+PARTS = {
+    "domains": ("domain", "on the test samples of each domain"),
+    "clients": ("client", "of the model each client is served, on what it held out"),
+}
+KINDS = "|".join(["table", "matrix", "costs", *PARTS])
 
 
 def pages() -> list[Path]:
@@ -63,13 +73,34 @@ def matrix(summary: Any, methods: list[str]) -> list[str]:
     return lines
 
 
+def parts(study: Any, part: Any, methods: list[str]) -> list[str]:
+    """Accuracy by domain or client as Markdown tables, one per partition."""
+    return _markdown(breakdown_grids(study, part), methods)
+
+
+def costs(study: Any, prices: Path, methods: list[str]) -> list[str]:
+    """The cost sheet as Markdown tables, one per partition."""
+    priced = read_prices(prices) if prices.is_file() else None
+    return _markdown(cost_grids(cost_sheet(study, priced)), methods)
+
+
+def _markdown(grids: list[Grid], methods: list[str]) -> list[str]:
+    lines: list[str] = []
+    for grid in grids:
+        head = grid.header if len(grids) == 1 else [grid.title, *grid.header[1:]]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        shown = [row for row in grid.rows if not methods or row[0] in methods]
+        lines += [f"| {' | '.join(row)} |" for row in shown]
+    return lines[1:]
+
+
 def _cell(row: dict[str, Any]) -> str:
     accuracy = half_text(row["accuracy_mean"], row["accuracy_high"])
     mark = "\u2020" if row["p_holm"] < 0.05 else ""
     return (f"**{accuracy}**" if row["best"] else accuracy) + mark
 
 
-def note(study: Any, summary: Any, marked: bool = False) -> str:
+def note(study: Any, summary: Any, kind: str = "table") -> str:
     """Where the figures come from."""
     runs = study.runs[(study.runs["phase"] == "final") & (study.runs["status"] == "finished")]
     first = runs.iloc[0]
@@ -79,15 +110,19 @@ def note(study: Any, summary: Any, marked: bool = False) -> str:
     machine = f"{first.num_cpus:g} x {first.cpu_name}"
     if isinstance(first.gpu_name, str):
         machine += f", {first.num_gpus:g} x {first.gpu_name}"
-    compared = "differences paired by seed, in points"
-    if marked:
+    what, best = "on the test split", "; bold: best mean but for ceilings"
+    compared = "; differences paired by seed, in points"
+    if kind == "matrix":
         reference = summary.attrs["reference"]
-        compared = f"\u2020: p < 0.05 against {reference}, paired by seed, Holm-corrected"
+        compared = f"; \u2020: p < 0.05 against {reference}, paired by seed, Holm-corrected"
+    elif kind in PARTS:
+        what = "in percent, " + PARTS[kind][1]
+        compared, best = "; worst: the lowest of each run", ""
     return (
-        f"Mean and half the 95 % t interval over seeds {seeds}; accuracy of the last round on the "
-        f"test split; {compared}; bold: best mean but for ceilings. {len(runs)} runs, "
-        f"{spent} of run time together, on {machine}, {first.started_at:%Y-%m-%d}, "
-        f"torch {first.torch_version}. Printed by `fedsim report runs/{study.name}`."
+        f"Mean and half the 95 % t interval over seeds {seeds}; accuracy of the last round "
+        f"{what}{compared}{best}. {len(runs)} runs, {spent} of run time together, on {machine}, "
+        f"{first.started_at:%Y-%m-%d}, torch {first.torch_version}. Printed by `fedsim report "
+        f"runs/{study.name}`."
     )
 
 
@@ -95,13 +130,24 @@ def fill(text: str, study: Any, summary: Any) -> str:
     """A page with its blocks of this study rewritten."""
     name = re.escape(study.name)
     mark = re.compile(
-        rf"(<!-- {name}-(table|matrix)((?: \w+)*) -->)\n.*?(<!-- /{name}-\2 -->)", re.DOTALL
+        rf"(<!-- {name}-({KINDS})((?: \w+)*) -->)\n.*?(<!-- /{name}-\2 -->)", re.DOTALL
     )
 
     def block(match: re.Match[str]) -> str:
-        make = matrix if match[2] == "matrix" else table
-        lines = make(summary, match[3].split())
-        told = note(study, summary, marked=match[2] == "matrix")
+        kind, methods = match[2], match[3].split()
+        if kind == "costs":
+            prices = ROOT / "experiments" / study.name / "prices.yaml"
+            lines = costs(study, prices, methods)
+            command = f"fedsim costs runs/{study.name}"
+            if prices.is_file():
+                command += f" --prices {prices.relative_to(ROOT)}"
+            told = f"{NOTE} Printed by `{command}`."
+            return "\n".join([match[1], "", *lines, "", told, "", match[4]])
+        if kind in PARTS:
+            lines = parts(study, PARTS[kind][0], methods)
+        else:
+            lines = (matrix if kind == "matrix" else table)(summary, methods)
+        told = note(study, summary, kind)
         return "\n".join([match[1], "", *lines, "", told, "", match[4]])
 
     return mark.sub(block, text)

@@ -149,5 +149,6 @@ def test_figures_name_their_study():
     """Every block of figures is closed, so that `docs/fill_tables.py` can fill it."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        opened = re.findall(r"<!-- ([\w-]+-(?:table|matrix))(?: \w+)* -->", text)
-        assert opened == re.findall(r"<!-- /([\w-]+-(?:table|matrix)) -->", text), page
+        kinds = "table|matrix|domains|clients|costs"
+        opened = re.findall(rf"<!-- ([\w-]+-(?:{kinds}))(?: \w+)* -->", text)
+        assert opened == re.findall(rf"<!-- /([\w-]+-(?:{kinds})) -->", text), page

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedsim.results import (
+    breakdown,
     calibration,
     client_scores,
     contents,
@@ -29,6 +30,7 @@ __all__ = ["write_report"]
 PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim resume` follows
 _MAX_EVENTS = 100
 _MAX_GALLERIES = 4
+_MAX_COLUMNS = 8
 
 
 class Picture(NamedTuple):
@@ -76,6 +78,8 @@ def write_report(
         beyond=calibration.beyond_accuracy(study),
         clients=client_scores.client_grids(study),
         client_picture=_clients(study),
+        by_domain=breakdown.breakdown_grids(study, "domain"),
+        by_client=_by_client(study),
         curves=list(_curves(study)),
         galleries=list(_galleries(study)),
         quality=synthetic.synthetic_quality(study),
@@ -100,6 +104,12 @@ def write_report(
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _by_client(study: Study) -> list[contents.Grid]:
+    """Client by client, where they are few enough to be known by their number."""
+    few = bool((final_runs(study)["num_clients"] <= _MAX_COLUMNS).all())
+    return breakdown.breakdown_grids(study, "client") if few else []
 
 
 def _curves(study: Study) -> Iterator[Picture]:
