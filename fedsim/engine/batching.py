@@ -125,6 +125,7 @@ def _epochs(
     client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
 ) -> list[np.ndarray]:
     rng = numpy_rng(seed, "batches", round, client)
+    rows = np.array(rows)  # permuting no rows shuffles them in place: not what Ray sent
     return [
         batch
         for _ in range(train.epochs(round))

@@ -83,6 +83,18 @@ def test_a_clients_order_does_not_depend_on_its_group(counts: list[int], data: s
     assert order_of(made(group_of(counts, ids), train), client) == alone  # and repeats
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_rows_may_be_read_only_as_ray_sends_them(count: int):
+    """NumPy copies what it permutes, unless it is empty."""
+    group, train = group_of([4, count]), TrainConfig(batch_size=4)
+    expected = made(group, train)
+    for rows in group.indices:
+        rows.flags.writeable = False
+    assert [order_of(made(group, train), c) for c in (0, 1)] == [
+        order_of(expected, c) for c in (0, 1)
+    ]
+
+
 def test_orders_differ_by_epoch_round_client_and_seed():
     train = TrainConfig(batch_size=30, local_epochs=2)
     group = group_of([30, 30])
