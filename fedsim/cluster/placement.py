@@ -48,8 +48,8 @@ class Placement:
         cpus_per_actor: CPUs of one client actor.
         gpus_per_actor: GPU fraction of one client actor.
         concurrent_runs: How many such runs fit the cluster at once.
-        slots: Client actors that fit the cluster, all runs together.
         arithmetic: The sum in words.
+        slots: Client actors that fit the cluster, all runs together.
     """
 
     head: dict[str, float]
@@ -58,8 +58,8 @@ class Placement:
     cpus_per_actor: float
     gpus_per_actor: float
     concurrent_runs: int
-    slots: int
     arithmetic: str
+    slots: int = 0
 
     @property
     def num_actors(self) -> int:
@@ -81,7 +81,7 @@ class Placement:
         >>> place(config, [Node(cpus=8, gpus=1)]).num_extractors  # of four quarters
         3
         """
-        return self.slots - (self.gpus_per_actor > 0)
+        return max(0, self.slots - (self.gpus_per_actor > 0))
 
     def bundle_of(self, actor: int) -> int:
         """Position of an actor's bundle in a placement group that has the head first, if any."""
@@ -142,11 +142,11 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         cpus,
         gpus,
         at_once,
-        slots,
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
         f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at "
         f"once",
+        slots,
     )
 
 
