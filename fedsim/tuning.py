@@ -65,7 +65,7 @@ def tune_study(
         if dry_run:
             typer.echo(f"ranges with the best at an edge: up to {study.tune.extensions} times more")
             return {}
-        scores = {name: _scores(study, runs) for name, runs in trials.items()}
+        scores = _scores(study, trials)
         chosen = {name: _best(name, points[name], scores[name]) for name in points}
         further = {name: _further(study, name, points[name], chosen[name], known) for name in axes}
         if not any(further.values()) or extension == study.tune.extensions:
@@ -223,7 +223,7 @@ def _check(study: Study, points: dict[str, list[Point]]) -> None:
         raise ConfigError([f"{study.source}: {problem}" for problem in problems])
 
 
-def _scores(study: Study, trials: list[list[Experiment]]) -> list[float]:
+def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[float]]:
     """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
     from fedsim.results.tables import load
 
@@ -231,7 +231,10 @@ def _scores(study: Study, trials: list[list[Experiment]]) -> list[float]:
     finished = tables.runs.run_id[tables.runs.status == "finished"]
     rounds = tables.rounds[tables.rounds.run_id.isin(finished)].sort_values("round")
     last = rounds.groupby("run_id").accuracy.last()
-    return [float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean()) for runs in trials]
+    return {
+        name: [float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean()) for runs in points]
+        for name, points in trials.items()
+    }
 
 
 def _best(name: str, points: list[Point], scores: list[float]) -> Point:

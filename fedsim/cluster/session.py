@@ -117,7 +117,8 @@ def session(address: str | None = None) -> Iterator[Stop]:
         try:
             _knock(address)
             ray.init(
-                address=address,
+                # Without a name Ray would look for clusters of others, and for dead ones.
+                address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

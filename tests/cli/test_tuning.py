@@ -100,8 +100,11 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         tree |= {"methods": list(grid), "tune": {"grid": grid, **settings}}
         study = parse_study(tree, source="study.yaml")
 
-        def scores(_: Any, runs: list[list[Experiment]]) -> list[float]:
-            return [trials.score(trial[0].method, trial[0].flat()) for trial in runs]
+        def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[float]]:
+            return {
+                name: [trials.score(trial[0].method, trial[0].flat()) for trial in runs]
+                for name, runs in asked.items()
+            }
 
         monkeypatch.setattr(tuning, "_scores", scores)
         return tuning.tune_study(study, METHODS, trials.asked.append)
