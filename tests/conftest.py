@@ -32,8 +32,8 @@ settings.register_profile("fedsim", deadline=None, suppress_health_check=[Health
 settings.load_profile("fedsim")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # a wrapper's first part comes before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Keeps tests that use Ray in one process, and skips what this machine cannot run."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
@@ -46,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no shared/data beside the repository"))
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    yield
 
 
 def _has_cuda() -> bool:
