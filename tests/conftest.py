@@ -32,21 +32,18 @@ settings.register_profile("fedsim", deadline=None, suppress_health_check=[Health
 settings.load_profile("fedsim")
 
 
-@pytest.hookimpl(wrapper=True)  # a wrapper's first part comes before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keeps tests that use Ray in one process, and skips what this machine cannot run."""
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that use Ray or the shared data, and skips what this machine cannot run."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="no shared/data beside the repository"))
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    yield
 
 
 def _has_cuda() -> bool:
