@@ -10,10 +10,10 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-heavy check format clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  PYTHON=python3.12   interpreter for setup (default: the newest of 3.13, 3.12, 3.11)"
 	@echo "  WORKERS=$(WORKERS)           test processes"
@@ -25,9 +25,12 @@ demo: $(STAMP) ## run the quickstart sweep: prints its table and writes its repo
 	$(BIN)/fedsim sweep experiments/quickstart.yaml
 
 # Ray starts processes of its own: its tests run one after the other. Exit code 5: TESTS has none.
-test: $(STAMP) ## run all tests, doctests included
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not ray" $(TESTS) || test $$? -eq 5
+test: $(STAMP) ## run the tests, doctests included
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not ray and not heavy" $(TESTS) || test $$? -eq 5
 	$(BIN)/python -m pytest -m ray $(TESTS) || test $$? -eq 5
+
+test-heavy: $(STAMP) ## run every method on RN50, ViT-B/32 and ViT-B/16 at their real size
+	$(BIN)/python -m pytest -m heavy
 
 check: $(STAMP) ## style, types, layers and docs; changes nothing
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from fedsim.methods import METHODS, method_class
 from fedsim.study import parse_study
 from tests.helpers import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(900)]
 
 ENCODERS = {  # millions of numbers in the image and the text tower
     "RN50/random": {"visual": 38.37, "text": 63.69},
