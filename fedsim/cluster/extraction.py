@@ -75,11 +75,13 @@ class ExtractionPool:
 
     Attributes:
         where: Of every extractor that has started: process, node, accelerators.
+        lost: Why extractors died, one line each; the others took over their shards.
     """
 
     def __init__(self, placement: Placement, worth_s: float = WORTH_S) -> None:
         self._placement, self._worth_s = placement, worth_s
         self.where: list[dict[str, Any]] = []
+        self.lost: list[str] = []
 
     def __call__(
         self, config: Experiment, clip: Clip, pixels: bool, shards: Sequence[Shard]
@@ -118,7 +120,8 @@ class ExtractionPool:
                 actor = actor or starting.pop(ready[0])
                 try:
                     result = ray.get(ready[0])
-                except RayActorError:  # the others take over
+                except RayActorError as error:
+                    self.lost.append(str(error))
                     if shard is not None:
                         left.appendleft(shard)
                     continue

@@ -89,8 +89,8 @@ def look(folder: Path) -> dict[str, Any]:
     for number, rows in pool(asked, clip, False, shards):
         seen[number] = rows
         if len(pool.where) < 3:
-            time.sleep(2)  # the first ones would finish before the last one has started
-    found["equal"], found["where"] = same(seen, expected), pool.where
+            time.sleep(5)  # the first ones would finish before the last one has started
+    found["equal"], found["where"], found["lost"] = same(seen, expected), pool.where, pool.lost
 
     pool, seen = ExtractionPool(placement, worth_s=0), {}
     for number, rows in pool(asked, clip, False, shards[:6]):
@@ -98,6 +98,7 @@ def look(folder: Path) -> dict[str, Any]:
         if pool.where and not found.get("killed"):
             found["killed"] = pool.where[0]["pid"]
             os.kill(found["killed"], signal.SIGKILL)
+    found["lost after a kill"] = len(pool.lost)
     found["equal after a kill"] = same(seen, {number: expected[number] for number in range(6)})
 
     pool = ExtractionPool(placement)  # so little work is not worth a start

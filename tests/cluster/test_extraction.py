@@ -23,6 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_extractors_hold_a_fraction_of_a_gpu_each(found: dict[str, Any]):
     assert found["num_extractors"] == 3  # of four quarters, one is the preflight's
     where = found["where"]
+    assert found["lost"] == []
     assert [actor["resources"]["GPU"] for actor in where] == [0.25] * 3
     assert [actor["gpu_ids"] for actor in where] == [["0"]] * 3
     assert len({actor["pid"] for actor in where}) == 3
@@ -36,6 +37,7 @@ def test_the_bits_do_not_depend_on_who_encodes(found: dict[str, Any]):
 
 def test_the_others_take_over_from_an_extractor_that_died(found: dict[str, Any]):
     assert found["killed"]
+    assert found["lost after a kill"] == 1
     assert found["equal after a kill"]
 
 
