@@ -8,6 +8,7 @@ are the same images that a larger unfiltered set holds.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ from fedsim.models.image_folder import ImageFolder, is_image_folder
 from fedsim.models.views import averaged_features, random_view
 from fedsim.seeding import derive, numpy_rng
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever what `synthetic_set` stores changes; older entries are then not found."""
 _ENCODE = 256
 """Images, or views, that are encoded at once."""
@@ -79,8 +80,9 @@ def synthetic_set(
         `images` uint8 `(n, H, W, 3)`; `inputs` float32 `(n, d)`, one key per image; `features`
         float32 `(n, d)` of the images as they are (equal to `inputs` with one view); `labels`;
         `index`, their numbers among the candidates of their class; `drawn_agreement`
-        `(num_classes,)`, the share of all candidates that the encoder reads as their class. K
-        images per class, sorted by class; a filter's choice comes best first.
+        `(num_classes,)`, the share of all candidates that the encoder reads as their class;
+        `draw_s`, the time that drawing them took. K images per class, sorted by class; a filter's
+        choice comes best first.
 
     Raises:
         ConfigError: No encoder, no generator, or a filter without class embeddings.
@@ -95,8 +97,11 @@ def synthetic_set(
     key = synthetic_key(config, meta)
 
     def make() -> Arrays:
+        begun = time.perf_counter()
         source = _source(config, meta, key, draw or Drawer(str(device)))
-        return _chosen(config, len(meta["classnames"]), text, source, load_clip(spec, str(device)))
+        took = {"draw_s": np.array([time.perf_counter() - begun])}
+        clip = load_clip(spec, str(device))
+        return _chosen(config, len(meta["classnames"]), text, source, clip) | took
 
     return shared_arrays(key, make), address(key)
 

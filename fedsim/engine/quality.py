@@ -41,6 +41,8 @@ def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[
     labels = np.asarray(data.synthetic["labels"])
     drawn = np.asarray(data.synthetic["drawn_agreement"])
     found["drawn_agreement"] = np.append(drawn, drawn.mean())
+    draw_s = float(data.synthetic["draw_s"][0])
+    found["generate_s"] = np.append(np.full(len(drawn), draw_s / len(drawn)), draw_s)
     rows = []
     for label, name in [*enumerate(data.meta["classnames"]), (-1, None)]:
         whole = name is None

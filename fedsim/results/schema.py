@@ -184,7 +184,9 @@ _SYNTHETIC = Table(
         result("gain_per_image", "float64", "What that gains over text alone, per image", "0..1"),
         result("match_loss_before", "float64", "Matching loss before distillation"),
         result("match_loss_after", "float64", "Matching loss after distillation"),
-        measured("generate_s", "float64", "Time to make them", "s"),
+        measured(
+            "generate_s", "float64", "Time to make them, when that was; a class: its share", "s"
+        ),
     ),
 )
 

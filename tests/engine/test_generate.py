@@ -169,6 +169,7 @@ def test_a_kill_costs_the_batch_in_flight(text: np.ndarray, store: Path):
     for path in store.glob("*/"):
         path.rename(path.with_name("aside-" + path.name))
     uninterrupted = made(text, whole, k=k)
+    assert uninterrupted.pop("draw_s") > 0
     for name, array in uninterrupted.items():
         assert np.array_equal(array, found[name]), name
 

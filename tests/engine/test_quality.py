@@ -30,6 +30,7 @@ def task_data(name: str, inputs: np.ndarray | None = None) -> TaskData:
         "features": features(12, 4),
         "labels": np.repeat(np.arange(3), 4),
         "drawn_agreement": np.array([0.5, 1.0, 0.0]),
+        "draw_s": np.array([6.0]),
     }
     return TaskData(arrays, {"classnames": NAMES, "logit_scale": 10.0}, made, name, "data")
 
@@ -44,7 +45,8 @@ def test_a_row_per_class_and_one_for_the_set():
     assert [row["label"] for row in found] == [0, 1, 2, None]
     assert [row["num_images"] for row in found] == [4, 4, 4, 12]
     assert [row["drawn_agreement"] for row in found] == [0.5, 1.0, 0.0, 0.5]
-    keys = {"round", "class_name", "label", "num_images", "drawn_agreement"}
+    assert [row["generate_s"] for row in found] == [2.0, 2.0, 2.0, 6.0]
+    keys = {"round", "class_name", "label", "num_images", "drawn_agreement", "generate_s"}
     assert set(found[-1]) == keys | set(MEASURES) | set(USE)
     assert set(MEASURES) - set(found[0]) == {"fid"}  # four images: missing, not 0
 
