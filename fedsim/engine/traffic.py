@@ -13,6 +13,7 @@ from fedsim.engine.host import pixel_normaliser
 from fedsim.engine.prepare import prepare
 from fedsim.engine.round import LocalExecutor
 from fedsim.engine.task import as_tensor, make_task, settle_numerics
+from fedsim.engine.wire import compress
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Received
 from fedsim.params import num_bytes, unstack
@@ -67,7 +68,8 @@ def traffic(config: Experiment) -> Traffic:
         message = method.message(state)
         update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
         delta = unstack(update.delta, 0)
-        sent.append((num_bytes(delta), num_bytes(message)))
+        travels = compress(update.delta, config.wire).encoded
+        sent.append((num_bytes(unstack(travels, 0)), num_bytes(message)))
         if number < phases:
             received = Received(delta, num_clients=1, round=number)
             state = method.aggregate(state, received)

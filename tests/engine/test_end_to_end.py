@@ -99,6 +99,15 @@ def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
     assert study.events.empty
 
 
+@pytest.mark.parametrize("compression", ["fp16", "int8", "topk"])
+def test_what_a_dry_run_says_is_compressed_too(tmp_path: Path, compression: str):
+    config = digits("fedavg_head", **{"wire.compression": compression, "train.rounds": 2})
+    sent, full = traffic(config), traffic(digits("fedavg_head"))
+    assert sent.up < full.up
+    rounds = finished(config, tmp_path).rounds
+    assert rounds["bytes_up"].sum() == 3 * 2 * sent.up
+
+
 @GENERATOR
 def test_the_generated_set_does_not_depend_on_the_method(tmp_path: Path):
     addresses = [

@@ -1,0 +1,101 @@
+"""The blocks of figures in pages, as `docs/fill_tables.py` writes them."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.results.tables import Study
+from fedsim.results.text import percent
+from tests.conftest import ROOT
+from tests.helpers import experiment, feature_arrays, run
+
+PAGE = """Before.
+
+<!-- small-{kind} -->
+what stood there
+<!-- /small-{kind} -->
+
+<!-- other-{kind} -->
+of another study
+<!-- /other-{kind} -->
+"""
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("figures")
+    arrays = feature_arrays()
+    for split in ("train", "val", "test"):
+        arrays[f"domain_{split}"] = np.array(["ink", "oil"])[
+            np.arange(len(arrays[f"y_{split}"])) % 2
+        ]
+    np.savez(folder / "data.npz", **arrays)
+    for method in ("zero_shot", "fedavg_head"):
+        for seed in (0, 1):
+            config = experiment(
+                folder / "data.npz", method, seed=seed, partition__num_clients=2,
+                partition__scheme="domain", partition__dirichlet_alpha=None,
+            )  # fmt: skip
+            run(config, folder / "small")
+    return fedsim.load(folder / "small")
+
+
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        ("table", "| partition | method | accuracy % | against fedavg_head | p (Holm) |"),
+        ("matrix", "| method | domain | bytes per run |"),
+        ("domains", "| method | ink | oil | worst |"),
+        ("clients", "| method | client 0 | client 1 | worst |"),
+        ("costs", "| method | each client: up | each client: down |"),
+    ],
+)
+def test_a_block_is_filled_and_the_rest_left_alone(
+    tables: ModuleType, study: Study, kind: str, header: str
+):
+    page = PAGE.format(kind=kind)
+    filled = tables.fill(page, study, study.summary())
+    assert header in filled
+    assert "what stood there" not in filled
+    assert filled.partition("<!-- other-")[2] == page.partition("<!-- other-")[2]
+    assert tables.fill(filled, study, study.summary()) == filled  # and can be filled again
+    rows = [line for line in filled.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3  # header and two methods
+    only = page.replace(f"small-{kind} -->\nwhat", f"small-{kind} zero_shot -->\nwhat")
+    rows = [x for x in tables.fill(only, study, study.summary()).splitlines() if x[:2] == "| "]
+    assert len(rows) == 2
+    assert "fedavg_head |" not in rows[1]
+
+
+def test_figures_are_those_of_the_study(tables: ModuleType, study: Study):
+    filled = tables.fill(PAGE.format(kind="table"), study, study.summary())
+    row = next(line for line in filled.splitlines() if line.startswith("| domain | zero_shot"))
+    accuracy = study.rounds.merge(study.runs.query("method == 'zero_shot'"), on="run_id")
+    assert row.split(" | ")[2].startswith(percent(accuracy["accuracy"].mean()))
+    assert "over seeds 0, 1;" in filled
+
+
+def test_prices_beside_a_study_are_used(
+    tables: ModuleType, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "experiments" / "small").mkdir(parents=True)
+    prices = tmp_path / "experiments" / "small" / "prices.yaml"
+    prices.write_text("currency: XTS\nper_gb_sent: 1000\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    filled = tables.fill(PAGE.format(kind="costs"), study, study.summary())
+    assert " | all: XTS |" in filled
+    assert "--prices experiments/small/prices.yaml" in filled
