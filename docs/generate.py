@@ -80,9 +80,15 @@ _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 def _models() -> Iterator[tuple[type[Section], str]]:
     yield Study, ""
     yield TuneConfig, "tune."
-    for name, field in Experiment.model_fields.items():
+    yield from _sections(Experiment, "")
+
+
+def _sections(model: type[Section], prefix: str) -> Iterator[tuple[type[Section], str]]:
+    """The blocks of a model, and those within them."""
+    for name, field in model.model_fields.items():
         if section := _section(field.annotation):
-            yield section, f"{name}."
+            yield section, f"{prefix}{name}."
+            yield from _sections(section, f"{prefix}{name}.")
 
 
 def _section(annotation: Any) -> type[Section] | None:

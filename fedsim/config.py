@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedsim.architecture import ClassifierConfig
 from fedsim.sections import (
     SCHEME_OPTIONS,
     CacheConfig,
@@ -142,6 +143,8 @@ class Experiment(Section):
             mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
         )
         payload["engine"].pop("backend")
+        if self.models.classifier == ClassifierConfig():  # added later: older runs keep their names
+            payload["models"].pop("classifier")
         payload["failures"].pop("deadline_s")
         file = Path(self.use.partition(":")[0])
         if file.suffix == ".py" and file.is_file():  # a method's file is known by its content

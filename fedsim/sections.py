@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from fedsim.architecture import ClassifierConfig
+from fedsim.section import Section as Section
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
@@ -35,12 +38,6 @@ SCHEME_OPTIONS: dict[str, frozenset[str]] = {
     "longtail": frozenset({"dirichlet_alpha", "imbalance_factor"}),
 }
 """What each partition scheme reads; the others read none of these."""
-
-
-class Section(BaseModel):
-    """A block of the configuration: frozen, typed, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -128,10 +125,11 @@ class PartitionConfig(Section):
 
 
 class ModelsConfig(Section):
-    """Frozen encoder and server-side generator."""
+    """Frozen encoder, server-side generator, and networks trained from scratch."""
 
     clip: str | None = "tiny-clip"
-    """`tiny-clip`, an open_clip `NAME/TAG`, a local folder, or null for precomputed features."""
+    """`tiny-clip`, an open_clip `NAME/TAG`, a local folder, or null for precomputed features and
+    for methods that train a classifier from scratch."""
     generator: str | None = "tiny-diffusion"
     """`tiny-diffusion`, a diffusers pipeline id, a local folder of one, or a folder of images made
     elsewhere, `folder/<class name>/*.png`."""
@@ -139,6 +137,8 @@ class ModelsConfig(Section):
     generator_guidance: float | None = Field(None, ge=0)
     logit_scale: float | None = Field(None, gt=0)
     """Factor of the text logits; by default the encoder's own (100 for precomputed features)."""
+    classifier: ClassifierConfig = ClassifierConfig()
+    """What methods on images train: a name, such as `lenet`, or a mapping."""
 
 
 class SyntheticConfig(Section):

@@ -64,6 +64,7 @@ OTHER: dict[str, Any] = {
     "models.generator_steps": 3,
     "models.generator_guidance": 2.0,
     "models.logit_scale": 50.0,
+    "models.classifier": {"name": "vgg11", "norm": "none"},
     "synthetic.prompts": ["a {}"],
     "synthetic.filter": "agreement",
     "synthetic.candidates_per_image": 3,
@@ -166,6 +167,14 @@ def test_the_run_id_depends_on_what_can_change_results(key: str):
     changed = make(**{key.replace(".", "__"): OTHER[key]})
     assert (changed != make()) == (key not in UNREAD), "the test has to change something"
     assert (changed.run_id == make().run_id) == (key in WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize(
+    "classifier", [{"depth": 4}, {"width": 8}, {"norm": "none"}, {"projection": 8}]
+)
+def test_the_run_id_depends_on_the_network(classifier: dict[str, Any]):
+    assert make(models__classifier=classifier).run_id != make().run_id
+    assert make(models__classifier="convnet").run_id == make().run_id
 
 
 @settings(max_examples=40, deadline=None)
@@ -366,7 +375,8 @@ def test_the_flat_configuration_is_complete():
     assert flat["train.lr"] == 0.01
     assert flat["options.a.b"] == 1
     assert flat["partition.scheme"] == "dirichlet_label"
-    assert fields_of(Experiment) - {"options"} <= set(flat)
+    assert flat["models.classifier.name"] == "convnet"
+    assert fields_of(Experiment) - {"options", "models.classifier"} <= set(flat)
 
 
 # --- errors --------------------------------------------------------------------------------------
