@@ -93,13 +93,13 @@ def spoil_images(images: np.ndarray, rows: np.ndarray, noise: NoiseConfig, seed:
     """Corrupt images, each with a stream of its own.
 
     Args:
-        images: uint8 (n, 3, side, side).
+        images: uint8 (n, 1 or 3, height, width).
         rows: int (n,), which training samples they are.
         noise: `images` and `severity`.
         seed: Of the split.
 
     Returns:
-        uint8 (n, 3, side, side).
+        uint8 (n, 1 or 3, height, width).
     """
     corrupt = {
         "gaussian": _gaussian,
@@ -149,9 +149,8 @@ def _gaussian(image: np.ndarray, severity: float, rng: np.random.Generator) -> n
 def _blur(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
     from PIL import Image, ImageFilter
 
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    blurred = picture.filter(ImageFilter.GaussianBlur(severity * image.shape[-1] / 16))
-    return np.asarray(blurred).transpose(2, 0, 1)
+    blur = ImageFilter.GaussianBlur(severity * image.shape[-1] / 16)
+    return np.stack([np.asarray(Image.fromarray(channel).filter(blur)) for channel in image])
 
 
 def _contrast(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
@@ -160,9 +159,9 @@ def _contrast(image: np.ndarray, severity: float, rng: np.random.Generator) -> n
 
 
 def _occlusion(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    side = image.shape[-1]
-    edge = max(1, _rounded(side * math.sqrt(0.8 * severity)))
-    top, left = rng.integers(0, side - edge + 1, size=2)
+    height, width = image.shape[1:]
+    edge = max(1, _rounded(min(height, width) * math.sqrt(0.8 * severity)))
+    top, left = rng.integers(0, [height - edge + 1, width - edge + 1])
     covered = image.copy()
     covered[:, top : top + edge, left : left + edge] = _GREY
     return covered

@@ -52,6 +52,7 @@ class FlopCounter:
                 "cache": config.cache.model_dump(mode="json"),
                 "optimizer": config.train.optimizer,
                 "clip": config.models.clip,
+                "classifier": config.models.classifier.model_dump(),
                 "message": shapes,
                 "epochs": epochs,
                 "num_classes": self._method.task.num_classes,

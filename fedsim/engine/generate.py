@@ -22,6 +22,7 @@ from fedsim.engine.draw import BATCH, Draw, Drawer, DrawnImages, Recipe
 from fedsim.errors import ConfigError
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.image_folder import ImageFolder, is_image_folder
+from fedsim.models.images import fit_images
 from fedsim.models.views import averaged_features, random_view
 from fedsim.seeding import derive, numpy_rng
 
@@ -82,26 +83,29 @@ def synthetic_set(
         `index`, their numbers among the candidates of their class; `drawn_agreement`
         `(num_classes,)`, the share of all candidates that the encoder reads as their class;
         `draw_s`, the time that drawing them took. K images per class, sorted by class; a filter's
-        choice comes best first.
+        choice comes best first. Without an encoder there are neither `inputs` nor `features`, and
+        agreement is NaN.
 
     Raises:
-        ConfigError: No encoder, no generator, or a filter without class embeddings.
+        ConfigError: No generator, or a filter without class embeddings.
         ModelError: The generator cannot be loaded, or a folder of images lacks some.
     """
     models = config.models
-    if models.clip is None or models.generator is None:
-        raise ConfigError(f"method {config.method!r} needs models.clip and models.generator")
+    if models.generator is None:
+        raise ConfigError(f"method {config.method!r} needs models.generator")
     if text is None and config.synthetic.filter != "none":
         raise ConfigError("synthetic.filter compares with class embeddings: the data has none")
-    spec: str = models.clip
     key = synthetic_key(config, meta)
 
     def make() -> Arrays:
         begun = time.perf_counter()
         source = _source(config, meta, key, draw or Drawer(str(device)))
         took = {"draw_s": np.array([time.perf_counter() - begun])}
-        clip = load_clip(spec, str(device))
-        return _chosen(config, len(meta["classnames"]), text, source, clip) | took
+        num_classes = len(meta["classnames"])
+        if models.clip is None:
+            return _unjudged(config, num_classes, source) | took
+        clip = load_clip(models.clip, str(device))
+        return _chosen(config, num_classes, text, source, clip) | took
 
     return shared_arrays(key, make), address(key)
 
@@ -181,6 +185,24 @@ def _chosen(
         "labels": labels[rows].astype(np.int64),
         "index": (rows % drawn).astype(np.int64),
         "drawn_agreement": agreement,
+    }
+
+
+def _unjudged(config: Experiment, num_classes: int, source: _Source) -> Arrays:
+    """K images of each class, as they come."""
+    k = config.cache.images_per_class
+    rows = np.arange(num_classes * k)
+    pixels = source.pixels(rows)
+    if pixels is None:  # all as large as the smallest
+        parts = _chunks(rows, _ENCODE)
+        side = min(min(image.size) for part in parts for image in source.images(part))
+        found = (np.asarray(image) for part in parts for image in source.images(part))
+        pixels = fit_images(found, (3, side, side)).transpose(0, 2, 3, 1)
+    return {
+        "images": pixels,
+        "labels": rows // k,
+        "index": rows % k,
+        "drawn_agreement": np.full(num_classes, np.nan),
     }
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
@@ -103,7 +102,7 @@ class ClientHost:
         self._inputs = as_tensor(data.arrays["train_inputs"])
         labels = data.arrays.get(OBSERVED, data.arrays["train_labels"])
         self._labels = as_tensor(labels)
-        self._prepare = pixel_normaliser(self.method)
+        self._prepare = self.method.task.prepare
         self._flops = FlopCounter(self.method)
 
     def train(self, work: Work, message: Params) -> Done:
@@ -338,15 +337,3 @@ class ClientHost:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def pixel_normaliser(method: Method) -> Callable[[Tensor], Tensor]:
-    """Stored inputs -> model inputs: uint8 pixels are normalised as the encoder wants them."""
-    if method.inputs == "features":
-        return _identity
-    assert method.task.load_clip is not None
-    return method.task.load_clip().normalise
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

@@ -52,13 +52,10 @@ def preflight(
             cls = _method(config)
             check_options(config, cls)
             _check_averaging(config, cls)
-            models = config.models
-            if cls.needs_synthetic(config) and None in (models.clip, models.generator):
-                raise ConfigError(
-                    f"methods.{config.method}: a generated set needs models.clip and "
-                    f"models.generator; {_INSTEAD}"
-                )
-            key = repr((cls.inputs, config.data, models.clip, draw_seed(config), _noise(config)))
+            clip = config.models.clip
+            if cls.needs_synthetic(config):
+                _check_models(config, cls)
+            key = repr((cls.inputs, config.data, clip, draw_seed(config), _noise(config)))
             if key not in prepared:
                 settle_numerics(config.engine.threads)
                 data = prepare(
@@ -69,7 +66,7 @@ def preflight(
                     extract=extract,
                     progress=progress,
                 )
-                if class_embeddings(config, data) is None:
+                if cls.inputs != "images" and class_embeddings(config, data) is None:
                     raise ConfigError(
                         f"methods.{config.method}: the features of {config.data.name!r} come "
                         f"without text features: add text_features (num_classes, d) to the file, "
@@ -99,6 +96,22 @@ def _method(config: Experiment) -> type[Method]:
         return method_class(config.use)
     except ConfigError as error:
         raise ConfigError([f"methods.{config.method}: {p}" for p in error.problems]) from error
+
+
+def _check_models(config: Experiment, cls: type[Method]) -> None:
+    """Refuse a generated set that nothing can draw, encode or judge."""
+    models, where = config.models, f"methods.{config.method}"
+    if cls.inputs != "images" and None in (models.clip, models.generator):
+        raise ConfigError(
+            f"{where}: a generated set needs models.clip and models.generator; {_INSTEAD}"
+        )
+    if models.generator is None:
+        raise ConfigError(f"{where}: a generated set needs models.generator")
+    if models.clip is None and config.synthetic.filter != "none":
+        raise ConfigError(
+            f"{where}: synthetic.filter {config.synthetic.filter!r} lets models.clip judge the "
+            f"images, which is null: name an encoder, or set synthetic.filter to none"
+        )
 
 
 def _check_averaging(config: Experiment, cls: type[Method]) -> None:
@@ -132,9 +145,8 @@ def _check_generated(
     A name that is wrong, or weights that are not there, are told before any run begins.
     """
     clip, generator = config.models.clip, config.models.generator
-    assert clip is not None
     assert generator is not None
-    if meta["visual_bytes"] == 0 and clip not in loaded:  # the data holds features
+    if clip is not None and meta["visual_bytes"] == 0 and clip not in loaded:  # data of features
         width = load_clip(clip, device).embed_dim
         if width != meta["embed_dim"]:
             raise ConfigError(

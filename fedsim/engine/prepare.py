@@ -21,6 +21,7 @@ from fedsim.data.store import Arrays, Parts, address, shared_arrays
 from fedsim.engine.draw import Draw
 from fedsim.engine.extract import Extract, Progress, encode_splits, extract_here
 from fedsim.engine.generate import synthetic_set
+from fedsim.engine.pictures import fitted_pictures, own_pictures
 from fedsim.engine.spoil import spoilt_arrays, spoilt_key
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
@@ -46,9 +47,9 @@ class TaskData:
             `train_labels_observed` are what clients train on; `train_labels` are always the true
             ones.
         meta: `classnames`, `domain_names`, `embed_dim`, `logit_scale`, `visual_bytes` and
-            `text_bytes` (of the two encoders; 0 for precomputed features), `fingerprint`,
-            `dataset`.
-        synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty.
+            `text_bytes` (of the two encoders; 0 without one), `fingerprint`, `dataset`.
+        synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty; for methods on
+            `images` also `fitted`, the images as clients' are.
         synthetic_address: Name of the generated set, or None.
         address: Says what `arrays` hold: the name of the entry that was read last.
     """
@@ -87,7 +88,8 @@ def prepare(
     Raises:
         DataError: If the data cannot be read.
         ModelError: If encoder or generator cannot be loaded.
-        ConfigError: If the method or the noise needs images and the data holds features.
+        ConfigError: If the method or the noise needs images and the data holds features, or the
+            method needs an encoder and there is none.
     """
     key = inputs_key(config, method)
 
@@ -109,6 +111,9 @@ def prepare(
         return TaskData(arrays, meta, {}, address=where)
     text = arrays.get("text_features")
     made, name = synthetic_set(config, meta, text, device, draw)
+    if method.inputs == "images":
+        channels, height, width = arrays["train_inputs"].shape[1:]
+        made = made | {"fitted": fitted_pictures(made, name, (channels, height, width))}
     return TaskData(arrays, meta, made, name, where)
 
 
@@ -158,7 +163,7 @@ def _inputs(
     if text is not None:
         meta["text"] = hashlib.sha256(text.tobytes()).hexdigest()
     if dataset.train.features is not None:
-        if method.inputs == "pixels":
+        if method.inputs != "features":
             raise ConfigError(
                 f"method {config.method!r} trains on images, but {config.data.name!r} holds "
                 f"precomputed features: use a method that works on features, or images"
@@ -166,18 +171,24 @@ def _inputs(
         for name, split in splits.items():
             arrays[f"{name}_inputs"] = _unit(split.features)
     else:
-        clip = _clip(config, device)
-        meta |= {
-            "logit_scale": clip.logit_scale,
-            "visual_bytes": clip.visual_bytes,
-            "text_bytes": clip.text_bytes,
-        }
-        pixels = method.inputs == "pixels"
-        encoded = encode_splits(config, clip, pixels, splits, parts, extract, progress)
-        arrays |= {f"{name}_inputs": rows for name, rows in encoded.items()}
-        if text is None:
-            text = clip.class_embeddings(dataset.classnames, dataset.templates).cpu().numpy()
-        meta["embed_dim"] = clip.embed_dim
+        images = method.inputs == "images"
+        clip = None if images and config.models.clip is None else _clip(config, device)
+        if clip is None or images:
+            found = own_pictures(splits, progress)
+        else:
+            pixels = method.inputs == "pixels"
+            found = encode_splits(config, clip, pixels, splits, parts, extract, progress)
+        arrays |= {f"{name}_inputs": rows for name, rows in found.items()}
+        meta["embed_dim"] = 0
+        if clip is not None:
+            meta |= {
+                "logit_scale": clip.logit_scale,
+                "visual_bytes": clip.visual_bytes,
+                "text_bytes": clip.text_bytes,
+                "embed_dim": clip.embed_dim,
+            }
+            if text is None:
+                text = clip.class_embeddings(dataset.classnames, dataset.templates).cpu().numpy()
     if text is not None:
         arrays["text_features"] = _unit(text)
     meta.setdefault("embed_dim", int(arrays["train_inputs"].shape[-1]))
@@ -200,8 +211,8 @@ def _clip(config: Experiment, device: torch.device) -> Clip:
 
     if config.models.clip is None:
         raise ConfigError(
-            f"models.clip is null, but {config.data.name!r} holds images: name an encoder, "
-            f"such as tiny-clip or ViT-B-32/openai"
+            f"models.clip is null, but {config.data.name!r} holds images and {config.use!r} works "
+            f"with a frozen encoder: name one, such as tiny-clip or ViT-B-32/openai"
         )
     return load_clip(config.models.clip, device=str(device))
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.store import shared_arrays
+from fedsim.data.store import Arrays, shared_arrays
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
 from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
@@ -18,27 +18,16 @@ _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
 
 
-def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[str, Any]]:
+def quality_rows(config: Experiment, data: TaskData, text: Tensor | None) -> list[dict[str, Any]]:
     """The rows of `synthetic` about the generated set: one per class, then the whole set's.
 
     Args:
         config: The resolved experiment; of its cache, ratio and sharpness matter.
         data: The run's arrays, with a synthetic set.
-        text: `(num_classes, d)` class embeddings.
+        text: `(num_classes, d)` class embeddings; without them images are counted, not judged.
     """
-    text, cache, scale = text.cpu(), config.cache, data.meta["logit_scale"]
-    made, real = _made(data), _real(data)
-    key = {
-        "kind": "quality",
-        "format": _FORMAT,
-        "synthetic": data.synthetic_address,
-        "inputs": data.address,
-        "text": hashlib.sha256(text.numpy().tobytes()).hexdigest(),
-    }
-    found = shared_arrays(key, lambda: set_quality(made, text, real))
-    if real is not None:  # quick, and another one for every sharpness that is tried
-        found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
     labels = np.asarray(data.synthetic["labels"])
+    found = {} if text is None else _measured(config, data, text.cpu())
     drawn = np.asarray(data.synthetic["drawn_agreement"])
     found["drawn_agreement"] = np.append(drawn, drawn.mean())
     draw_s = float(data.synthetic["draw_s"][0])
@@ -56,6 +45,23 @@ def quality_rows(config: Experiment, data: TaskData, text: Tensor) -> list[dict[
         values = {measure: float(array[label]) for measure, array in sorted(found.items())}
         rows.append(row | {m: value for m, value in values.items() if not np.isnan(value)})
     return rows
+
+
+def _measured(config: Experiment, data: TaskData, text: Tensor) -> Arrays:
+    """Every measure, by name: of each class, then of the whole set."""
+    cache, scale = config.cache, data.meta["logit_scale"]
+    made, real = _made(data), _real(data)
+    key = {
+        "kind": "quality",
+        "format": _FORMAT,
+        "synthetic": data.synthetic_address,
+        "inputs": data.address,
+        "text": hashlib.sha256(text.numpy().tobytes()).hexdigest(),
+    }
+    found = shared_arrays(key, lambda: set_quality(made, text, real))
+    if real is not None:  # quick, and another one for every sharpness that is tried
+        found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
+    return found
 
 
 def _made(data: TaskData) -> SyntheticFeatures:

@@ -112,10 +112,31 @@ class Recorder:
             self.event("diverged", "the global model predicts NaN or infinite scores", round)
         return {"split": self.served, "accuracy": metrics["accuracy"], "loss": metrics["nll"]}
 
+    def beside(self, name: str, model: Predictor, round: int, last: bool) -> None:
+        """Score one more model of the server on every held-out split, under its own name.
+
+        Raises:
+            ConfigError: The name is that of the main model or of clients' own.
+        """
+        if name in ("global", "personal"):
+            raise ConfigError(
+                f"method {self.config.method!r} calls one of its predictors {name!r}, which is "
+                f"what the table evaluations calls its main model: choose another name"
+            )
+        for split, (inputs, labels) in self._samples.items():
+            scores = score(self._logits(model, inputs), labels)
+            self._write_scores(split, scores, labels, round, last, name)
+
     def _write_scores(
-        self, split: str, scores: Scores, labels: np.ndarray, round: int, last: bool
+        self,
+        split: str,
+        scores: Scores,
+        labels: np.ndarray,
+        round: int,
+        last: bool,
+        model: str = "global",
     ) -> None:
-        key = {"round": round, "model": "global", "split": split}
+        key = {"round": round, "model": model, "split": split}
         count = len(labels)
         rows: list[dict[str, Any]] = [
             {**key, "scope": "global", "metric": name, "value": value, "num_samples": count}
@@ -130,7 +151,7 @@ class Recorder:
             ]
         self.sink.append("evaluations", rows)
         wanted = self.config.evaluation.predictions and scores.predictions is not None
-        if last and split == "test" and wanted:
+        if last and split == "test" and wanted and model == "global":
             samples = {"sample": np.arange(count), "label": labels}
             predictions = {"prediction": scores.predictions}
             correct = {"correct": scores.predictions == labels}
@@ -246,7 +267,7 @@ class Recorder:
         made, name = self.data.synthetic, self.data.synthetic_address
         if name is not None:
             self.sink.save_images(name, made["images"], made["labels"], task.classnames)
-        if task.synthetic is not None and task.text_features is not None:
+        if task.synthetic is not None:
             self.sink.append("synthetic", quality_rows(self.config, self.data, task.text_features))
 
     def event(

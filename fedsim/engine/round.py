@@ -21,7 +21,6 @@ from fedsim.data.configured import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool, Collected, collect
-from fedsim.engine.host import pixel_normaliser
 from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, about_run, now
 from fedsim.engine.schedule import sample_cohort
@@ -113,7 +112,6 @@ class Federation:
             self._fit, self._held = (np.sort(np.concatenate(self._fit)),), ()
         task = make_task(config, self.data, self.cls, self.device, server=True)
         self.method = build_method(config, task)
-        self._prepare = pixel_normaliser(self.method)
         self.record = Recorder(config, self.sink, self.data, self.split, self.device)
         self.record.describe(self.split.partition)
         if snapshot is not None:
@@ -246,6 +244,8 @@ class Federation:
         """Evaluate the round, write its row, and make it the one to resume from."""
         clock = _Clock()
         self._scores = self.record.evaluate(self._predictors(), self.round, self.finished)
+        for name, model in self.method.predictors(self._state).items():
+            self.record.beside(name, self._on_stored(model), self.round, self.finished)
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
         self.sink.append("rounds", [row])
@@ -274,7 +274,10 @@ class Federation:
         else:
             states = [self._client_states.get(c, {}) for c in range(len(self._fit))]
         models = [self.method.predictor(self._state, to_device(s, self.device)) for s in states]
-        return [partial(_on_stored, model, self._prepare) for model in models]
+        return [self._on_stored(model) for model in models]
+
+    def _on_stored(self, model: Predictor) -> Predictor:
+        return partial(_prepared, model, self.method.task.prepare)
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         if snapshot["threads"] != self.config.engine.threads:
@@ -310,7 +313,7 @@ class _Clock:
         return now - before
 
 
-def _on_stored(model: Predictor, prepare: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
+def _prepared(model: Predictor, prepare: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
     return model(prepare(stored))
 
 

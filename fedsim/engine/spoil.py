@@ -63,10 +63,10 @@ def spoilt_arrays(
         return changed
     rows = np.sort(np.concatenate(list(rows_of.values())))
     inputs = np.array(arrays["train_inputs"])
-    if load_clip is None:
-        inputs[rows] = spoil_features(inputs[rows], rows, noise, seed)
-    elif inputs.ndim == 4:  # pixels, as the encoder takes them
+    if inputs.ndim == 4:  # as the encoder takes them, or at their own size
         inputs[rows] = spoil_images(inputs[rows], rows, noise, seed)
+    elif load_clip is None:
+        inputs[rows] = spoil_features(inputs[rows], rows, noise, seed)
     else:
         clip, train = load_clip(), read_dataset(config).train
         for chunk in np.array_split(rows, range(_CHUNK, len(rows), _CHUNK)):

@@ -16,6 +16,7 @@ from fedsim.engine.prepare import TaskData, public_rows
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Labelled, Method, Task
 from fedsim.models.clip import Clip, load_clip
+from fedsim.models.images import to_unit_range
 
 
 def settle_numerics(threads: int) -> None:
@@ -43,13 +44,17 @@ def make_task(
 ) -> Task:
     """The task for one role: clients see neither synthetic nor public data."""
     synthetic = public = None
+    images = method.inputs == "images"
     if server and data.synthetic:
-        synthetic = _labelled(data.synthetic["inputs"], data.synthetic["labels"], device)
+        inputs = data.synthetic["fitted" if images else "inputs"]
+        synthetic = _labelled(inputs, data.synthetic["labels"], device)
     if server and method.needs_public(config):
         labels = np.asarray(data.arrays["val_labels"])
         rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
         public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
     text = class_embeddings(config, data)
+    load = _clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None
+    shape = data.arrays["train_inputs"].shape[1:]
     return Task(
         config=config,
         classnames=tuple(data.meta["classnames"]),
@@ -59,8 +64,21 @@ def make_task(
         text_features=None if text is None else text.to(device),
         synthetic=synthetic,
         public=public,
-        load_clip=_clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None,
+        load_clip=load,
+        image_shape=(shape[0], shape[1], shape[2]) if images else None,
+        prepare=_preparation(method, load),
     )
+
+
+def _preparation(
+    method: type[Method], load_clip: Callable[[], Clip] | None
+) -> Callable[[Tensor], Tensor]:
+    """Stored inputs -> model inputs: pixels as the encoder or the network wants them."""
+    if method.inputs == "images":
+        return to_unit_range
+    if method.inputs == "pixels" and load_clip is not None:
+        return lambda x: load_clip().normalise(x)
+    return lambda x: x
 
 
 def class_embeddings(config: Experiment, data: TaskData) -> Tensor | None:
@@ -71,7 +89,7 @@ def class_embeddings(config: Experiment, data: TaskData) -> Tensor | None:
     if "text_features" in data.arrays:
         return as_tensor(data.arrays["text_features"])
     shots = config.data.prototype_shots
-    if shots is None:
+    if shots is None or data.arrays["val_inputs"].ndim != 2:  # of images there are no means
         return None
     labels = np.asarray(data.arrays["val_labels"])
     rows = public_rows(labels, shots, config.partition_seed)

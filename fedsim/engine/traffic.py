@@ -9,7 +9,6 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.configured import split_clients
 from fedsim.engine.batching import Group, make_batches
-from fedsim.engine.host import pixel_normaliser
 from fedsim.engine.prepare import prepare
 from fedsim.engine.round import LocalExecutor
 from fedsim.engine.task import as_tensor, make_task, settle_numerics
@@ -59,9 +58,8 @@ def traffic(config: Experiment) -> Traffic:
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
     one = Group(0, (0,), (split.fit[0][: 1 if phases == 1 else None],))
     inputs, labels = as_tensor(arrays["train_inputs"]), as_tensor(arrays["train_labels"])
-    prepared = pixel_normaliser(method)
     train = config.train.model_copy(update={"local_epochs": 1})
-    batches = make_batches(one, inputs, labels, train, 0, 0, prepared, device)
+    batches = make_batches(one, inputs, labels, train, 0, 0, method.task.prepare, device)
     rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]
     sent: list[tuple[int, int]] = []
     for number in range(1, phases + 1):

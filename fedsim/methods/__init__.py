@@ -41,6 +41,7 @@ METHODS: dict[str, str] = {
     "clip_adapter": "fedsim.methods.clip_adapter:CLIPAdapter",
     "afl": "fedsim.methods.afl:AFL",
     "gda": "fedsim.methods.gda:GDA",
+    "fedavg": "fedsim.methods.fedavg:FedAvg",
     "cachefl_analytic": "fedsim.methods.cachefl_analytic:CacheFLAnalytic",
 }
 

@@ -78,17 +78,23 @@ class Task:
     config: Experiment
     classnames: tuple[str, ...]
     embed_dim: int
-    """d of the frozen encoder's features."""
+    """d of the frozen encoder's features; 0 without an encoder."""
     logit_scale: float
     device: torch.device
     text_features: Tensor | None = None
     """`(num_classes, d)`, L2-normalised class embeddings; None when the data has no text."""
     synthetic: Labelled | None = None
-    """Features of the server's generated images, `(num_classes * K, d)`, sorted by class."""
+    """The server's generated images, K per class and sorted by class: features
+    `(num_classes * K, d)`, or uint8 `(num_classes * K, c, h, w)` for methods on `images`."""
     public: Labelled | None = None
-    """Features of a few public labelled images (a part of the validation split)."""
+    """A few public labelled images (a part of the validation split), likewise."""
     load_clip: Callable[[], Clip] | None = None
     """The frozen encoder itself, for methods that train or probe it."""
+    image_shape: tuple[int, int, int] | None = None
+    """`(c, h, w)` of the images that methods on `images` train on."""
+    prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
+    """Stored inputs, such as those of `synthetic` -> what a model reads: uint8 images become
+    normalised floats."""
 
     @property
     def num_classes(self) -> int:
@@ -221,8 +227,9 @@ class Method:
         options: The method's own settings, an instance of `Options`.
     """
 
-    inputs: ClassVar[Literal["features", "pixels"]] = "features"
-    """What clients train on: features of the frozen encoder, or images at its input size."""
+    inputs: ClassVar[Literal["features", "pixels", "images"]] = "features"
+    """What clients train on: features of the frozen encoder, images at its input size, or images at
+    their own size, for which no encoder is needed."""
     frozen: ClassVar[tuple[Literal["visual", "text"], ...]] = ("visual",)
     """Which of CLIP's encoders a client needs unchanged: their bytes are downloaded once."""
     reduction: ClassVar[Literal["sum", "keep"]] = "sum"
@@ -344,3 +351,11 @@ class Method:
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         """The model as a function of inputs; personal when a client's state is given."""
         raise NotImplementedError
+
+    def predictors(self, state: State) -> Mapping[str, Predictor]:
+        """More models that the server holds, by the name they have in the table `evaluations`.
+
+        They are evaluated beside the main one and choose nothing: `rounds.accuracy` is the main
+        model's. The names `global` and `personal` are taken.
+        """
+        return {}

@@ -21,6 +21,14 @@ from fedsim.results.writer import TableWriter
 from fedsim.study import parse_study
 from tests.helpers import experiment, write_features
 
+CLASSIFIER = {
+    "models.clip": None,
+    "models.classifier": {"width": 16},
+    "train.lr": 0.1,
+    "train.momentum": 0.9,
+    "train.local_epochs": 5,
+    "data.max_train_samples": None,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "zero_shot": {},
     "synthetic_only": {"train.lr": 0.05},
@@ -40,6 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "afl": {},
     "gda": {},
     "cachefl_analytic": {"train.lr": 1e-3, "cache.residual_ratio": 10.0},
+    "fedavg": CLASSIFIER,
 }
 GENERATED = ("cachefl", "synthetic_only", "tip_adapter", "centralised_cache", "cachefl_analytic")
 CONTROLS = ("text", "random", "public_shots")

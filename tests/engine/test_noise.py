@@ -77,9 +77,10 @@ def test_features_under_noise(data: Path):
     assert np.array_equal(noisy[OBSERVED], clean["train_labels"])
 
 
-@pytest.mark.parametrize("method", ["fedavg_head", "fedavg_finetune"])  # features, pixels
+@pytest.mark.parametrize("method", ["fedavg_head", "fedavg_finetune", "fedavg"])
 @pytest.mark.parametrize("kind", ["gaussian", "blur", "contrast", "occlusion"])
 def test_images_are_corrupted_before_the_encoder(method: str, kind: str):
+    """Of methods on features, on pixels, and on images at their own size."""
     config = on_digits(method, noise__clients=0.5, noise__images=kind)
     clean, noisy = arrays(on_digits(method)), arrays(config)
     assert same(clean, noisy) == set(clean) - {"train_inputs"}

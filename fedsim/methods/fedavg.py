@@ -1,0 +1,68 @@
+"""FedAvg (McMahan et al., 2017) of a classifier trained from scratch on images.
+
+    w         all weights of `models.classifier`, drawn once on the server
+    round:    every client k takes local steps on its own loss from w, and ends at w_k
+              w <- w + sum_k (n_k / n) (w_k - w)                              (algorithm 1)
+
+FedAvgM, FedAdam and FedYogi are other steps of the server on the same mean (`server.optimizer`);
+FedLC and other shifts of the logits are parts of the local loss (`train.logit_adjustment`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.training import train_locally
+from fedsim.models.classifiers import Classifier
+from fedsim.params import Params, add, to_device
+
+
+class FedAvg(Method):
+    """Federated averaging of all weights of a network."""
+
+    inputs = "images"
+    frozen = ()
+
+    @cached_property
+    def net(self) -> Classifier:
+        """The network that is trained; it holds no weights."""
+        assert self.task.image_shape is not None
+        settings = self.config.models.classifier
+        return Classifier(settings, self.task.image_shape, self.task.num_classes)
+
+    def check_task(self) -> None:
+        _ = self.net  # refuses images it cannot be built for
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        return dict(to_device(self.net.init(rng), task.device))
+
+    def message(self, state: State) -> Params:
+        return state
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        delta = train_locally(message, self.net.on_clients, batches)
+        return Update(delta, weight=batches.num_samples), client_state
+
+    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
+        return self.net.on_clients(params, x)
+
+    def class_rows(self, message: Params) -> Params:
+        return self.net.class_rows(self.task.device)
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return add(state, received.mean)
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return lambda x: self.net(state, x)
