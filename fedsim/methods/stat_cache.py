@@ -19,7 +19,9 @@ values instead of fixing them. Two rounds, the same result under any partition, 
     round 3.. clients fine-tune the keys, the server averages, as in CacheFL
 
 `train.rounds: 2` stops at the closed form. Options turn every part off: `prior: text` leaves the
-discriminant out, `keys: cache` takes the keys of `cache.init`.
+discriminant out, `keys: cache` takes the keys of `cache.init`. With `links` round 2 regresses on
+(a, f) instead of a: direct links beside random features (Pao et al., 1994), AFL's head being the
+special case without keys.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from fedsim.methods.statistics import (
     totals,
 )
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import text_logits
+from fedsim.models.cache import affinity, text_logits
 from fedsim.params import Params, add
 
 
@@ -69,6 +71,8 @@ class StatCacheOptions(BaseModel, extra="forbid"):
     """What the cache corrects: the Gaussian discriminant, or CLIP's text classifier."""
     keys: Literal["gaussian", "cache"] = "gaussian"
     """Keys drawn from the class Gaussians, or those of `cache.init`."""
+    links: bool = False
+    """Solve for a linear map of the features beside the values, as AFL does without a cache."""
     shrinkage: float = Field(0.1, gt=0)
     """Of the covariance towards a multiple of the identity."""
     text_weight: float = Field(0.0, ge=0)
@@ -131,7 +135,7 @@ class StatCache(Method):
             return Update(delta, weight=batches.num_samples), client_state
 
         def seen(f: Tensor) -> Tensor:
-            return self._affinity(message["keys"].double(), f) if "keys" in message else f
+            return self._activations(message["keys"].double(), f) if "keys" in message else f
 
         num_classes = self.task.num_classes
         sums = normal_equations(batches, seen, lambda f, y: one_hot(y, num_classes))
@@ -149,7 +153,7 @@ class StatCache(Method):
             return add(state, received.mean)
         sums = totals(received)
         if "seen" in state:  # round 2
-            second = square(sums["second"], len(state["keys"]))
+            second = square(sums["second"], len(sums["cross"]))
             values = ridge(second, sums["cross"], self.own.ridge)
             return state | {"values": values.float()}
         means, covariance = class_gaussians(
@@ -181,12 +185,14 @@ class StatCache(Method):
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         return lambda x: self._logits(x, state)
 
-    def _affinity(self, keys: Tensor, f: Tensor) -> Tensor:
-        return (self.config.cache.sharpness * (f @ keys.mT - 1)).exp()
+    def _activations(self, keys: Tensor, f: Tensor) -> Tensor:
+        """What values weigh: `(..., M)`, or `(..., M + d)` with links."""
+        near = affinity(f, keys, self.config.cache.sharpness)
+        return torch.cat([near, f], dim=-1) if self.own.links else near
 
     def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
         logits = text_logits(f, model["weights"], 1.0) + model["bias"]
         if "values" not in model:
             return logits
-        cached = self._affinity(model["keys"], f) @ model["values"]
+        cached = self._activations(model["keys"], f) @ model["values"]
         return logits + self.config.cache.residual_ratio * cached

@@ -61,8 +61,10 @@ def pooled(folder: Path, **more: Any) -> tuple[Any, dict[str, np.ndarray]]:
     return made, arrays
 
 
-def test_the_closed_form_on_pooled_data(tmp_path: Path):
-    made, arrays = pooled(tmp_path)
+@pytest.mark.parametrize("links", [False, True])
+def test_the_closed_form_on_pooled_data(tmp_path: Path, links: bool):
+    options = {"ridge": 0.01, "shrinkage": 0.2, "links": links}
+    made, arrays = pooled(tmp_path, options=options)
     x, y = arrays["train_inputs"].astype(float), arrays["train_labels"]
     n, d = x.shape
     means = np.stack([x[y == c].mean(0) for c in range(4)])
@@ -77,12 +79,18 @@ def test_the_closed_form_on_pooled_data(tmp_path: Path):
     keys = state["keys"].numpy().astype(float)
     assert keys.shape == (12, d)
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, rtol=1e-5)
-    a = np.exp(-5.0 * (1 - x @ keys.T))
-    gram = a.T @ a + 0.01 * np.trace(a.T @ a) / 12 * np.eye(12)
+
+    def seen(f: np.ndarray) -> np.ndarray:
+        near = np.exp(-5.0 * (1 - f @ keys.T))
+        return np.concatenate([near, f], axis=1) if links else near
+
+    a = seen(x)
+    m = a.shape[1]
+    gram = a.T @ a + 0.01 * np.trace(a.T @ a) / m * np.eye(m)
     values = np.linalg.solve(gram, a.T @ np.eye(4)[y])
     np.testing.assert_allclose(state["values"].numpy(), values, rtol=1e-3, atol=1e-3)
     test = arrays["test_inputs"].astype(float)
-    expected = test @ weights.T + bias + 20 * np.exp(-5.0 * (1 - test @ keys.T)) @ values
+    expected = test @ weights.T + bias + 20 * seen(test) @ values
     got = made.method.predictor(state)(torch.tensor(test).float()).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-2)
 
@@ -99,22 +107,27 @@ def test_the_same_under_any_partition(tmp_path: Path):
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-5, atol=1e-5)
 
 
-def test_later_rounds_fine_tune_the_keys_alone(tmp_path: Path):
-    made, _ = pooled(tmp_path, train__rounds=2)
+@pytest.mark.parametrize("links", [False, True])
+def test_later_rounds_fine_tune_the_keys_alone(tmp_path: Path, links: bool):
+    options = {"links": links}
+    made, _ = pooled(tmp_path, train__rounds=2, options=options)
     (tmp_path / "more").mkdir()
-    tuned, _ = pooled(tmp_path / "more", train__rounds=4, train__lr=1e-4)
+    tuned, _ = pooled(tmp_path / "more", train__rounds=4, train__lr=1e-4, options=options)
     assert torch.equal(made._state["values"], tuned._state["values"])
     assert not torch.equal(made._state["keys"], tuned._state["keys"])
 
 
-def test_bytes_are_those_of_triangles(tmp_path: Path):
-    config = experiment(write_features(tmp_path), "stat_cache", **settings())
+@pytest.mark.parametrize("links", [False, True])
+def test_bytes_are_those_of_triangles(tmp_path: Path, links: bool):
+    options = {"links": links}
+    config = experiment(write_features(tmp_path), "stat_cache", **settings(options=options))
     rounds = fedsim.load(run(config, tmp_path)).rounds.set_index("round")
-    d, n, m, clients = 8, 4, 12, 6
+    d, n, keys, clients = 8, 4, 12, 6
+    m = keys + d * links
     assert rounds.bytes_up[1] == clients * 8 * (n + n * d + d * (d + 1) // 2)
     assert rounds.bytes_up[2] == clients * 8 * (n * m + m * (m + 1) // 2)
     assert rounds.bytes_down[1] == 0
-    assert rounds.bytes_down[2] == clients * 4 * m * d
+    assert rounds.bytes_down[2] == clients * 4 * keys * d
 
 
 @pytest.mark.parametrize("keys", ["gaussian", "cache"])
