@@ -224,13 +224,14 @@ class ClientHost:
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
         real = len(group.client_ids)
-        length = norms(update.delta).tolist() if update.delta else [0.0] * real
+        change = update.delta if update.change is None else update.change
+        length = norms(change).tolist() if change else [0.0] * real
         measured: dict[str, list[float]] = {}
         if self.config.evaluation.client_metrics:
-            measured = self._before_and_after(batches, message, update)
+            measured = self._before_and_after(batches, message, change)
         if any(len(held) for held in group.held):
             held = Group(0, group.client_ids, group.held)
-            found = self._before_and_after(self._batches(held, round), message, update)
+            found = self._before_and_after(self._batches(held, round), message, change)
             measured |= {f"holdout_{name}": values for name, values in found.items()}
         memory = (
             torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
@@ -286,15 +287,15 @@ class ClientHost:
 
     @torch.no_grad()
     def _before_and_after(
-        self, batches: Batches, message: Params, update: Update
+        self, batches: Batches, message: Params, change: Params
     ) -> dict[str, list[float]]:
         """Loss and accuracy on each client's own training data, as received and as trained."""
-        start = {name: message[name] for name in update.delta if name in message}
-        if not update.delta or len(start) != len(update.delta):
+        start = {name: message[name] for name in change if name in message}
+        if not change or len(start) != len(change):
             return {}
         before = stack(start, batches.num_clients)
         found: dict[str, list[float]] = {}
-        for when, params in (("before", before), ("after", add(before, update.delta))):
+        for when, params in (("before", before), ("after", add(before, change))):
             loss = torch.zeros(batches.num_clients, device=self.device)
             correct, count = torch.zeros_like(loss), torch.zeros_like(loss)
             for batch in batches.all_samples():

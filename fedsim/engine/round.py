@@ -165,7 +165,8 @@ class Federation:
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
         # 5. The server's step, then its own work (distillation, training on generated images).
-        received = replace(to_device(got.received, self.device), round=number)
+        received = to_device(got.received, self.device)
+        received = replace(received, round=number, share=self._share(got))
         if received.mean and self.cls.averages:
             received = self._stepped(received)
         self._client_states |= got.states
@@ -180,6 +181,10 @@ class Federation:
         # 6. Evaluate, write rows, commit.
         self.round = number
         return self._commit(row)
+
+    def _share(self, got: Collected) -> float:
+        """The part of all clients' training samples that those who answered hold."""
+        return sum(row["num_samples"] for row in got.rows) / sum(map(len, self._fit))
 
     def _stepped(self, received: Received) -> Received:
         """The averaged update as the server's optimiser makes it."""

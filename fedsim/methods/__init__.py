@@ -41,8 +41,16 @@ METHODS: dict[str, str] = {
     "clip_adapter": "fedsim.methods.clip_adapter:CLIPAdapter",
     "afl": "fedsim.methods.afl:AFL",
     "gda": "fedsim.methods.gda:GDA",
-    "fedavg": "fedsim.methods.fedavg:FedAvg",
     "cachefl_analytic": "fedsim.methods.cachefl_analytic:CacheFLAnalytic",
+    "fedavg": "fedsim.methods.fedavg:FedAvg",
+    "fedprox": "fedsim.methods.fedprox:FedProx",
+    "scaffold": "fedsim.methods.scaffold:Scaffold",
+    "fednova": "fedsim.methods.fednova:FedNova",
+    "moon": "fedsim.methods.moon:Moon",
+    "fedavg_from_synthetic": "fedsim.methods.fedavg_from_synthetic:FedAvgFromSynthetic",
+    "synthetic_only_classifier": "fedsim.methods.synthetic_only_classifier:SyntheticOnlyClassifier",
+    "local_only_classifier": "fedsim.methods.local_only_classifier:LocalOnlyClassifier",
+    "centralised_classifier": "fedsim.methods.centralised_classifier:CentralisedClassifier",
 }
 
 

@@ -147,6 +147,11 @@ class Batches:
         return len(self.steps)
 
     @property
+    def num_steps(self) -> Tensor:
+        """`(C,)` int64 steps of every client; 0 for a ghost."""
+        return torch.stack([mask.any(1) for _, mask in self.steps]).sum(0)
+
+    @property
     def num_clients(self) -> int:
         """C, the ghost included."""
         return len(self.client_ids)
@@ -183,11 +188,14 @@ class Update:
         weight: `(C,)` float64 weights of the average, usually the number of samples.
         linear: Whether the server needs no more than the weighted sum of the deltas; only then
             can secure aggregation or a clipped, noised sum stand in for them.
+        change: By how much training changed the model, `(C, ...)` by name, where that is not what
+            is sent; clients are measured with it.
     """
 
     delta: Params
     weight: Tensor
     linear: bool = True
+    change: Params | None = None
 
     def clipped(self, max_norm: float) -> Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
@@ -207,12 +215,14 @@ class Received:
         kept: One `(client_id, Update with C = 1)` per client, sorted by id (`"keep"`), else empty.
         num_clients: Clients that answered.
         round: From 1.
+        share: Their part of all clients' training samples.
     """
 
     mean: Params
     kept: tuple[tuple[int, Update], ...] = ()
     num_clients: int = 0
     round: int = 0
+    share: float = 1.0
 
 
 class NoOptions(BaseModel, extra="forbid"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.training import train_locally
+from fedsim.methods.training import Loss, minimise, of_logits
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, add, to_device
 
@@ -52,8 +52,12 @@ class FedAvg(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        delta = train_locally(message, self.net.on_clients, batches)
+        delta = minimise(message, self.loss(message, batches, client_state), batches)
         return Update(delta, weight=batches.num_samples), client_state
+
+    def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
+        """What every client minimises on a batch, beside the proximal term."""
+        return of_logits(self.net.on_clients, batches)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self.net.on_clients(params, x)

@@ -11,8 +11,8 @@ where it may not be 0.
 from __future__ import annotations
 
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError
 from fedsim.methods.fedavg_head import FedAvgHead
+from fedsim.methods.fedprox import require_proximal
 
 
 class FedProxHead(FedAvgHead):
@@ -21,8 +21,4 @@ class FedProxHead(FedAvgHead):
     @classmethod
     def check(cls, config: Experiment) -> None:
         super().check(config)
-        if config.train.proximal_mu == 0:
-            raise ConfigError(
-                "FedProx without its proximal term is fedavg_head: set train.proximal_mu above 0 "
-                "(its paper tries 0.001, 0.01, 0.1 and 1), or use fedavg_head"
-            )
+        require_proximal(config, without="fedavg_head")

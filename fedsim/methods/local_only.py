@@ -13,8 +13,8 @@ has the one it started from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.methods.base import Batches, Method, NoOptions, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
+from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.fedavg_head import FedAvgHead
 from fedsim.methods.training import train_apart
 from fedsim.params import Params, add, stack, unstack
@@ -39,14 +40,15 @@ class LocalOnly(Method):
 
     averages = False
     personal = True
-    sections = ("cache",)
-    Options = LocalOnlyOptions
+    sections: ClassVar[tuple[str, ...]] = ("cache",)
+    Options: ClassVar[type[BaseModel]] = LocalOnlyOptions
 
-    def __init__(self, task: Task, options: BaseModel) -> None:
-        super().__init__(task, options)
-        assert isinstance(options, LocalOnlyOptions)
-        inner = FedAvgHead if options.model == "head" else CacheFL
-        self._inner: FedAvgHead | CacheFL = inner(task, NoOptions())
+    @cached_property
+    def inner(self) -> FedAvgHead | CacheFL | FedAvg:
+        """The federated method whose start and local training these are."""
+        assert isinstance(self.options, LocalOnlyOptions)
+        cls = FedAvgHead if self.options.model == "head" else CacheFL
+        return cls(self.task, NoOptions())
 
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
@@ -57,10 +59,10 @@ class LocalOnly(Method):
         return _is_cache(config) and CacheFL.needs_public(config)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
-        return self._inner.setup(task, rng)
+        return self.inner.setup(task, rng)
 
     def constants(self, state: State) -> Params:
-        return self._inner.constants(state) | self._inner.message(state)  # the start, once
+        return self.inner.constants(state) | self.inner.message(state)  # the start, once
 
     def message(self, state: State) -> Params:
         return {}
@@ -72,7 +74,7 @@ class LocalOnly(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        starts = stack(self._inner.message(dict(message)), batches.num_clients)
+        starts = stack(self.inner.message(dict(message)), batches.num_clients)
         for c, own in enumerate(client_state):
             for name, value in own.items():
                 starts[name][c] = value
@@ -85,13 +87,13 @@ class LocalOnly(Method):
         return Update({}, weight=batches.num_samples), states
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return self._inner.client_logits(message, params, x)
+        return self.inner.client_logits(message, params, x)
 
     def aggregate(self, state: State, received: Received) -> State:
         return state
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return self._inner.predictor(state | dict(client_state or {}))
+        return self.inner.predictor(state | dict(client_state or {}))
 
 
 def _is_cache(config: Experiment) -> bool:

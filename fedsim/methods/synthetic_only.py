@@ -12,7 +12,7 @@ Every "round" is `train.local_epochs` passes over the set, so rounds compare wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel
@@ -37,7 +37,7 @@ class SyntheticOnly(Method):
 
     uses_clients = False
     sections = ("cache",)
-    Options = SyntheticOnlyOptions
+    Options: ClassVar[type[BaseModel]] = SyntheticOnlyOptions
 
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
@@ -54,16 +54,17 @@ class SyntheticOnly(Method):
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
-        name = "keys" if self._cache else "head"
-
         def logits(params: Params, x: Tensor) -> Tensor:
-            return self.predictor(state | params)(x)
+            return self.predictor(state | params)(self.task.prepare(x))
 
         assert self.task.synthetic is not None
-        start = {name: state[name]}
-        return state | train_centrally(
-            start, logits, self.task.synthetic, self.config.train.at(received.round), rng
-        )
+        train = self.config.train.at(received.round)
+        return state | train_centrally(self.trained(state), logits, self.task.synthetic, train, rng)
+
+    def trained(self, state: State) -> Params:
+        """The part of the state that is trained."""
+        name = "keys" if self._cache else "head"
+        return {name: state[name]}
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         if self._cache:

@@ -22,6 +22,9 @@ from fedsim.sections import TrainConfig
 Logits = Callable[[Params, Tensor], Tensor]
 """Stacked params and inputs `(C, B, ...)` -> logits `(C, B, num_classes)`."""
 
+Loss = Callable[[Params, Batch], Tensor]
+"""Stacked params and a batch -> every client's loss on it, `(C,)`."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Mean cross-entropy of every client's valid samples.
@@ -123,12 +126,24 @@ def proximal(params: Params, start: Params, mu: float) -> Tensor:
     return mu / 2 * torch.stack(squares).sum(0)
 
 
-def local_loss(
-    scores: Tensor, batch: Batch, counts: Tensor, params: Params, start: Params, train: TrainConfig
-) -> Tensor:
-    """The loss every client minimises on a batch, `(C,)`."""
-    loss = cross_entropy(shifted(scores, counts, train), batch.y, batch.mask)
-    return loss + proximal(params, start, train.proximal_mu) if train.proximal_mu else loss
+class LabelLoss:
+    """Cross-entropy on logits as every client's own labels shift them (see `shifted`).
+
+    Args:
+        batches: The group's local data, whose labels are counted once.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._counts: Tensor | None = None
+
+    def __call__(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Logits `(C, B, num_classes)` of a batch -> losses `(C,)`."""
+        if self._counts is None:
+            self._counts = self._batches.label_counts(scores.shape[-1])
+        return cross_entropy(
+            shifted(scores, self._counts, self._batches.train), batch.y, batch.mask
+        )
 
 
 def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
@@ -142,7 +157,7 @@ def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
     Returns:
         Each client's change, `(C, ...)` by name.
     """
-    return _train(stack(start, batches.num_clients), start, logits, batches)
+    return minimise(start, of_logits(logits, batches), batches)
 
 
 def train_apart(starts: Params, logits: Logits, batches: Batches) -> Params:
@@ -156,29 +171,61 @@ def train_apart(starts: Params, logits: Logits, batches: Batches) -> Params:
     Returns:
         Each client's change, `(C, ...)` by name.
     """
-    return _train({k: v.clone() for k, v in starts.items()}, starts, logits, batches)
+    params = {k: v.clone() for k, v in starts.items()}
+    return _train(params, starts, of_logits(logits, batches), batches)
 
 
-def _train(params: Params, start: Params, logits: Logits, batches: Batches) -> Params:
+def of_logits(logits: Logits, batches: Batches) -> Loss:
+    """The loss that local training minimises unless a method adds to it."""
+    loss = LabelLoss(batches)
+    return lambda params, batch: loss(logits(params, batch.x), batch)
+
+
+def minimise(start: Params, loss: Loss, batches: Batches) -> Params:
+    """`train_locally` for a loss of the method's own; a proximal term is added as configured."""
+    return _train(stack(start, batches.num_clients), start, loss, batches)
+
+
+def _train(params: Params, start: Params, loss: Loss, batches: Batches) -> Params:
     """Trains the stacked `params` in place; their change against `start`, stacked or not."""
-    train = batches.train
+    mu = batches.train.proximal_mu
     params = {k: v.requires_grad_() for k, v in params.items()}
     leaves = list(params.values())
-    optimizer, counts = Optimizer(leaves, train), None
+    optimizer = Optimizer(leaves, batches.train)
     for batch in batches:
-        scores = logits(params, batch.x)
-        counts = batches.label_counts(scores.shape[-1]) if counts is None else counts
-        loss = local_loss(scores, batch, counts, params, start, train)
+        losses = loss(params, batch)
+        total = (losses + proximal(params, start, mu) if mu else losses).sum()
         if batch.active.all():
-            optimizer.step(loss.sum())
+            optimizer.step(total)
             continue
         # Finished clients stand still: momentum and weight decay would move them on.
         before = [leaf.detach().clone() for leaf in leaves]
-        optimizer.step(loss.sum())
+        optimizer.step(total)
         with torch.no_grad():
             for leaf, old in zip(leaves, before, strict=True):
                 leaf.copy_(torch.where(batch.active.view(-1, *[1] * (leaf.dim() - 1)), leaf, old))
     return subtract({k: v.detach() for k, v in params.items()}, start)
+
+
+def effective_steps(train: TrainConfig, num_steps: Tensor) -> Tensor:
+    """How far local steps of SGD go against a constant gradient of 1, in units of `train.lr`.
+
+    This is `|a|_1` of FedNova (Wang et al., 2020): K for K plain steps, more with momentum, less
+    with a proximal term. It is found by taking the steps.
+
+    Args:
+        train: How clients train.
+        num_steps: `(C,)` steps of every client.
+
+    Returns:
+        `(C,)` float32; 0 for a ghost.
+    """
+    position, velocity, reached = 0.0, 0.0, [0.0]
+    for _ in range(int(num_steps.max())):
+        velocity = train.momentum * velocity + 1 - train.proximal_mu * position
+        position += train.lr * velocity
+        reached.append(position / train.lr)
+    return torch.tensor(reached)[num_steps]
 
 
 def train_one_by_one(start: Params, logits: Logits, batches: Batches) -> Params:

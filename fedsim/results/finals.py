@@ -32,7 +32,13 @@ __all__ = [
     "setting_text",
 ]
 
-CEILINGS = ("centralised", "centralized", "centralised_head", "centralised_cache")
+CEILINGS = (
+    "centralised",
+    "centralized",
+    "centralised_head",
+    "centralised_cache",
+    "centralised_classifier",
+)
 LEVELS = ("zero_shot", *CEILINGS)  # not federated: levels that curves are seen against
 CELL = ["dataset", "partition"]  # what a comparison is made within
 _FIRST = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")

@@ -49,8 +49,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gda": {},
     "cachefl_analytic": {"train.lr": 1e-3, "cache.residual_ratio": 10.0},
     "fedavg": CLASSIFIER,
+    "fedprox": CLASSIFIER | {"train.proximal_mu": 0.01},
+    "scaffold": CLASSIFIER | {"train.momentum": 0.5},
+    "fednova": CLASSIFIER,
+    "moon": CLASSIFIER,
+    "local_only_classifier": CLASSIFIER,
+    "centralised_classifier": CLASSIFIER,
+    "fedavg_from_synthetic": CLASSIFIER | {"models.clip": "tiny-clip", "options.epochs": 5},
+    "synthetic_only_classifier": CLASSIFIER
+    | {"models.clip": "tiny-clip", "train.local_epochs": 40},
 }
-GENERATED = ("cachefl", "synthetic_only", "tip_adapter", "centralised_cache", "cachefl_analytic")
+GENERATED = (
+    "cachefl",
+    "synthetic_only",
+    "tip_adapter",
+    "centralised_cache",
+    "cachefl_analytic",
+    "fedavg_from_synthetic",
+    "synthetic_only_classifier",
+)
 CONTROLS = ("text", "random", "public_shots")
 GENERATOR = pytest.mark.skipif(
     not (PRETRAINED / "tiny-diffusion" / "model_index.json").is_file(),

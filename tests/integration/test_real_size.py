@@ -48,7 +48,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study(images: Path, clip: str) -> dict[str, Any]:
-    can = [m for m in METHODS if clip in PIXELS.get(m, ENCODERS)]
+    of_clip = [m for m in METHODS if method_class(m).inputs != "images"]
+    can = [m for m in of_clip if clip in PIXELS.get(m, ENCODERS)]
     return {
         "study": "real-size",
         "methods": {m: OWN.get(m) for m in can},

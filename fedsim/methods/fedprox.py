@@ -1,0 +1,32 @@
+"""FedProx (Li et al., MLSys 2020) of a classifier trained from scratch on images.
+
+    round:  every client minimises  F_k(w_k) + mu / 2 |w_k - w|^2          (equation 2)
+            w <- sum_k (n_k / n) w_k
+
+`train.proximal_mu` is mu; it is part of every method's local loss, so that this file only says
+where it may not be 0.
+"""
+
+from __future__ import annotations
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.methods.fedavg import FedAvg
+
+
+class FedProx(FedAvg):
+    """Federated averaging of a network's weights with a proximal term."""
+
+    @classmethod
+    def check(cls, config: Experiment) -> None:
+        super().check(config)
+        require_proximal(config, without="fedavg")
+
+
+def require_proximal(config: Experiment, without: str) -> None:
+    """Refuse mu = 0, with which the method is another one, named by `without`."""
+    if config.train.proximal_mu == 0:
+        raise ConfigError(
+            f"FedProx without its proximal term is {without}: set train.proximal_mu above 0 "
+            f"(its paper tries 0.001, 0.01, 0.1 and 1), or use {without}"
+        )

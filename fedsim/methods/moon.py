@@ -1,0 +1,82 @@
+"""MOON (Li, He and Song, CVPR 2021) of a classifier trained from scratch on images.
+
+    z, z_glob, z_prev   embeddings of an image by the client's model as it trains, by the model the
+                        server sent, and by the client's own model of its last participation
+
+    client k minimises  cross-entropy + mu * l,   averaged over its images
+        l = -log( exp(cos(z, z_glob) / t) / (exp(cos(z, z_glob) / t) + exp(cos(z, z_prev) / t)) )
+    server:             w <- sum_k (n_k / n) w_k
+
+The embedding is what the last layer reads. The paper puts a projection of two layers before it, in
+all methods it compares: `models.classifier.projection`. Before its second participation a client
+has no previous model, and only cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.methods.base import Batch, Batches, State, Update
+from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.training import LabelLoss, Loss
+from fedsim.params import Params, stack, unstack
+
+
+class MoonOptions(BaseModel, extra="forbid"):
+    """The contrastive term."""
+
+    mu: float = Field(1.0, ge=0)
+    """Its weight; the paper tries 0.1, 1, 5 and 10."""
+    temperature: float = Field(0.5, gt=0)
+    """t."""
+
+
+class Moon(FedAvg):
+    """Federated averaging with a model-contrastive local loss."""
+
+    Options = MoonOptions
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        update, _ = super().client_update(message, batches, client_state, rng)
+        trained = {k: message[k] + v for k, v in update.delta.items()}
+        return update, [unstack(trained, c) for c in range(batches.num_clients)]
+
+    def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
+        options, of_labels = self.options, LabelLoss(batches)
+        assert isinstance(options, MoonOptions)
+        sent = stack(message, batches.num_clients)
+        previous = {
+            k: torch.stack([state.get(k, v) for state in client_state]) for k, v in message.items()
+        }
+
+        def loss(params: Params, batch: Batch) -> Tensor:
+            z = self.net.embed_clients(params, batch.x)
+            with torch.no_grad():
+                z_glob = self.net.embed_clients(sent, batch.x)
+                z_prev = self.net.embed_clients(previous, batch.x)
+            contrast = contrastive(z, z_glob, z_prev, options.temperature) * batch.mask
+            mean = contrast.sum(1) / batch.mask.sum(1).clamp_min(1)
+            return of_labels(self.net.classify(params, z), batch) + options.mu * mean
+
+        return loss
+
+
+def contrastive(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: float) -> Tensor:
+    """The loss l of every image, `(..., B)`, of embeddings `(..., B, d)`.
+
+    Without a previous model, `z_prev` is `z_glob`, and the gradient is 0.
+    """
+    near = F.cosine_similarity(z, z_glob, dim=-1)
+    far = F.cosine_similarity(z, z_prev, dim=-1)
+    return F.softplus((far - near) / temperature)
