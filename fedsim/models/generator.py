@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,6 +84,37 @@ class Generator:
         Raises:
             ValueError: No prompts, or another number of seeds.
         """
+        drawn = self._draw(prompts, seeds, "np", steps, guidance_scale, batch_size)
+        return np.concatenate([np.round(images * 255).astype(np.uint8) for images in drawn])
+
+    def draw_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 32,
+    ) -> torch.Tensor:
+        """What `generate` would decode to pictures: latents of about unit scale, `(n, c, h, w)`.
+
+        Raises:
+            ValueError: No prompts, or another number of seeds.
+        """
+        return torch.cat(
+            list(self._draw(prompts, seeds, "latent", steps, guidance_scale, batch_size))
+        )
+
+    def _draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        output_type: str,
+        steps: int | None,
+        guidance_scale: float | None,
+        batch_size: int,
+    ) -> Iterator[Any]:
+        """The pipeline's output, batch by batch."""
         if len(prompts) == 0 or len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
         settings = {
@@ -91,20 +122,17 @@ class Generator:
             "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
         }
         settings = {name: value for name, value in settings.items() if value is not None}
-        parts = []
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             with warnings.catch_warnings():
                 # Schedulers hand tensors to numpy.array, which numpy 2 deprecates.
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-                output = self.pipeline(
+                yield self.pipeline(
                     prompt=list(prompts[batch]),
                     generator=[torch.Generator("cpu").manual_seed(int(s)) for s in seeds[batch]],
-                    output_type="np",
+                    output_type=output_type,
                     **settings,
-                )
-            parts.append(np.round(output.images * 255).astype(np.uint8))
-        return np.concatenate(parts)
+                ).images
 
 
 def load_generator(spec: str, device: str | torch.device = "cpu") -> Generator:

@@ -1,0 +1,1 @@
+"""Synthetic sets from what clients send: priors, augmentation, matching losses."""

@@ -1,0 +1,327 @@
+"""One synthetic set per client from where its training started and ended (FedDGM's server).
+
+    draw latents z of the set's labels from the prior          (or go on from the last round's)
+    repeat latent_steps times:
+        x = decode(z)
+        match the student trained on x to the client's path    (trajectory.py, matching.py)
+        pull the gradient back through the decoder; step z and the student's step size
+    return decode(z)
+
+Everything is keyed by (seed, round, client): a set does not depend on where it was made, and only
+by rounding on which clients are distilled beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.distill.augment import draw_augmentation
+from fedsim.distill.latents import Prior, Prompts, decode_all, load_prior, pull_back
+from fedsim.distill.matching import match_gradient
+from fedsim.distill.trajectory import (
+    DISTANCES,
+    Match,
+    Network,
+    Step,
+    match_trajectory,
+    train_student,
+)
+from fedsim.distillation import DistillConfig
+from fedsim.params import Params, to_device
+from fedsim.seeding import torch_rng
+
+UNINFORMATIVE = 0.1
+"""A client whose noise control matches this well says nothing about what its images look like."""
+
+_MOMENTUM = 0.5
+_FIRST_LR, _LR_FACTOR, _LR_TRIES = 0.01, 2.0, 12
+_LARGEST_LR_STEP = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one client gave, and what its set was in the last round.
+
+    Attributes:
+        client_id: The client.
+        segments: Weights from which and to which it trained: one pair, or several, matched in turn.
+        classes: Labels that its set has images of.
+        latents: To go on from; {} draws new ones.
+        lr: The student's step size to go on from.
+    """
+
+    client_id: int
+    segments: tuple[tuple[Params, Params], ...]
+    classes: tuple[int, ...]
+    latents: Params = field(default_factory=dict)
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sets to distil together; sent to another process as it is.
+
+    Attributes:
+        sources: Clients that share a leading axis.
+        network: The surrogate as a function of its weights.
+        settings: The block `distill`.
+        prompts: What the generator is asked for.
+        shape: `(c, h, w)` of the data.
+        seed: Of the run.
+        round: From 1.
+        device: Where to compute.
+        threads: Torch threads, as in every process that computes results.
+    """
+
+    sources: tuple[Source, ...]
+    network: Network
+    settings: DistillConfig
+    prompts: Prompts
+    shape: tuple[int, int, int]
+    seed: int
+    round: int
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """A client's set and how well it matches; tensors are on the CPU.
+
+    Attributes:
+        client_id: The client.
+        images: `(n, c, h, w)` in [-1, 1].
+        labels: `(n,)` int64, sorted.
+        latents: What the images were decoded from.
+        lr: The student's step size.
+        loss_before: Distance with the prior's images, before any latent step; no augmentation.
+        loss_after: The same of the distilled images.
+        loss_noise: The same of noise with the same labels and step size.
+        distill_s: Its share of the time.
+    """
+
+    client_id: int
+    images: Tensor
+    labels: Tensor
+    latents: Params
+    lr: float
+    loss_before: float
+    loss_after: float
+    loss_noise: float
+    distill_s: float
+
+    @property
+    def uninformative(self) -> bool:
+        """Whether noise with the same labels makes nearly the same move."""
+        return self.loss_noise < UNINFORMATIVE
+
+
+def distil(work: Work) -> list[SyntheticSet]:
+    """The sets of all clients of `work`."""
+    if torch.get_num_threads() != work.threads:
+        torch.set_num_threads(work.threads)
+    started = time.perf_counter()
+    prior = load_prior(work.settings, work.prompts, work.shape, work.device)
+    run = _Run(work, prior)
+    before, noise_images = run.images(), run.noise()
+    if work.settings.student_lr == "auto":
+        run.search_lr(before)
+    loss_before = run.measure(before)
+    for _ in range(work.settings.latent_steps):
+        run.step()
+    after = run.images()
+    loss_after, loss_noise = run.measure(after), run.measure(noise_images)
+    share = (time.perf_counter() - started) / len(work.sources)
+    found = []
+    for c, source in enumerate(work.sources):
+        count = len(run.labels[c])
+        found.append(
+            SyntheticSet(
+                source.client_id,
+                after[c, :count].cpu(),
+                run.labels[c].cpu(),
+                to_device(run.latents[c], "cpu"),
+                float(run.log_lr[c].exp()),
+                float(loss_before[c]),
+                float(loss_after[c]),
+                float(loss_noise[c]),
+                share,
+            )
+        )
+    return found
+
+
+class _Run:
+    """The state of one distillation: latents, step sizes, generators, momenta."""
+
+    def __init__(self, work: Work, prior: Prior) -> None:
+        self.work, self.settings, self.prior = work, work.settings, prior
+        self.device = torch.device(work.device)
+        per_class = self.settings.images_per_class
+        self.labels = [
+            torch.tensor(s.classes, device=self.device).repeat_interleave(per_class)
+            for s in work.sources
+        ]
+        self._size = max(len(y) for y in self.labels)
+        self._padded = torch.stack([_padded(y, self._size) for y in self.labels])
+        self._segments = [
+            (
+                _stacked([s.segments[t][0] for s in work.sources], self.device),
+                _stacked([s.segments[t][1] for s in work.sources], self.device),
+            )
+            for t in range(len(work.sources[0].segments))
+        ]
+        self._rngs = [self._rng(s.client_id, "steps") for s in work.sources]
+        self.latents = [self._start(c) for c in range(len(work.sources))]
+        first = self.settings.student_lr
+        lr = _FIRST_LR if first == "auto" else first
+        self.log_lr = torch.tensor(
+            [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
+        )
+        self._lr_momentum = torch.zeros_like(self.log_lr)
+        self._moments: list[dict[str, Any]] = [{} for _ in work.sources]
+        self._steps_done = 0
+
+    def _rng(self, client: int, purpose: str) -> torch.Generator:
+        return torch_rng(self.work.seed, "distill", self.work.round, client, purpose)
+
+    def _start(self, c: int) -> Params:
+        source = self.work.sources[c]
+        if source.latents:
+            return to_device(source.latents, self.device)
+        return self.prior.draw(self.labels[c], self._rng(source.client_id, "latents"))
+
+    def images(self) -> Tensor:
+        """All sets as they are, `(C, n, c, h, w)`, padded with zeros."""
+        return self._stack([decode_all(self.prior, z) for z in self.latents])
+
+    def noise(self) -> Tensor:
+        """Uniform noise in place of the images."""
+        found = []
+        for source, labels in zip(self.work.sources, self.labels, strict=True):
+            rng = self._rng(source.client_id, "noise")
+            drawn = torch.rand(len(labels), *self.work.shape, generator=rng)
+            found.append((2 * drawn - 1).to(self.device))
+        return self._stack(found)
+
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack([_padded(x, self._size) for x in images])
+
+    def step(self) -> None:
+        """One step of all latents and step sizes."""
+        images = self.images()
+        match = self._match(images, [self._draw_step() for _ in range(self._num_steps)])
+        for c, latents in enumerate(self.latents):
+            gradient = match.images[c, : len(self.labels[c])]
+            pulled = pull_back(self.prior, latents, gradient)
+            self.latents[c] = self._descend(c, latents, pulled)
+        if self.settings.student_lr_lr:
+            # By the logarithm, so that the step size stays positive.
+            by_log = match.lr * self.log_lr.exp()
+            self._lr_momentum = _MOMENTUM * self._lr_momentum + by_log
+            change = self.settings.student_lr_lr * self._lr_momentum
+            self.log_lr = self.log_lr - change.clamp(-_LARGEST_LR_STEP, _LARGEST_LR_STEP)
+        self._steps_done += 1
+
+    @property
+    def _num_steps(self) -> int:
+        return 1 if self.settings.loss == "gradient" else self.settings.student_steps
+
+    def _match(self, images: Tensor, steps: Sequence[Step]) -> Match:
+        start, end = self._segments[self._steps_done % len(self._segments)]
+        network, settings = self.work.network, self.settings
+        if settings.loss == "gradient":
+            return match_gradient(network, start, end, images, self._padded, steps[0])
+        return match_trajectory(
+            network,
+            start,
+            end,
+            images,
+            self._padded,
+            self.log_lr.exp(),
+            steps,
+            settings.gradient,
+            DISTANCES[settings.distance],
+        )
+
+    def measure(self, images: Tensor) -> Tensor:
+        """The loss averaged over segments, on fixed batches without augmentation."""
+        rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
+        steps = [self._draw_step(rngs, augmented=False) for _ in range(self._num_steps)]
+        return torch.stack([self._loss(images, steps, a, b) for a, b in self._segments]).mean(0)
+
+    def _loss(self, images: Tensor, steps: Sequence[Step], start: Params, end: Params) -> Tensor:
+        network, settings = self.work.network, self.settings
+        if settings.loss == "gradient":
+            return match_gradient(network, start, end, images, self._padded, steps[0]).loss
+        lr = self.log_lr.exp()
+        found = train_student(network, start, images, self._padded, lr, steps)[-1]
+        return DISTANCES[settings.distance](found, start, end)
+
+    def search_lr(self, images: Tensor) -> None:
+        """From the first step size on, double or halve it as long as that matches better."""
+        if self.settings.loss == "gradient":
+            return
+        fixed = torch.tensor([s.lr is not None for s in self.work.sources], device=self.device)
+        best = self.measure(images)
+        for factor in (math.log(_LR_FACTOR), -math.log(_LR_FACTOR)):
+            moving = ~fixed
+            for _ in range(_LR_TRIES):
+                before = self.log_lr
+                self.log_lr = torch.where(moving, before + factor, before)
+                loss = self.measure(images)
+                better = moving & (loss < best)
+                self.log_lr = torch.where(better, self.log_lr, before)
+                best = torch.where(better, loss, best)
+                fixed, moving = fixed | better, better
+                if not moving.any():
+                    break
+
+    def _draw_step(
+        self, rngs: Sequence[torch.Generator] | None = None, augmented: bool = True
+    ) -> Step:
+        """The next batch of every client: in an order of its own, padded to the longest."""
+        rngs = self._rngs if rngs is None else rngs
+        operations = self.settings.augment if augmented else ()
+        batch = self.settings.student_batch or self._size
+        orders = [
+            torch.randperm(len(y), generator=rng)[:batch]
+            for y, rng in zip(self.labels, rngs, strict=True)
+        ]
+        size = max(len(order) for order in orders)
+        draws = tuple(draw_augmentation(operations, size, rng) for rng in rngs)
+        rows = torch.stack([_padded(order, size) for order in orders])
+        mask = torch.stack([torch.arange(size) < len(order) for order in orders])
+        return Step(rows.to(self.device), mask.to(self.device), draws)
+
+    def _descend(self, c: int, latents: Params, gradients: Params) -> Params:
+        """One step of a client's latents; SGD with momentum, or Adam."""
+        moments, out = self._moments[c], {}
+        for name, z in latents.items():
+            settings, g = self.settings, gradients[name]
+            lr = settings.feature_lr if name in self.prior.maps else settings.latent_lr
+            if settings.optimizer == "sgd":
+                moments[name] = _MOMENTUM * moments.get(name, torch.zeros_like(g)) + g
+                out[name] = z - lr * moments[name]
+                continue
+            m, v = moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
+            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
+            t = self._steps_done + 1
+            out[name] = z - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        return out
+
+
+def _padded(x: Tensor, size: int) -> Tensor:
+    """`(n, ...)` with zeros appended to `(size, ...)`."""
+    return torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+
+
+def _stacked(weights: Sequence[Params], device: torch.device) -> Params:
+    return {k: torch.stack([w[k] for w in weights]).to(device) for k in weights[0]}
