@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedsim.architecture import ClassifierConfig
+from fedsim.distillation import DistillConfig
 from fedsim.sections import (
     SCHEME_OPTIONS,
     CacheConfig,
@@ -59,6 +60,7 @@ class Experiment(Section):
     models: ModelsConfig = ModelsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     cache: CacheConfig = CacheConfig()
+    distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
     wire: WireConfig = WireConfig()
@@ -145,12 +147,20 @@ class Experiment(Section):
         payload["engine"].pop("backend")
         if self.models.classifier == ClassifierConfig():  # added later: older runs keep their names
             payload["models"].pop("classifier")
+        if self.data.max_test_samples is None:
+            payload["data"].pop("max_test_samples")
+        if self.distill == DistillConfig():
+            payload.pop("distill")
         payload["failures"].pop("deadline_s")
         file = Path(self.use.partition(":")[0])
         if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
             name = self.use.partition(":")[2]
             stat = file.stat()
             payload["use"] = [_digest(file.resolve(), stat.st_mtime_ns, stat.st_size), name]
+        prior = Path(self.distill.prior.partition(":")[0])
+        if self.distill.is_gan and prior.is_file():
+            stat = prior.stat()
+            payload["prior"] = _digest(prior.resolve(), stat.st_mtime_ns, stat.st_size)
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

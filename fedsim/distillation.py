@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedsim.sections import Section
+from fedsim.section import Section
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 

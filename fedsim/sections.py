@@ -74,6 +74,9 @@ class DataConfig(Section):
     val_fraction: float = Field(0.1, ge=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     max_train_samples: int | None = Field(None, gt=0)
+    max_test_samples: int | None = Field(None, gt=0)
+    """Test samples in all, at most, where testing costs too much: the same ones for every seed;
+    class shares are kept."""
 
 
 class PartitionConfig(Section):

@@ -50,6 +50,7 @@ def load_dataset(
     test_fraction: float = 0.2,
     shots: int | None = None,
     max_train_samples: int | None = None,
+    max_test_samples: int | None = None,
     only_text_classes: bool = False,
     resplit: bool = False,
     seed: int = 0,
@@ -80,6 +81,7 @@ def load_dataset(
         shots: Training samples per class, at most; the eleven sets then also have at most 4
             validation samples per class.
         max_train_samples: Training samples in all, at most; class shares are kept.
+        max_test_samples: The same of test; which ones does not depend on the seed.
         only_text_classes: Leave out classes that have no text feature, and relabel.
         resplit: Draw train, val and test of `digits` with `seed`, for repeated splits. Other data
             has splits that are not ours to mix.
@@ -96,7 +98,13 @@ def load_dataset(
     Traceback (most recent call last):
     fedsim.errors.DataError: digit: no such file or folder, nor a built-in: did you mean 'digits'?
     """
-    _check_options(val_fraction, test_fraction, shots, max_train_samples, image_size, templates)
+    counts = {
+        "shots": shots,
+        "max_train_samples": max_train_samples,
+        "max_test_samples": max_test_samples,
+        "image_size": image_size,
+    }
+    _check_options(val_fraction, test_fraction, counts, templates)
     columns = Columns(image_column, label_column, client_column, domain_column)
     source = _read(name, None if path is None else Path(path), columns, domains, image_size, shots)
     if resplit:
@@ -119,16 +127,10 @@ def load_dataset(
     if shots is not None and source.max_val_shots is not None and len(splits["val"].labels):
         limit, seed_val = min(shots, source.max_val_shots), derive(seed, "shots", "val")
         splits["val"] = cap_val(splits["val"], limit, len(table.classnames), seed_val, notes)
-    if max_train_samples is not None and max_train_samples < len(train.labels):
-        if max_train_samples < len(table.classnames):
-            raise ConfigError(
-                f"max_train_samples is {max_train_samples}: fewer than the "
-                f"{len(table.classnames)} classes"
-            )
-        quota = proportional_quota(np.bincount(train.labels), max_train_samples)
-        chosen = take_per_group(train.labels, quota, derive(seed, "max_train_samples"))
-        train = train.take(np.flatnonzero(chosen))
-    splits["train"] = train
+    num_classes = len(table.classnames)
+    splits["train"] = _at_most(train, max_train_samples, "max_train_samples", seed, num_classes)
+    test, fixed = splits["test"], 0  # the same test for every seed
+    splits["test"] = _at_most(test, max_test_samples, "max_test_samples", fixed, num_classes)
     made = {split: _split(splits[split], source.are_features) for split in SPLITS}
     whole = hashlib.blake2b(digest_size=16)
     for part in (*(made[split].fingerprint for split in SPLITS), *table.classnames):
@@ -147,6 +149,16 @@ def load_dataset(
         domain_names=table.domain_names,
         notes=tuple(notes),
     )
+
+
+def _at_most(rows: Rows, limit: int | None, option: str, seed: int, num_classes: int) -> Rows:
+    """A draw of so many samples that keeps class shares, in the order of the source."""
+    if limit is None or limit >= len(rows.labels):
+        return rows
+    if limit < num_classes:
+        raise ConfigError(f"{option} is {limit}: fewer than the {num_classes} classes")
+    quota = proportional_quota(np.bincount(rows.labels), limit)
+    return rows.take(np.flatnonzero(take_per_group(rows.labels, quota, derive(seed, option))))
 
 
 def _read(
@@ -225,9 +237,7 @@ def _split(rows: Rows, are_features: bool) -> Split:
 def _check_options(
     val_fraction: float,
     test_fraction: float,
-    shots: int | None,
-    max_train_samples: int | None,
-    image_size: int | None,
+    counts: dict[str, int | None],
     templates: tuple[str, ...] | list[str] | None,
 ) -> None:
     """Refuse values outside their range, all at once."""
@@ -236,7 +246,6 @@ def _check_options(
         problems.append(f"val_fraction is {val_fraction}: choose a share in [0, 1)")
     if not 0 < test_fraction < 1:
         problems.append(f"test_fraction is {test_fraction}: choose a share between 0 and 1")
-    counts = {"shots": shots, "max_train_samples": max_train_samples, "image_size": image_size}
     for option, value in counts.items():
         if value is not None and value < 1:
             problems.append(f"{option} is {value}: it must be 1 or more")

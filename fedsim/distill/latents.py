@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.config import Experiment
+from fedsim.data.containers import DEFAULT_TEMPLATES
 from fedsim.distillation import DistillConfig
 from fedsim.errors import ConfigError
 from fedsim.params import Params
@@ -31,7 +33,7 @@ from fedsim.params import Params
 if TYPE_CHECKING:
     from fedsim.models.generator import Generator
 
-__all__ = ["Prior", "Prompts", "decode_all", "fit", "load_prior", "pull_back"]
+__all__ = ["Prior", "Prompts", "decode_all", "fit", "load_prior", "prompts_of", "pull_back"]
 
 _CHUNK = 32
 """Images that are decoded at once, forwards and backwards."""
@@ -292,6 +294,21 @@ def _without_knowledge(pipeline: Any) -> Any:
             parameter.data.copy_(value)
         setattr(fresh, name, network)
     return fresh
+
+
+def prompts_of(config: Experiment, classnames: Sequence[str]) -> Prompts:
+    """What an experiment's generator is asked for.
+
+    Raises:
+        ConfigError: `distill.words` are not one per class.
+    """
+    words = config.distill.words or classnames
+    if len(words) != len(classnames):
+        raise ConfigError(f"distill.words has {len(words)} words for {len(classnames)} classes")
+    templates = config.synthetic.prompts or config.data.templates or DEFAULT_TEMPLATES
+    models = config.models
+    texts = class_prompts(words, templates[0])
+    return Prompts(models.generator, texts, models.generator_steps, models.generator_guidance)
 
 
 def class_prompts(words: Sequence[str], template: str) -> tuple[str, ...]:

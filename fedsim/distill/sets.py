@@ -31,6 +31,7 @@ from fedsim.distill.trajectory import (
     Network,
     Step,
     match_trajectory,
+    squared_distance,
     train_student,
 )
 from fedsim.distillation import DistillConfig
@@ -41,7 +42,7 @@ UNINFORMATIVE = 0.1
 """A client whose noise control matches this well says nothing about what its images look like."""
 
 _MOMENTUM = 0.5
-_FIRST_LR, _LR_FACTOR, _LR_TRIES = 0.01, 2.0, 12
+_FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5
 
 
@@ -171,12 +172,13 @@ class _Run:
         ]
         self._size = max(len(y) for y in self.labels)
         self._padded = torch.stack([_padded(y, self._size) for y in self.labels])
+        count = max(len(s.segments) for s in work.sources)
         self._segments = [
-            (
-                _stacked([s.segments[t][0] for s in work.sources], self.device),
-                _stacked([s.segments[t][1] for s in work.sources], self.device),
+            tuple(
+                _stacked([s.segments[t % len(s.segments)][end] for s in work.sources], self.device)
+                for end in (0, 1)
             )
-            for t in range(len(work.sources[0].segments))
+            for t in range(count)
         ]
         self._rngs = [self._rng(s.client_id, "steps") for s in work.sources]
         self.latents = [self._start(c) for c in range(len(work.sources))]
@@ -253,9 +255,13 @@ class _Run:
 
     def measure(self, images: Tensor) -> Tensor:
         """The loss averaged over segments, on fixed batches without augmentation."""
-        rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
-        steps = [self._draw_step(rngs, augmented=False) for _ in range(self._num_steps)]
+        steps = self._fixed_steps()
         return torch.stack([self._loss(images, steps, a, b) for a, b in self._segments]).mean(0)
+
+    def _fixed_steps(self) -> list[Step]:
+        """Always the same batches, without augmentation."""
+        rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
+        return [self._draw_step(rngs, augmented=False) for _ in range(self._num_steps)]
 
     def _loss(self, images: Tensor, steps: Sequence[Step], start: Params, end: Params) -> Tensor:
         network, settings = self.work.network, self.settings
@@ -266,23 +272,38 @@ class _Run:
         return DISTANCES[settings.distance](found, start, end)
 
     def search_lr(self, images: Tensor) -> None:
-        """From the first step size on, double or halve it as long as that matches better."""
+        """From the first step size on, double or halve it as long as that matches better.
+
+        But let the student move at least a quarter as far as the client: images that point
+        nowhere yet match best with a step size of 0, from which no gradient leads away.
+        """
         if self.settings.loss == "gradient":
             return
-        fixed = torch.tensor([s.lr is not None for s in self.work.sources], device=self.device)
-        best = self.measure(images)
-        for factor in (math.log(_LR_FACTOR), -math.log(_LR_FACTOR)):
-            moving = ~fixed
+        free = torch.tensor([s.lr is None for s in self.work.sources], device=self.device)
+        best, moved = self._try(images)
+        for factor in (_LR_FACTOR, 1 / _LR_FACTOR):
             for _ in range(_LR_TRIES):
                 before = self.log_lr
-                self.log_lr = torch.where(moving, before + factor, before)
-                loss = self.measure(images)
-                better = moving & (loss < best)
+                self.log_lr = torch.where(free, before + math.log(factor), before)
+                loss, now = self._try(images)
+                if factor > 1:
+                    better = free & ((loss < best) | (moved < _LEAST_MOVE))
+                else:
+                    better = free & (loss < best) & (now >= _LEAST_MOVE)
                 self.log_lr = torch.where(better, self.log_lr, before)
-                best = torch.where(better, loss, best)
-                fixed, moving = fixed | better, better
-                if not moving.any():
+                best, moved = torch.where(better, loss, best), torch.where(better, now, moved)
+                if not better.any():
                     break
+
+    def _try(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on the first segment, and how far the student moves, in the client's moves."""
+        start, end = self._segments[0]
+        steps = self._fixed_steps()
+        found = train_student(
+            self.work.network, start, images, self._padded, self.log_lr.exp(), steps
+        )[-1]
+        loss = DISTANCES[self.settings.distance](found, start, end)
+        return loss, squared_distance(found, end, start).sqrt()
 
     def _draw_step(
         self, rngs: Sequence[torch.Generator] | None = None, augmented: bool = True

@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -172,6 +172,9 @@ class ClientHost:
 
         sent, up, residuals = self._send(batches, message, update, kept)
         refused = dict(done.total.refused(sent.delta, sent.weight.to(self.device)))
+        for c, extra in enumerate(sent.extra):
+            if wrong := [k for k, v in extra.items() if not v.isfinite().all()]:
+                refused.setdefault(c, f"values of {wrong[0]!r} are NaN or infinite")
         real = range(len(group.client_ids))
         good = [c for c in real if c not in refused]
         rows = []
@@ -203,6 +206,7 @@ class ClientHost:
                             {k: v[i : i + 1] for k, v in chosen.items()},
                             weight[i : i + 1],
                             update.linear,
+                            update.extra[c : c + 1],
                         ),
                         "cpu",
                     ),
@@ -247,7 +251,7 @@ class ClientHost:
                     "status": "ok",
                     "weight": float(update.weight[c]),
                     "update_norm": length[c],
-                    "bytes_up": up,
+                    "bytes_up": up + (num_bytes(update.extra[c]) if update.extra else 0),
                     "train_flops": flops * samples,
                     "train_s": train_s / real,
                     "peak_memory_bytes": memory,
@@ -283,7 +287,7 @@ class ClientHost:
             rows = self.method.class_rows(message)
             delta = weigh_by_class(delta, rows, counts, samples, server.class_weighting)
             up += num_bytes({SHARE: delta[SHARE][0]})
-        return Update(delta, update.weight, update.linear), up, residuals
+        return replace(update, delta=delta), up, residuals
 
     @torch.no_grad()
     def _before_and_after(

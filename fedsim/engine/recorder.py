@@ -20,7 +20,7 @@ from fedsim.engine.prepare import TaskData
 from fedsim.engine.quality import quality_rows
 from fedsim.engine.task import as_tensor
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Method, Predictor, Task
+from fedsim.methods.base import Made, Method, Predictor, Task
 
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Rows one by one, or columns of equal length."""
@@ -39,6 +39,16 @@ class Sink(Protocol):
         self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
     ) -> None:
         """Keep a set of generated images, named by its fingerprint."""
+
+    def save_round_images(
+        self,
+        round: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classnames: Sequence[str],
+        clients: np.ndarray,
+    ) -> None:
+        """Keep what the server made in a round."""
 
     def truncate(self, last_round: int) -> None:
         """Drop rows of later rounds; -1 drops everything of the run."""
@@ -269,6 +279,16 @@ class Recorder:
             self.sink.save_images(name, made["images"], made["labels"], task.classnames)
         if task.synthetic is not None:
             self.sink.append("synthetic", quality_rows(self.config, self.data, task.text_features))
+
+    def made(self, made: Made | None, round: int) -> None:
+        """What the server has made in a round."""
+        if made is None:
+            return
+        images = made.images.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
+        labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
+        names = self.data.meta["classnames"]
+        self.sink.save_round_images(round, images, labels, names, clients)
+        self.sink.append("synthetic", [{"round": round, **row} for row in made.rows])
 
     def event(
         self,

@@ -178,6 +178,7 @@ class Federation:
         rng = torch_rng(config.train_seed, "server", number)
         self._state = self.method.finish_round(self._state, received, self.executor, rng)
         row["distill_s"] = clock.lap()
+        self.record.made(self.method.made(self._state), number)
         # 6. Evaluate, write rows, commit.
         self.round = number
         return self._commit(row)

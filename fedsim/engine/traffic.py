@@ -67,7 +67,8 @@ def traffic(config: Experiment) -> Traffic:
         update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
         delta = unstack(update.delta, 0)
         travels = compress(update.delta, config.wire).encoded
-        sent.append((num_bytes(unstack(travels, 0)), num_bytes(message)))
+        beside = num_bytes(update.extra[0]) if update.extra else 0
+        sent.append((num_bytes(unstack(travels, 0)) + beside, num_bytes(message)))
         if number < phases:
             received = Received(delta, num_clients=1, round=number)
             state = method.aggregate(state, received)

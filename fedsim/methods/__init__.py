@@ -51,6 +51,9 @@ METHODS: dict[str, str] = {
     "synthetic_only_classifier": "fedsim.methods.synthetic_only_classifier:SyntheticOnlyClassifier",
     "local_only_classifier": "fedsim.methods.local_only_classifier:LocalOnlyClassifier",
     "centralised_classifier": "fedsim.methods.centralised_classifier:CentralisedClassifier",
+    "feddgm": "fedsim.methods.feddgm:FedDGM",
+    "feddm": "fedsim.methods.feddm:FedDM",
+    "dynafed": "fedsim.methods.dynafed:DynaFed",
 }
 
 

@@ -190,12 +190,14 @@ class Update:
             can secure aggregation or a clipped, noised sum stand in for them.
         change: By how much training changed the model, `(C, ...)` by name, where that is not what
             is sent; clients are measured with it.
+        extra: Per client, what else it sends, in shapes of its own; for `reduction = "keep"`.
     """
 
     delta: Params
     weight: Tensor
     linear: bool = True
     change: Params | None = None
+    extra: tuple[Params, ...] = ()
 
     def clipped(self, max_norm: float) -> Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
@@ -203,7 +205,7 @@ class Update:
         delta = {
             k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1)) for k, v in self.delta.items()
         }
-        return Update(delta, self.weight, self.linear)
+        return replace(self, delta=delta)
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,21 @@ class Received:
     num_clients: int = 0
     round: int = 0
     share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """Images that the server holds after a round, for people to look at and to train on.
+
+    Attributes:
+        images: uint8 `(n, c, h, w)` with labels.
+        clients: `(n,)` int64, the client behind each image; -1 for none.
+        rows: Rows of the table `synthetic`, without run and round.
+    """
+
+    images: Labelled
+    clients: Tensor
+    rows: tuple[Mapping[str, Any], ...] = ()
 
 
 class NoOptions(BaseModel, extra="forbid"):
@@ -361,6 +378,10 @@ class Method:
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         """The model as a function of inputs; personal when a client's state is given."""
         raise NotImplementedError
+
+    def made(self, state: State) -> Made | None:
+        """The images that the round's server-side work has made, if it did."""
+        return None
 
     def predictors(self, state: State) -> Mapping[str, Predictor]:
         """More models that the server holds, by the name they have in the table `evaluations`.

@@ -22,11 +22,15 @@ __all__ = ["Study", "SyntheticImages", "equal_results", "load"]
 
 
 class SyntheticImages(NamedTuple):
-    """A synthetic set: uint8 images (N, H, W, 3), labels (N,), one name per class."""
+    """A synthetic set: uint8 images (N, H, W, 3), labels (N,), one name per class.
+
+    Sets of a round also say which client is behind each image, (N,); -1 for none.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     classnames: list[str]
+    clients: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -97,29 +101,57 @@ class Study:
         """Fingerprints of the synthetic sets that are kept with the study."""
         return sorted(path.stem for path in (self.path / "images").glob("[!.]*.npz"))
 
-    def synthetic_images(self, fingerprint: str | None = None) -> SyntheticImages:
+    def synthetic_rounds(self, run_id: str | None = None) -> dict[str, list[int]]:
+        """Rounds whose images are kept, by run: what the server made while it ran."""
+        folders = sorted((self.path / "images").glob("[!.]*/"))
+        return {
+            folder.name: sorted(int(path.stem) for path in folder.glob("[!.]*.npz"))
+            for folder in folders
+            if run_id in (None, folder.name)
+        }
+
+    def synthetic_images(
+        self, which: str | int | None = None, run_id: str | None = None
+    ) -> SyntheticImages:
         """The images of a synthetic set.
 
         Args:
-            fingerprint: Which (`runs.synthetic_set`); needed when there is more than one.
+            which: A fingerprint (`runs.synthetic_set`), or a round of a method that makes images
+                in every round; needed when there is more than one set.
+            run_id: Of a round: which run's; needed when several have images of it.
 
         Raises:
             ResultsError: There is no such set, or it does not say which.
         """
-        import numpy as np
-
+        if isinstance(which, int):
+            return _read_images(self._round_images(which, run_id))
         known = self.synthetic_sets()
-        if fingerprint is None:
+        if which is None:
             if len(known) != 1:
                 found = "no synthetic images" if not known else f"several: {', '.join(known)}"
                 raise ResultsError(f"study {self.name} has {found}; see the column synthetic_set")
-            fingerprint = known[0]
-        if fingerprint not in known:
-            hint = did_you_mean(fingerprint, known) if known else "it has none"
-            raise ResultsError(f"study {self.name} has no synthetic set {fingerprint!r}; {hint}")
-        with np.load(self.path / "images" / f"{fingerprint}.npz", allow_pickle=False) as file:
-            names = [str(name) for name in file["classnames"]]
-            return SyntheticImages(file["images"], file["labels"], names)
+            which = known[0]
+        if which not in known:
+            hint = did_you_mean(which, known) if known else "it has none"
+            raise ResultsError(f"study {self.name} has no synthetic set {which!r}; {hint}")
+        return _read_images(self.path / "images" / f"{which}.npz")
+
+    def _round_images(self, round: int, run_id: str | None) -> Path:
+        """The file of one run's images of a round."""
+        kept = self.synthetic_rounds(run_id)
+        runs = [run for run, rounds in kept.items() if round in rounds]
+        if not runs:
+            there = "; ".join(f"{run} has rounds {rounds}" for run, rounds in kept.items())
+            of = "" if run_id is None else f" of run {run_id}"
+            raise ResultsError(
+                f"study {self.name} has no images of round {round}{of}; {there or 'it has none'}"
+            )
+        if len(runs) > 1:
+            raise ResultsError(
+                f"several runs of study {self.name} have images of round {round}: give run_id, one "
+                f"of {', '.join(runs)}"
+            )
+        return self.path / "images" / runs[0] / f"{round:05}.npz"
 
     def _read(self, name: str) -> pd.DataFrame:
         return _to_pandas(self._table(name))
@@ -135,6 +167,15 @@ class Study:
         tables = [parts.conform(run.table(), name) for run in read if run is not None]
         tables.insert(0, arrow_schema(name).empty_table())
         return pa.concat_tables(tables, promote_options="default")
+
+
+def _read_images(path: Path) -> SyntheticImages:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        names = [str(name) for name in file["classnames"]]
+        clients = file.get("clients")
+        return SyntheticImages(file["images"], file["labels"], names, clients)
 
 
 def load(path: Path | str) -> Study:

@@ -108,6 +108,26 @@ class TableWriter:
         """Keep a set of synthetic images with the study (see `write_synthetic_images`)."""
         write_synthetic_images(self.study_dir, fingerprint, images, labels, classnames)
 
+    def save_round_images(
+        self,
+        round: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classnames: Sequence[str],
+        clients: np.ndarray,
+    ) -> None:
+        """Keep what the server made in a round: `images/<run_id>/<round>.npz`.
+
+        Args:
+            round: From 1.
+            images: uint8 (num_images, height, width, 3).
+            labels: (num_images,)
+            classnames: One name per class.
+            clients: (num_images,) the client behind each image; -1 for none.
+        """
+        folder, name = self.study_dir / "images" / self.run_id, f"{round:05}"
+        _write_images(folder / f"{name}.npz", images, labels, classnames, clients=clients)
+
     def commit(self) -> None:
         """Write every table that changed, the run's row last."""
         for name in [name for name in TABLES if name in self._changed]:
@@ -248,6 +268,20 @@ def write_synthetic_images(
     Raises:
         ResultsError: The arrays have other shapes or types.
     """
+    path = Path(study_dir) / "images" / f"{fingerprint}.npz"
+    if not path.exists():
+        _write_images(path, images, labels, classnames)
+    return path
+
+
+def _write_images(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classnames: Sequence[str],
+    **more: np.ndarray,
+) -> None:
+    """Check and write a set of images, all of the file or nothing."""
     images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ResultsError(
@@ -255,11 +289,9 @@ def write_synthetic_images(
         )
     if labels.shape != images.shape[:1]:
         raise ResultsError(f"{len(images)} synthetic images with labels of shape {labels.shape}")
-    path = Path(study_dir) / "images" / f"{fingerprint}.npz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, images=images, labels=labels, classnames=np.array(classnames, dtype=str))
-        os.replace(temporary, path)
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    names = np.array(classnames, dtype=str)
+    with open(temporary, "wb") as file:
+        np.savez(file, images=images, labels=labels, classnames=names, **dict[str, Any](more))
+    os.replace(temporary, path)

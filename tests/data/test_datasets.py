@@ -120,6 +120,13 @@ class TestDraws:
         data = load_dataset(save(x=IMAGES, y=labels), max_train_samples=20)
         assert np.bincount(data.train.labels).tolist() == [14, 5, 1]
 
+    def test_max_test_samples_are_the_same_for_every_seed(self, save):
+        labels = np.tile([0, 0, 0, 1, 1, 1, 1, 2, 2, 2], 20)
+        path = save(x=IMAGES, y=labels, x_test=IMAGES, y_test=labels)
+        first, again = (load_dataset(path, max_test_samples=20, seed=s).test for s in (0, 1))
+        assert np.bincount(first.labels).tolist() == [6, 8, 6]
+        assert first.fingerprint == again.fingerprint
+
     def test_max_train_samples_below_the_number_of_classes(self, save):
         with pytest.raises(ConfigError, match="fewer than the 4 classes"):
             load_dataset(save(x=IMAGES, y=LABELS), max_train_samples=3)

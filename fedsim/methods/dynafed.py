@@ -1,0 +1,153 @@
+"""DynaFed (Pi et al., CVPR 2023, arXiv 2211.10878): the server distils the global trajectory, once.
+
+    w_r    the global network after round r         L   rounds whose checkpoints are kept
+    D      a synthetic set on which a student makes the moves w_t -> w_{t+s} of t = 0 .. L - s
+
+    round 1 .. L:   FedAvg
+    end of L:       D <- match the segments of w_0 .. w_L                      (`fedsim.distill`)
+    round L ..:     w <- FedAvg's mean, then trained on D
+
+The server needs no more than the mean of the clients' changes, so secure aggregation is possible,
+and no client's own move is inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from fedsim.config import Experiment
+from fedsim.distill.latents import Prompts, load_prior, prompts_of
+from fedsim.distill.sets import Source, Work, distil
+from fedsim.errors import ConfigError
+from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
+from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.feddgm import client_set
+from fedsim.methods.server_training import ServerTraining, Training, train_on_images
+from fedsim.models.images import from_unit_range
+from fedsim.params import Params, add, to_device
+
+
+class DynaFedOptions(ServerTraining, extra="forbid"):
+    """Which part of the trajectory is distilled."""
+
+    trajectory_rounds: int = Field(3, gt=0)
+    """L: rounds of plain FedAvg whose checkpoints are kept."""
+    segment_rounds: int = Field(1, gt=0)
+    """s: rounds between the ends of a segment."""
+
+
+class DynaFed(FedAvg):
+    """Federated averaging, corrected on images that mimic the global dynamics."""
+
+    sections = ("distill",)
+    Options = DynaFedOptions
+
+    @classmethod
+    def check(cls, config: Experiment) -> None:
+        options = DynaFedOptions.model_validate(config.options)
+        if options.segment_rounds > options.trajectory_rounds:
+            raise ConfigError(
+                f"options.segment_rounds is {options.segment_rounds}, longer than the trajectory "
+                f"of {options.trajectory_rounds} rounds (options.trajectory_rounds)"
+            )
+
+    @property
+    def own(self) -> DynaFedOptions:
+        """The method's options, typed."""
+        assert isinstance(self.options, DynaFedOptions)
+        return self.options
+
+    @property
+    def prompts(self) -> Prompts:
+        """What the generator is asked for."""
+        return prompts_of(self.config, self.task.classnames)
+
+    def check_task(self) -> None:
+        super().check_task()
+        assert self.task.image_shape is not None
+        device = str(self.task.device)
+        load_prior(self.config.distill, self.prompts, self.task.image_shape, device)
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        weights = super().setup(task, rng)
+        return {"weights": weights, "path": [weights], "set": {}, "round": 0}
+
+    def message(self, state: State) -> Params:
+        return state["weights"]
+
+    def aggregate(self, state: State, received: Received) -> State:
+        weights = add(state["weights"], received.mean)
+        path = state["path"]
+        if received.round <= self.own.trajectory_rounds:
+            path = [*path, weights]
+        return state | {"weights": weights, "path": path, "round": received.round}
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        if received.round < self.own.trajectory_rounds:
+            return state
+        if received.round == self.own.trajectory_rounds:
+            state = state | {"set": self._distilled(state, executor), "path": []}
+        if not state["set"]:
+            return state
+        made = state["set"]
+        work = Training(
+            self.net,
+            to_device(state["weights"], "cpu"),
+            made["images"].cpu(),
+            made["labels"].cpu(),
+            self.own.train_config(),
+            self.config.distill.augment,
+            (self.config.train_seed, received.round, ""),
+            str(self.task.device),
+            self.config.engine.threads,
+        )
+        (weights,) = executor.map(train_on_images, [work])
+        return state | {"weights": to_device(weights, self.task.device)}
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return partial(self.net, state["weights"])
+
+    def made(self, state: State) -> Made | None:
+        made = state["set"]
+        if not made or state["round"] != self.own.trajectory_rounds:
+            return None
+        clients = torch.full((len(made["labels"]),), -1)
+        return Made(Labelled(made["images"], made["labels"]), clients, (made["measures"],))
+
+    def _distilled(self, state: State, executor: Executor) -> dict[str, Any]:
+        """One set for the whole trajectory; empty if the global network has not moved."""
+        path, step = state["path"], self.own.segment_rounds
+        pairs = zip(path, path[step:], strict=False)
+        segments = tuple((a, b) for a, b in pairs if any((a[k] != b[k]).any() for k in a))
+        if not segments:
+            return {}
+        assert self.task.image_shape is not None
+        classes = tuple(range(self.task.num_classes))
+        source = to_device(Source(-1, segments, classes), "cpu")
+        work = Work(
+            (source,),
+            self.net,
+            self.config.distill,
+            self.prompts,
+            self.task.image_shape,
+            self.config.train_seed,
+            state["round"],
+            str(self.task.device),
+            self.config.engine.threads,
+        )
+        ((found,),) = executor.map(distil, [work])
+        made = client_set(found)
+        measures = {
+            "num_images": len(made.labels),
+            "num_classes": len(classes),
+            **made.measures,
+        }
+        images = from_unit_range(made.images)
+        return {"images": images, "labels": made.labels, "measures": measures}

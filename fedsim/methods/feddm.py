@@ -1,0 +1,120 @@
+"""FedDM (Xiong et al., arXiv 2207.09653): clients distil their own data and send the images.
+
+    w      the global network                 S_k   client k's synthetic set, free pixels
+    h_w    its embedding of an image          rho   how far w is perturbed
+
+    client k, for every step:
+        w' <- w + e,  e ~ N(0, 1), shortened to length rho where it is longer
+        S_k <- S_k - lr grad sum_c |mean h_w'(A(x) of class c) - mean h_w'(A(s) of class c)|^2
+                                            (distribution matching, A the same for both)
+    server:  D <- union of all S_k;  w is trained on D, from where it was
+
+Nothing of the weights is sent up. The images go as uint8, and only those of classes that a client
+holds: the server sees which these are. Steps, step size, images per class and augmentation are
+those of the block `distill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.distill.augment import augment, draw_augmentation
+from fedsim.distill.matching import class_means, distribution_distance
+from fedsim.methods.base import Batches, Executor, Received, State, Update
+from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.models.images import from_unit_range, to_unit_range
+from fedsim.params import Params
+
+IMAGES, LABELS = "images", "labels"
+
+_MOMENTUM = 0.5
+
+
+class FedDMOptions(SetOptions, extra="forbid"):
+    """How clients match distributions."""
+
+    rho: float = Field(5.0, ge=0)
+    """Largest length of the perturbation of the weights."""
+    real_batch: int = Field(256, gt=0)
+    """Own images of each class per step, at most."""
+
+
+class FedDM(TrainsOnSets):
+    """Federated learning by distribution matching on clients."""
+
+    Options = FedDMOptions
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        sent: list[Params] = []
+        for c in range(batches.num_clients):
+            rows = torch.cat([rows[c, mask[c]] for rows, mask in batches.scan])
+            if not len(rows) or batches.client_ids[c] < 0:
+                sent.append({})
+                continue
+            where = rows.to(batches.inputs.device)
+            x = batches.prepare(batches.inputs[where].to(batches.device))
+            images, labels = self._match(message, x, batches.labels[where].to(x.device), rng[c])
+            sent.append({IMAGES: from_unit_range(images), LABELS: labels.to(torch.int16)})
+        return Update({}, batches.num_samples, False, tuple(sent)), client_state
+
+    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+        return [
+            ClientSet(
+                client,
+                to_unit_range(update.extra[0][IMAGES]).cpu(),
+                update.extra[0][LABELS].long().cpu(),
+                {},
+                {},
+            )
+            for client, update in received.kept
+        ]
+
+    def _match(
+        self, weights: Params, x: Tensor, y: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """One client's set: images in [-1, 1] and labels, of the classes that it holds."""
+        assert isinstance(self.options, FedDMOptions)
+        settings, num_classes = self.config.distill, self.task.num_classes
+        held = y.unique()
+        labels = held.repeat_interleave(settings.images_per_class)
+        noise = torch.rand(len(labels), *x.shape[1:], generator=rng).to(x.device)
+        images, momentum = 2 * noise - 1, torch.zeros_like(noise)
+        present = torch.zeros(num_classes, device=x.device).index_fill(0, held, 1.0)
+        for _ in range(settings.latent_steps):
+            near = _perturbed(weights, self.options.rho, rng)
+            rows = _per_class(y, self.options.real_batch, rng)
+            draw = draw_augmentation(settings.augment, 1, rng, siamese=True)
+            with torch.no_grad():
+                real = class_means(
+                    self.net.embed(near, augment(x[rows], draw)), y[rows], num_classes
+                )
+            pixels = images.requires_grad_()
+            found = class_means(self.net.embed(near, augment(pixels, draw)), labels, num_classes)
+            (gradient,) = torch.autograd.grad(distribution_distance(real, found, present), pixels)
+            momentum = _MOMENTUM * momentum + gradient
+            images = (images.detach() - settings.feature_lr * momentum).clamp(-1, 1)
+        return images.detach(), labels
+
+
+def _perturbed(weights: Params, rho: float, rng: torch.Generator) -> Params:
+    """Weights moved by Gaussian noise of length at most rho."""
+    noise = {k: torch.randn(v.shape, generator=rng).to(v) for k, v in weights.items()}
+    length = float(torch.stack([v.square().sum() for v in noise.values()]).sum().sqrt())
+    factor = min(1.0, rho / length)
+    return {k: v + factor * noise[k] for k, v in weights.items()}
+
+
+def _per_class(y: Tensor, most: int, rng: torch.Generator) -> Tensor:
+    """Rows of at most so many samples of each class, drawn anew."""
+    order = torch.randperm(len(y), generator=rng).to(y.device)
+    return torch.cat([order[y[order] == label][:most] for label in y.unique()])

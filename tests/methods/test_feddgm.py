@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.config import Experiment
+from fedsim.engine.round import LocalExecutor
+from fedsim.errors import ClientError, ConfigError, ResultsError
+from fedsim.methods.feddgm import COUNTS, FedDGM
+from fedsim.results.tables import equal_results, load
+from tests.helpers import experiment, federation, run
+
+TINY: dict[str, Any] = {
+    "data__max_train_samples": 120,
+    "models__classifier": {"name": "convnet", "depth": 2, "width": 4},
+    "partition__num_clients": 3,
+    "partition__dirichlet_alpha": 0.3,
+    "train__rounds": 2,
+    "train__lr": 0.05,
+    "distill__prior": "pixels",
+    "distill__init": "noise",
+    "distill__images_per_class": 1,
+    "distill__latent_steps": 2,
+    "distill__student_steps": 2,
+    "distill__augment": ["crop", "rotate"],
+}
+SERVER = {"server_epochs": 3, "server_batch_size": 16, "server_lr": 0.05}
+
+
+def config(options: dict[str, Any] | None = None, **settings: Any) -> Experiment:
+    given = SERVER | (options or {})
+    use = settings.pop("use", "feddgm")
+    return experiment("digits", use, options=given, **(TINY | settings))
+
+
+def test_a_run_leaves_models_sets_and_images(tmp_path: Path):
+    study = load(run(config({"global_models": ["lenet"]}), tmp_path))
+    assert set(study.evaluations["model"]) >= {"global", "lenet"}
+    assert (study.rounds.loc[study.rounds["round"] > 0, "distill_s"] > 0).all()
+    rows = study.synthetic
+    assert sorted(zip(rows["round"], rows["client_id"], strict=True)) == [
+        (r, c) for r in (1, 2) for c in range(3)
+    ]
+    assert (rows["num_images"] == 10).all()
+    assert rows[["match_loss_before", "match_loss_after", "match_loss_noise"]].notna().all().all()
+    (run_id,) = study.runs["run_id"]
+    assert study.synthetic_rounds() == {run_id: [1, 2]}
+    found = study.synthetic_images(2)
+    assert found.images.shape == (30, 8, 8, 3)
+    assert found.images.dtype == np.uint8
+    assert found.labels.tolist() == list(range(10)) * 3
+    assert found.clients is not None
+    assert found.clients.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert not np.array_equal(found.images, study.synthetic_images(1).images)
+    with pytest.raises(ResultsError, match=r"no images of round 7; .* has rounds \[1, 2\]"):
+        study.synthetic_images(7)
+    assert study.synthetic_sets() == []
+
+
+def test_only_the_surrogate_and_its_change_are_sent(tmp_path: Path):
+    study = load(run(config({"global_models": ["lenet"]}, train__rounds=1), tmp_path))
+    clients = study.clients[study.clients["round"] == 1]
+    weights = FedDGM(_task(tmp_path), FedDGM.Options(**SERVER)).net.num_params
+    assert (clients["bytes_up"] == 4 * weights).all()
+    assert (clients["bytes_down"] == 4 * weights).all()
+    assert clients["loss_after"].notna().all()
+
+
+def _task(folder: Path) -> Any:
+    run = federation(config(), folder / "other")
+    run.setup()
+    return run.method.task
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
+    whole = config({"warm_start": True, "replay": 1})
+    run(whole, tmp_path / "whole")
+    stopped = federation(whole, tmp_path / "halves")
+    stopped.setup()
+    stopped.step()
+    stopped.abort("interrupted")
+    run(whole, tmp_path / "halves")
+    assert equal_results(load(tmp_path / "whole"), load(tmp_path / "halves")) == []
+    first, second = (load(tmp_path / name).synthetic_images(2) for name in ("whole", "halves"))
+    assert np.array_equal(first.images, second.images)
+
+
+class Backwards(LocalExecutor):
+    def map(self, function: Any, items: Any) -> list[Any]:
+
+        done = [
+            pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(i))) for i in items[::-1]
+        ]
+        return done[::-1]
+
+
+def test_items_travel_and_may_be_done_in_any_order(tmp_path: Path):
+    images = []
+    for name, executor in (("a", LocalExecutor()), ("b", Backwards())):
+        one = federation(config(train__rounds=1), tmp_path / name)
+        one.executor = executor
+        one.setup()
+        one.step()
+        one.finish()
+        images.append(load(tmp_path / name).synthetic_images(1).images)
+    assert np.array_equal(*images)
+
+
+def test_clients_distilled_together_are_clients_alone(tmp_path: Path):
+    found = []
+    for at_once in (1, 2):
+        settings = {"distill__clients_at_once": at_once, "train__rounds": 1}
+        study = load(run(config({"skip_absent": True}, **settings), tmp_path / str(at_once)))
+        found.append(study.synthetic[["match_loss_before", "match_loss_after"]].to_numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_absent_classes_can_be_skipped(tmp_path: Path):
+    study = load(run(config({"skip_absent": True}, train__rounds=1), tmp_path))
+    start = study.clients[study.clients["round"] == 0].set_index("client_id")["label_counts"]
+    made = study.synthetic_images(1)
+    assert made.clients is not None
+    for client, counts in start.items():
+        held = set(np.unique(made.labels[made.clients == client]))
+        assert held <= set(np.flatnonzero(np.asarray(counts)))
+        assert held
+    clients = study.clients[study.clients["round"] == 1]
+    plain = load(run(config(train__rounds=1), tmp_path / "plain")).clients
+    plain = plain[plain["round"] == 1]
+    assert (clients["bytes_up"].to_numpy() - plain["bytes_up"].to_numpy() == 4 * 10).all()
+
+
+def test_warm_up_is_fedavg(tmp_path: Path):
+    warm = config({"warmup_rounds": 2}, train__rounds=2)
+    run(warm, tmp_path / "warm")
+    plain = {k: v for k, v in TINY.items() if not k.startswith("distill")}
+    run(experiment("digits", "fedavg", **plain), tmp_path / "fedavg")
+    a, b = (load(tmp_path / name).rounds["loss"].to_numpy() for name in ("warm", "fedavg"))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert load(tmp_path / "warm").synthetic.empty
+
+
+def test_segments_send_checkpoints_and_are_matched(tmp_path: Path):
+    one = load(run(config(train__rounds=1), tmp_path / "1"))
+    two = load(run(config({"segments": 2}, train__rounds=1), tmp_path / "2"))
+    a, b = (s.clients.loc[s.clients["round"] == 1, "bytes_up"].to_numpy() for s in (one, two))
+    assert (b == 2 * a).all()
+    assert not np.array_equal(one.synthetic["match_loss_after"], two.synthetic["match_loss_after"])
+
+
+def test_no_latent_steps_are_the_prior_alone(tmp_path: Path):
+    study = load(run(config(distill__latent_steps=0, train__rounds=1), tmp_path))
+    rows = study.synthetic
+    assert (rows["match_loss_before"] == rows["match_loss_after"]).all()
+
+
+def test_partial_participation(tmp_path: Path):
+    study = load(run(config({"warm_start": True}, train__participation=0.3), tmp_path))
+    assert study.synthetic.groupby("round")["client_id"].nunique().to_list() == [1, 1]
+
+
+@pytest.mark.parametrize("where", ["delta", "extra"])
+def test_a_client_that_sends_nan_is_refused_by_name(tmp_path: Path, where: str, monkeypatch: Any):
+    train = FedDGM.client_update
+
+    def spoilt(self: FedDGM, *args: Any) -> Any:
+        update, states = train(self, *args)
+        batches = args[1]
+        for c, client in enumerate(batches.client_ids):
+            if client == 1 and where == "delta":
+                update.delta["head.bias"][c, 0] = torch.nan
+            elif client == 1:
+                update.extra[c][COUNTS] = update.extra[c][COUNTS].float() * torch.nan
+        return update, states
+
+    monkeypatch.setattr(FedDGM, "client_update", spoilt)
+    options = {"skip_absent": True}
+    with pytest.raises(ClientError, match="client 1"):
+        run(config(options, train__rounds=1), tmp_path / "raise")
+    dropping = config(options, train__rounds=1, failures__policy="drop")
+    study = load(run(dropping, tmp_path / "drop"))
+    assert set(study.synthetic["client_id"]) == {0, 2}
+    (event,) = study.events.loc[study.events["kind"] == "client_failed", "message"]
+    assert "NaN" in event
+
+
+def test_wrong_settings_say_what_to_do(tmp_path: Path):
+    with pytest.raises(ConfigError, match="2 words for 10 classes"):
+        run(config(distill__words=["a", "b"]), tmp_path)
+    with pytest.raises(ConfigError, match="models.generator"):
+        run(config(distill__prior="vae"), tmp_path)
+    with pytest.raises(ConfigError, match="server_epoch"):
+        run(config({"server_epoch": 3}), tmp_path)
+
+
+def test_matching_learns(tmp_path: Path):
+    """The set's student gets closer to the client than noise or the start do."""
+    settings = {
+        "train__rounds": 1,
+        "distill__latent_steps": 25,
+        "distill__optimizer": "adam",
+        "distill__feature_lr": 0.1,
+        "distill__student_steps": 5,
+        "distill__student_lr": "auto",
+        "distill__augment": [],
+        "distill__images_per_class": 2,
+    }
+    rows = load(run(config({"skip_absent": True}, **settings), tmp_path)).synthetic
+    assert (rows["match_loss_after"] < 0.8 * rows["match_loss_before"]).all()
+    assert (rows["match_loss_after"] < 0.8 * rows["match_loss_noise"]).all()

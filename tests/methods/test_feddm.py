@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.config import Experiment
+from fedsim.distill.matching import class_means
+from fedsim.errors import ConfigError
+from fedsim.methods.feddm import IMAGES, LABELS, FedDM
+from fedsim.models.images import to_unit_range
+from fedsim.results.tables import equal_results, load
+from fedsim.sections import TrainConfig
+from fedsim.seeding import torch_rng
+from tests.helpers import batches_of, federation, rngs, run
+from tests.methods.test_feddgm import config as distilling
+
+
+def config(options: dict[str, Any] | None = None, **settings: Any) -> Experiment:
+    return distilling(options, **{"use": "feddm", **settings})
+
+
+def method(folder: Path, **settings: Any) -> FedDM:
+    one = federation(config(**settings), folder / "setup")
+    one.setup()
+    assert isinstance(one.method, FedDM)
+    return one.method
+
+
+def test_a_run_and_what_it_sends(tmp_path: Path):
+    study = load(run(config({"global_models": ["lenet"]}), tmp_path))
+    assert set(study.evaluations["model"]) >= {"global", "lenet"}
+    rows = study.synthetic.query("round == 1").set_index("client_id")
+    clients = study.clients.query("round == 1").set_index("client_id")
+    each = 8 * 8 + 2  # a grey image of bytes, and a label
+    assert (clients["bytes_up"] == rows["num_images"] * each).all()
+    start = study.clients.query("round == 0").set_index("client_id")["label_counts"]
+    for client, counts in start.items():
+        assert rows.loc[client, "num_classes"] <= (np.asarray(counts) > 0).sum()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
+    whole = config({"replay": 1})
+    run(whole, tmp_path / "whole")
+    stopped = federation(whole, tmp_path / "halves")
+    stopped.setup()
+    stopped.step()
+    stopped.abort("interrupted")
+    run(whole, tmp_path / "halves")
+    assert equal_results(load(tmp_path / "whole"), load(tmp_path / "halves")) == []
+
+
+def test_the_images_features_come_to_be_like_the_client_s(tmp_path: Path):
+    """With rho = 0 and no augmentation, class means of features approach those of the client."""
+    settings = {"distill__latent_steps": 0, "distill__augment": [], "distill__feature_lr": 1.0}
+    x = torch.randint(256, (12, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([2, 5]).repeat_interleave(6)
+    gaps = []
+    for steps in (0, 40):
+        own = method(tmp_path, **(settings | {"distill__latent_steps": steps}))
+        own.options = FedDM.Options(rho=0.0)
+        weights = own.net.init(torch_rng(0, "weights"))
+        rows = (np.arange(12),)
+        batches = batches_of(TrainConfig(), rows, x.to(torch.uint8), y)
+        object.__setattr__(batches, "prepare", to_unit_range)
+        update, _ = own.client_update(weights, batches, [{}], rngs(batches))
+        sent = update.extra[0]
+        assert sent[LABELS].tolist() == [2, 5]
+        assert sent[IMAGES].dtype == torch.uint8
+        real = class_means(own.net.embed(weights, to_unit_range(x.to(torch.uint8))), y, 10)
+        made = own.net.embed(weights, to_unit_range(sent[IMAGES]))
+        gaps.append(float((class_means(made, sent[LABELS].long(), 10) - real).norm()))
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_dynafed_is_fedavg_until_it_distils_once(tmp_path: Path):
+    options = {"trajectory_rounds": 2}
+    study = load(run(distilling(options, use="dynafed", train__rounds=3), tmp_path / "dynafed"))
+    plain = distilling({}, use="feddgm", train__rounds=2)
+    fedavg = plain.model_copy(update={"method": "fedavg", "use": "fedavg", "options": {}})
+    same = load(run(fedavg, tmp_path / "fedavg"))
+    assert study.rounds["loss"][:2].tolist() == same.rounds["loss"][:2].tolist()
+    assert study.rounds["loss"][2] != same.rounds["loss"][2]
+    assert study.synthetic["round"].tolist() == [2]
+    assert study.synthetic["client_id"].isna().all()
+    assert study.synthetic_images(2).labels.tolist() == list(range(10))
+    weights = study.clients.query("round == 1")["bytes_up"]
+    assert (weights == same.clients.query("round == 1")["bytes_up"]).all()
+
+
+def test_dynafed_goes_on_after_a_kill(tmp_path: Path):
+    whole = distilling({"trajectory_rounds": 2}, use="dynafed", train__rounds=3)
+    run(whole, tmp_path / "whole")
+    stopped = federation(whole, tmp_path / "halves")
+    stopped.setup()
+    stopped.step()
+    stopped.abort("interrupted")
+    run(whole, tmp_path / "halves")
+    assert equal_results(load(tmp_path / "whole"), load(tmp_path / "halves")) == []
+
+
+def test_dynafed_refuses_segments_longer_than_its_trajectory(tmp_path: Path):
+    options = {"trajectory_rounds": 2, "segment_rounds": 3}
+    with pytest.raises(ConfigError, match="longer than the trajectory of 2 rounds"):
+        run(distilling(options, use="dynafed"), tmp_path)
