@@ -206,7 +206,7 @@ class ClientHost:
                             {k: v[i : i + 1] for k, v in chosen.items()},
                             weight[i : i + 1],
                             update.linear,
-                            update.extra[c : c + 1],
+                            extra=update.extra[c : c + 1],
                         ),
                         "cpu",
                     ),

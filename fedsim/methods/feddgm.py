@@ -101,7 +101,7 @@ class FedDGM(TrainsOnSets):
             for c, sent in enumerate(extra):
                 sent[COUNTS] = counts[c]
         delta = subtract(weights, start)
-        return Update(delta, batches.num_samples, False, tuple(extra)), client_state
+        return Update(delta, batches.num_samples, linear=False, extra=tuple(extra)), client_state
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator

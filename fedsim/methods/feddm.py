@@ -65,7 +65,7 @@ class FedDM(TrainsOnSets):
             x = batches.prepare(batches.inputs[where].to(batches.device))
             images, labels = self._match(message, x, batches.labels[where].to(x.device), rng[c])
             sent.append({IMAGES: from_unit_range(images), LABELS: labels.to(torch.int16)})
-        return Update({}, batches.num_samples, False, tuple(sent)), client_state
+        return Update({}, batches.num_samples, linear=False, extra=tuple(sent)), client_state
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
         return [

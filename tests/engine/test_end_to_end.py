@@ -74,7 +74,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "synthetic_only_classifier": CLASSIFIER
     | {"models.clip": "tiny-clip", "train.local_epochs": 40},
     "feddgm": CLASSIFIER | DISTILLED,
-    "feddm": CLASSIFIER | DISTILLED | {"distill.latent_steps": 100, "distill.feature_lr": 10.0},
+    "feddm": CLASSIFIER
+    | DISTILLED
+    | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
     "dynafed": CLASSIFIER | DISTILLED | {"options.trajectory_rounds": 1},
 }
 GENERATED = (
