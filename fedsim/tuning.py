@@ -228,8 +228,9 @@ def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str
     from fedsim.results.tables import load
 
     tables = load(study.folder)
-    finished = tables.runs.run_id[tables.runs.status == "finished"]
-    rounds = tables.rounds[tables.rounds.run_id.isin(finished)].sort_values("round")
+    runs = tables.read("runs", ["run_id", "status"])
+    rounds = tables.read("rounds", ["run_id", "round", "accuracy"]).sort_values("round")
+    rounds = rounds[rounds.run_id.isin(runs.run_id[runs.status == "finished"])]
     last = rounds.groupby("run_id").accuracy.last()
     return {
         name: [float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean()) for runs in points]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +129,13 @@ class Parts:
         return pa.concat_tables(plain, promote_options="default")
 
 
-def read_run(folder: Path, run_id: str) -> Parts | None:
+def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) -> Parts | None:
     """The rows of one run in one table, while another process may be writing them.
+
+    Args:
+        folder: Of the table.
+        run_id: The run.
+        columns: Only these, of those that there are; by default all.
 
     Returns:
         The rows, or nothing if the run has no file here.
@@ -142,7 +147,7 @@ def read_run(folder: Path, run_id: str) -> Parts | None:
     for attempt in range(_READ_ATTEMPTS):
         time.sleep(0.001 * attempt)
         try:
-            opened = _read_file(open_path(folder, run_id))
+            opened = _read_file(open_path(folder, run_id), columns)
         except FileNotFoundError:
             opened = None
         numbers = sealed_numbers(folder, run_id) if opened is None else list(_before(opened))
@@ -152,7 +157,8 @@ def read_run(folder: Path, run_id: str) -> Parts | None:
             return None
         try:
             sealed = [
-                _read_file(sealed_path(folder, run_id, n)) for n in range(1, 1 + len(numbers))
+                _read_file(sealed_path(folder, run_id, n), columns)
+                for n in range(1, 1 + len(numbers))
             ]
         except FileNotFoundError as error:
             problem = f"{Path(error.filename).name} is missing"
@@ -189,10 +195,13 @@ def _before(table: pa.Table) -> range:
     return range(int((table.schema.metadata or {}).get(AFTER, b"0")))
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with open(path, "rb") as file:  # one descriptor: a rename meanwhile does no harm
         try:
-            return pq.read_table(file)
+            stored = pq.ParquetFile(file)
+            if columns is not None:
+                columns = [name for name in columns if name in stored.schema_arrow.names]
+            return stored.read(columns=columns)
         except pa.ArrowException as error:
             raise ResultsError(
                 f"{path} is not a readable Parquet file ({error}); "

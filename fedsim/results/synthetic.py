@@ -58,6 +58,11 @@ _MEASURES = (
              "what that gains over text alone, divided by the images", "+.3f", 100.0),
     _Measure("match_loss_before", "matching loss before", "before distillation"),
     _Measure("match_loss_after", "matching loss after", "after distillation"),
+    _Measure("match_loss_noise", "matching loss of noise", "noise with the same labels"),
+    _Measure("uninformative", "uninformative sets, %",
+             "sets that noise with the same labels matches: clients that say little", *_PERCENT),
+    _Measure("num_classes", "classes", "in a set", ".0f"),
+    _Measure("student_lr", "student's step size", "as learned while matching", ".3g"),
 )  # fmt: skip
 
 
