@@ -33,7 +33,17 @@ from fedsim.params import Params
 if TYPE_CHECKING:
     from fedsim.models.generator import Generator
 
-__all__ = ["Prior", "Prompts", "decode_all", "fit", "load_prior", "prompts_of", "pull_back"]
+__all__ = [
+    "LoadPrior",
+    "Prior",
+    "Prompts",
+    "decode_all",
+    "fit",
+    "image_priors",
+    "load_prior",
+    "prompts_of",
+    "pull_back",
+]
 
 _CHUNK = 32
 """Images that are decoded at once, forwards and backwards."""
@@ -67,6 +77,9 @@ class Prior(Protocol):
 
     def decode(self, latents: Params) -> Tensor:
         """Latents -> images `(n, c, h, w)` in [-1, 1], with gradients."""
+
+
+LoadPrior = Callable[[], Prior]
 
 
 def fit(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -309,6 +322,25 @@ def prompts_of(config: Experiment, classnames: Sequence[str]) -> Prompts:
     models = config.models
     texts = class_prompts(words, templates[0])
     return Prompts(models.generator, texts, models.generator_steps, models.generator_guidance)
+
+
+def image_priors(
+    config: Experiment, classnames: Sequence[str], shape: tuple[int, int, int], device: str
+) -> tuple[LoadPrior, LoadPrior]:
+    """Loaders of the configured prior of images and of one without knowledge, its noise control.
+
+    Args:
+        config: The experiment.
+        classnames: What the generator draws.
+        shape: `(c, h, w)` of the images.
+        device: Where they are computed.
+
+    Raises:
+        ConfigError: See `prompts_of`.
+    """
+    prompts = prompts_of(config, classnames)
+    prior = functools.partial(load_prior, config.distill, prompts, shape, device)
+    return prior, functools.partial(NoisePixels, shape, device)
 
 
 def class_prompts(words: Sequence[str], template: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.distill.augment import draw_augmentation
-from fedsim.distill.latents import Prior, Prompts, decode_all, load_prior, pull_back
+from fedsim.distill.latents import LoadPrior, Prior, decode_all, pull_back
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
     DISTANCES,
@@ -73,8 +73,8 @@ class Work:
         sources: Clients that share a leading axis.
         network: The surrogate as a function of its weights.
         settings: The block `distill`.
-        prompts: What the generator is asked for.
-        shape: `(c, h, w)` of the data.
+        prior: Loads what the sets are made of.
+        noise: Loads a prior that knows nothing: its draws are the noise control.
         seed: Of the run.
         round: From 1.
         device: Where to compute.
@@ -84,8 +84,8 @@ class Work:
     sources: tuple[Source, ...]
     network: Network
     settings: DistillConfig
-    prompts: Prompts
-    shape: tuple[int, int, int]
+    prior: LoadPrior
+    noise: LoadPrior
     seed: int
     round: int
     device: str = "cpu"
@@ -129,8 +129,7 @@ def distil(work: Work) -> list[SyntheticSet]:
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
     started = time.perf_counter()
-    prior = load_prior(work.settings, work.prompts, work.shape, work.device)
-    run = _Run(work, prior)
+    run = _Run(work, work.prior())
     before, noise_images = run.images(), run.noise()
     if work.settings.student_lr == "auto":
         run.search_lr(before)
@@ -205,13 +204,13 @@ class _Run:
         return self._stack([decode_all(self.prior, z) for z in self.latents])
 
     def noise(self) -> Tensor:
-        """Uniform noise in place of the images."""
-        found = []
-        for source, labels in zip(self.work.sources, self.labels, strict=True):
-            rng = self._rng(source.client_id, "noise")
-            drawn = torch.rand(len(labels), *self.work.shape, generator=rng)
-            found.append((2 * drawn - 1).to(self.device))
-        return self._stack(found)
+        """Draws of a prior without knowledge, in place of the images."""
+        prior, clients = self.work.noise(), [s.client_id for s in self.work.sources]
+        drawn = [
+            prior.draw(labels, self._rng(client, "noise"))
+            for client, labels in zip(clients, self.labels, strict=True)
+        ]
+        return self._stack([decode_all(prior, latents) for latents in drawn])
 
     def _stack(self, images: Sequence[Tensor]) -> Tensor:
         return torch.stack([_padded(x, self._size) for x in images])

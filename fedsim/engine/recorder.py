@@ -284,10 +284,11 @@ class Recorder:
         """What the server has made in a round."""
         if made is None:
             return
-        images = made.images.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
-        labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
-        names = self.data.meta["classnames"]
-        self.sink.save_round_images(round, images, labels, names, clients)
+        if made.images is not None:
+            images = made.images.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
+            labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
+            names = self.data.meta["classnames"]
+            self.sink.save_round_images(round, images, labels, names, clients)
         self.sink.append("synthetic", [{"round": round, **row} for row in made.rows])
 
     def event(

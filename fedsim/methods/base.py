@@ -226,18 +226,29 @@ class Received:
     round: int = 0
     share: float = 1.0
 
+    def average(self) -> Params:
+        """The weighted mean of what was kept, in the order of client ids."""
+        total = sum(float(update.weight[0]) for _, update in self.kept)
+        mean: Params = {}
+        for _, update in self.kept:
+            share = float(update.weight[0]) / total
+            for name, value in update.delta.items():
+                part = share * value[0].double()
+                mean[name] = mean[name] + part if name in mean else part
+        return {name: value.float() for name, value in mean.items()}
+
 
 @dataclass(frozen=True)
 class Made:
     """Images that the server holds after a round, for people to look at and to train on.
 
     Attributes:
-        images: uint8 `(n, c, h, w)` with labels.
+        images: uint8 `(n, c, h, w)` with labels; None where sets are not images.
         clients: `(n,)` int64, the client behind each image; -1 for none.
         rows: Rows of the table `synthetic`, without run and round.
     """
 
-    images: Labelled
+    images: Labelled | None
     clients: Tensor
     rows: tuple[Mapping[str, Any], ...] = ()
 

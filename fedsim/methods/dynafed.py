@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from fedsim.config import Experiment
-from fedsim.distill.latents import Prompts, load_prior, prompts_of
+from fedsim.distill.latents import LoadPrior, image_priors
 from fedsim.distill.sets import Source, Work, distil
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
@@ -63,15 +63,16 @@ class DynaFed(FedAvg):
         return self.options
 
     @property
-    def prompts(self) -> Prompts:
-        """What the generator is asked for."""
-        return prompts_of(self.config, self.task.classnames)
+    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+        """What sets are made of, and what noise is."""
+        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
+        assert shape is not None
+        return image_priors(self.config, names, shape, str(device))
 
     def check_task(self) -> None:
         super().check_task()
-        assert self.task.image_shape is not None
-        device = str(self.task.device)
-        load_prior(self.config.distill, self.prompts, self.task.image_shape, device)
+        load_prior, _ = self.priors
+        load_prior()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = super().setup(task, rng)
@@ -128,15 +129,13 @@ class DynaFed(FedAvg):
         segments = tuple((a, b) for a, b in pairs if any((a[k] != b[k]).any() for k in a))
         if not segments:
             return {}
-        assert self.task.image_shape is not None
         classes = tuple(range(self.task.num_classes))
         source = to_device(Source(-1, segments, classes), "cpu")
         work = Work(
             (source,),
             self.net,
             self.config.distill,
-            self.prompts,
-            self.task.image_shape,
+            *self.priors,
             self.config.train_seed,
             state["round"],
             str(self.task.device),

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 
 from fedsim.config import Experiment
-from fedsim.distill.latents import Prompts, load_prior, prompts_of
+from fedsim.distill.latents import LoadPrior, image_priors
 from fedsim.distill.sets import Source, SyntheticSet, Work, distil
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
@@ -72,14 +72,15 @@ class FedDGM(TrainsOnSets):
 
     def check_task(self) -> None:
         super().check_task()
-        assert self.task.image_shape is not None
-        device = str(self.task.device)
-        load_prior(self.config.distill, self.prompts, self.task.image_shape, device)
+        load_prior, _ = self.priors
+        load_prior()
 
     @property
-    def prompts(self) -> Prompts:
-        """What the generator is asked for."""
-        return prompts_of(self.config, self.task.classnames)
+    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+        """What sets are made of, and what noise is."""
+        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
+        assert shape is not None
+        return image_priors(self.config, names, shape, str(device))
 
     def client_update(
         self,
@@ -107,7 +108,7 @@ class FedDGM(TrainsOnSets):
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
         if received.round <= self.own.warmup_rounds:
-            return state | {"surrogate": add(state["surrogate"], _mean(received))}
+            return state | {"surrogate": add(state["surrogate"], received.average())}
         return super().finish_round(state, received, executor, rng)
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
@@ -115,14 +116,12 @@ class FedDGM(TrainsOnSets):
         sources = [source for source in sources if source.classes and source.segments]
         size = self.config.distill.clients_at_once
         groups = [sources[i : i + size] for i in range(0, len(sources), size)]
-        assert self.task.image_shape is not None
         items = [
             Work(
                 tuple(group),
                 self.net,
                 self.config.distill,
-                self.prompts,
-                self.task.image_shape,
+                *self.priors,
                 self.config.train_seed,
                 received.round,
                 str(self.task.device),
@@ -178,14 +177,3 @@ def _parts(batches: Batches, count: int) -> list[Batches]:
     """Local training cut into stretches of about as many steps; some are empty if there are few."""
     cuts = [len(batches.steps) * i // count for i in range(count + 1)]
     return [replace(batches, steps=batches.steps[a:b]) for a, b in pairwise(cuts)]
-
-
-def _mean(received: Received) -> Params:
-    """FedAvg's weighted mean of the deltas, in the order of client ids."""
-    total = sum(float(update.weight[0]) for _, update in received.kept)
-    mean: Params = {}
-    for _, update in received.kept:
-        share = float(update.weight[0]) / total
-        for k, v in unstack(update.delta, 0).items():
-            mean[k] = mean[k] + share * v.double() if k in mean else share * v.double()
-    return {k: v.float() for k, v in mean.items()}

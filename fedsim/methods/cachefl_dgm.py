@@ -1,0 +1,286 @@
+"""CacheFL + FedDGM, joined: clients fine-tune caches, the server averages and distils. Ours.
+
+    W (M, d)   keys, M = N*K, of the global cache          W_k   client k's after local training
+    V (M, N)   values, fixed                               D_k = W_k - W
+    s_k (n, d) synthetic features of length 1, labels y    CE    cross-entropy of the cache model
+
+    round:  clients fine-tune the keys and send D_k                                     (CacheFL)
+            W' <- W + sum_k (n_k / n) D_k
+            s_k <- argmin |student(s_k) - W_k|^2 / |W - W_k|^2,  for every k             (FedDGM)
+                   student(s): S gradient steps on CE(s, y) from W
+            W  <- E gradient steps on sum_k (n_k / n) CE(s_k, y_k), from W'
+
+Why it could help: where labels are skewed, a client pushes the keys of classes it does not hold
+away from its features, and the average keeps that. Training on all clients' features together
+takes it back. A local SGD step moves key j, of class c_j, by
+
+    lr alpha beta / B  sum_i a_ij (1[y_i = c_j] - p_i,c_j) f_i,      a_ij = exp(-beta (1 - f_i W_j))
+
+so moves lie in the span of the client's features: those of a class it holds point to its images of
+that class. `start: moves` begins from these directions; with `distill.latent_steps: 0` they are
+used as they are. A class counts as held where its keys moved towards themselves.
+
+`space: features` distils unit vectors, `generator` latents of `distill.prior` that are decoded and
+encoded. The nulls it has to beat are options: `data: initial` (the same server steps on the first
+cache's own keys), `data: mean` (one set from the average move, which secure aggregation permits)
+and `distill.latent_steps: 0` (directions read off the moves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.distill.features import EncodedImages, encoded_priors, feature_priors
+from fedsim.distill.latents import LoadPrior
+from fedsim.distill.sets import Source, SyntheticSet, Work, distil
+from fedsim.errors import ConfigError
+from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
+from fedsim.methods.cachefl import CacheFL
+from fedsim.methods.feddgm import client_set
+from fedsim.methods.training import Optimizer
+from fedsim.models.cache import cache_logits, text_logits
+from fedsim.models.images import from_unit_range
+from fedsim.params import Params, to_device
+from fedsim.sections import TrainConfig
+
+AVERAGE = -1
+"""Stands for a client where the average move is distilled."""
+
+
+class CacheDGMOptions(BaseModel, extra="forbid"):
+    """What the server trains the averaged cache on, and for how long."""
+
+    data: Literal["clients", "mean", "initial"] = "clients"
+    """A set from each client's move, one from their average, or no distillation: the keys that the
+    cache began with."""
+    space: Literal["features", "generator"] = "features"
+    """Distil features themselves, or latents of `distill.prior` seen through the encoder."""
+    start: Literal["moves", "keys"] = "moves"
+    """`features`: begin at directions read off the moves, or at the keys."""
+    server_steps: int = Field(20, ge=0)
+    """E; 0 is CacheFL."""
+    server_lr: float = Field(0.01, gt=0)
+    replay: int = Field(0, ge=0)
+    """Earlier rounds whose sets stay in the union."""
+
+
+class CacheDGM(CacheFL):
+    """Averaged caches, trained on what their clients' moves give away."""
+
+    reduction = "keep"
+    averages = False
+    sections: ClassVar[tuple[str, ...]] = ("cache", "distill")
+    Options = CacheDGMOptions
+
+    @property
+    def own(self) -> CacheDGMOptions:
+        """The method's options, typed."""
+        assert isinstance(self.options, CacheDGMOptions)
+        return self.options
+
+    @classmethod
+    def check(cls, config: Experiment) -> None:
+        super().check(config)
+        if config.train.optimizer != "sgd":
+            raise ConfigError(
+                "cachefl_dgm reads clients' moves as sums of gradients: set train.optimizer to sgd"
+            )
+        if config.cache.trainable != "keys":
+            raise ConfigError(
+                "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
+            )
+        if config.options.get("space") == "generator" and config.models.clip is None:
+            raise ConfigError("options.space: generator needs models.clip and models.generator")
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        state = super().setup(task, rng)
+        return state | {"initial": state["keys"], "sets": []}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        update, states = super().client_update(message, batches, client_state, rng)
+        return Update(update.delta, update.weight, linear=self.own.data != "clients"), states
+
+    def aggregate(self, state: State, received: Received) -> State:
+        """W', beside the W that it came from."""
+        return state | {"sent": state["keys"], "keys": state["keys"] + received.average()["keys"]}
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        sets = [s for s in state["sets"] if s["round"] >= received.round - self.own.replay]
+        if self.own.data == "initial":
+            first = F.normalize(state["initial"], dim=-1)
+            sets = [{"round": 0, "features": first, "labels": state["labels"], "weight": 1.0}]
+        else:
+            sets += self._distilled(state, received, executor)
+        state = state | {"sets": sets, "round": received.round, "keys": self._train(state, sets)}
+        del state["sent"]
+        return state
+
+    def _distilled(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[dict[str, Any]]:
+        """A set for each client's move, or for their average."""
+        moves = {c: (u.delta["keys"][0], float(u.weight[0])) for c, u in received.kept}
+        if self.own.data == "mean":
+            moves = {AVERAGE: (received.average()["keys"], sum(w for _, w in moves.values()))}
+        sources = {c: self._source(state, c, move) for c, (move, _) in moves.items()}
+        held = [source for source in sources.values() if source.classes]
+        size = self.config.distill.clients_at_once
+        items = [
+            self._work(state, tuple(held[i : i + size]), received.round)
+            for i in range(0, len(held), size)
+        ]
+        made = [s for group in executor.map(distil, items) for s in group]
+        return [self._entry(s, moves[s.client_id][1], received.round) for s in made]
+
+    def _source(self, state: State, client: int, move: Tensor) -> Source:
+        """A client's move as the student has to make it, and where its set starts."""
+        sent, labels = state["sent"], state["labels"]
+        classes = held_classes(sent, move, labels)
+        latents: Params = {}
+        if self.own.space == "features":
+            rows = move if self.own.start == "moves" else sent
+            per_class = self.config.distill.images_per_class
+            first = [directions(rows[labels == c], per_class) for c in classes]
+            latents = {"latent": torch.cat(first)} if first else {}
+        segment = ({"keys": sent}, {"keys": sent + move})
+        return to_device(Source(client, (segment,), tuple(classes), latents), "cpu")
+
+    def _work(self, state: State, sources: tuple[Source, ...], round: int) -> Work:
+        return Work(
+            sources,
+            to_device(self._student(state), "cpu"),
+            self.config.distill.model_copy(update={"augment": ()}),  # of images; these are features
+            *self.priors,
+            self.config.train_seed,
+            round,
+            str(self.task.device),
+            self.config.engine.threads,
+        )
+
+    @property
+    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+        """What sets are made of, and what noise is."""
+        device = str(self.task.device)
+        if self.own.space == "features":
+            return feature_priors(self.task.embed_dim, device)
+        return encoded_priors(self.config, self.task.classnames, device)
+
+    def check_task(self) -> None:
+        super().check_task()
+        if self.own.data != "initial":
+            load_prior, _ = self.priors
+            load_prior()
+
+    def _entry(self, made: SyntheticSet, weight: float, round: int) -> dict[str, Any]:
+        """A set as the state keeps it: features, and the images they are of."""
+        found = client_set(made)
+        images = {}
+        if self.own.space == "generator":
+            prior = self.priors[0]()
+            assert isinstance(prior, EncodedImages)
+            images["images"] = from_unit_range(prior.images(made.latents)).cpu()
+        row = {"client_id": made.client_id, **found.measures, "num_images": len(made.labels)}
+        return images | {
+            "round": round,
+            "client": made.client_id,
+            "features": made.images,
+            "labels": made.labels,
+            "weight": weight,
+            "row": row | {"num_classes": len(made.labels.unique())},
+        }
+
+    def made(self, state: State) -> Made | None:
+        sets = [s for s in state["sets"] if s["round"] == state["round"]]
+        if not sets:
+            return None
+        labels = torch.cat([s["labels"] for s in sets])
+        clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
+        images = None
+        if self.own.space == "generator":
+            images = Labelled(torch.cat([s["images"] for s in sets]), labels)
+        return Made(images, clients, tuple(s["row"] for s in sets))
+
+    def _train(self, state: State, sets: Sequence[dict[str, Any]]) -> Tensor:
+        """The averaged keys after E steps on the union, every client by its weight."""
+        keys: Tensor = state["keys"]
+        if not sets or not self.own.server_steps:
+            return keys
+        x, y = (torch.cat([s[k] for s in sets]).to(keys.device) for k in ("features", "labels"))
+        weight = torch.cat(
+            [torch.full((len(s["labels"]),), s["weight"] / len(s["labels"])) for s in sets]
+        )
+        weight = (weight / weight.sum()).to(keys)
+        student, params = self._student(state), {"keys": keys.clone().requires_grad_()}
+        step = TrainConfig(optimizer="sgd", lr=self.own.server_lr, momentum=0.9)
+        optimizer = Optimizer(list(params.values()), step)
+        for _ in range(self.own.server_steps):
+            loss = F.cross_entropy(student(params, x), y, reduction="none")
+            optimizer.step(loss @ weight)
+        return params["keys"].detach()
+
+    def _student(self, state: State) -> CacheModel:
+        cache = self.config.cache
+        return CacheModel(
+            state["text"],
+            state["values"],
+            cache.residual_ratio,
+            cache.sharpness,
+            self.task.logit_scale,
+        )
+
+
+@dataclass(frozen=True)
+class CacheModel:
+    """The cache model as a function of its keys; sent to other processes as it is."""
+
+    text: Tensor
+    values: Tensor
+    residual_ratio: float
+    sharpness: float
+    logit_scale: float
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Features `(B, d)` -> logits `(B, num_classes)`."""
+        cached = cache_logits(x, params["keys"], self.values, self.sharpness)
+        return text_logits(x, self.text, self.logit_scale) + self.residual_ratio * cached
+
+
+def held_classes(keys: Tensor, move: Tensor, labels: Tensor) -> list[int]:
+    """Classes whose keys `(M, d)` moved towards where they are: those that a client has images of.
+
+    Features of CLIP lie in a cone, so a sum of them with positive weights points along any key, and
+    one with negative weights away from it.
+    """
+    found = []
+    for label in labels.unique().tolist():
+        mine = labels == label
+        if move[mine].sum(0) @ keys[mine].sum(0) > 0:
+            found.append(int(label))
+    return found
+
+
+def directions(rows: Tensor, count: int) -> Tensor:
+    """`count` unit vectors from rows `(K, d)`: sums of every count-th row, or rows in turn.
+
+    >>> directions(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), 1)
+    tensor([[0.5547, 0.8321]])
+    """
+    k = len(rows)
+    parts = [rows[i::count].sum(0) if i < k else rows[i % k] for i in range(count)]
+    return F.normalize(torch.stack(parts), dim=-1)
