@@ -24,7 +24,7 @@ method, federated averaging of class means, is this short:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -34,17 +34,16 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from fedsim.config import Experiment
+from fedsim.methods.batches import Batch as Batch
+from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
 from fedsim.params import Params, add, norms  # noqa: F401  (`add` is used by the doctest)
-from fedsim.sections import TrainConfig
 
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings: what a checkpoint can hold."""
 
 Predictor = Callable[[Tensor], Tensor]
 """Inputs `(N, ...)` -> logits `(N, num_classes)`."""
-
-_CPU = torch.device("cpu")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -99,84 +98,6 @@ class Task:
     @property
     def num_classes(self) -> int:
         return len(self.classnames)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One local step of all clients of a group."""
-
-    x: Tensor
-    """`(C, B, ...)` inputs."""
-    y: Tensor
-    """`(C, B)` int64 labels."""
-    mask: Tensor
-    """`(C, B)` bool: False where the sample is padding."""
-    active: Tensor
-    """`(C,)` bool: False for clients that have finished."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The local data of one group, as the steps its clients take together.
-
-    Ragged clients are padded to the longest of the group; padding repeats a valid row and is
-    masked. A client's bits do not depend on who its neighbours are, but may depend on how many:
-    networks round differently for C = 2 than for C = 3. Groups are therefore never split. A group
-    of one has a ghost neighbour of weight 0, because C = 1 takes other kernels altogether.
-    """
-
-    client_ids: tuple[int, ...]
-    """-1 for a ghost."""
-    num_samples: Tensor
-    """`(C,)` float64 training samples per client; 0 for a ghost."""
-    steps: tuple[tuple[Tensor, Tensor], ...]
-    """Per local step: rows `(C, B)` int64 into `inputs`, and mask `(C, B)` bool."""
-    scan: tuple[tuple[Tensor, Tensor], ...]
-    """Every sample exactly once, in chunks: for measuring, not training."""
-    inputs: Tensor
-    """`(num_train, ...)`, shared by all clients of the node."""
-    labels: Tensor
-    """`(num_train,)` int64."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The round's settings of local training: learning rate, epochs and the rest."""
-    prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-    """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
-    device: torch.device = _CPU
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    @property
-    def num_steps(self) -> Tensor:
-        """`(C,)` int64 steps of every client; 0 for a ghost."""
-        return torch.stack([mask.any(1) for _, mask in self.steps]).sum(0)
-
-    @property
-    def num_clients(self) -> int:
-        """C, the ghost included."""
-        return len(self.client_ids)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self.steps)
-
-    def all_samples(self) -> Iterator[Batch]:
-        """Each sample once, in a fixed order."""
-        return self._batches(self.scan)
-
-    def label_counts(self, num_classes: int) -> Tensor:
-        """`(C, num_classes)` float32: how many samples of each class every client trains on."""
-        counts = torch.zeros(self.num_clients, num_classes)
-        for rows, mask in self.scan:
-            labels = self.labels[rows.to(self.labels.device)].cpu()
-            counts.scatter_add_(1, labels, mask.to(counts.dtype))
-        return counts.to(self.device)
-
-    def _batches(self, steps: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
-        for rows, mask in steps:
-            where = rows.to(self.inputs.device)
-            mask = mask.to(self.device)
-            x = self.prepare(self.inputs[where].to(self.device))
-            yield Batch(x, self.labels[where].to(self.device), mask, mask.any(1))
 
 
 @dataclass(frozen=True)

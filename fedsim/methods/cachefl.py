@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ from fedsim.params import Params, add
 class CacheFL(Method):
     """Federated fine-tuning of cache keys."""
 
-    sections = ("cache",)
+    sections: ClassVar[tuple[str, ...]] = ("cache",)
 
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ class CacheDGM(CacheFL):
 
     reduction = "keep"
     averages = False
-    sections: ClassVar[tuple[str, ...]] = ("cache", "distill")
+    sections = ("cache", "distill")
     Options = CacheDGMOptions
 
     @property
@@ -265,7 +265,7 @@ def held_classes(keys: Tensor, move: Tensor, labels: Tensor) -> list[int]:
     """Classes whose keys `(M, d)` moved towards where they are: those that a client has images of.
 
     Features of CLIP lie in a cone, so a sum of them with positive weights points along any key, and
-    one with negative weights away from it.
+    one with negative weights away from it. Images that the model is already sure of leave no trace.
     """
     found = []
     for label in labels.unique().tolist():

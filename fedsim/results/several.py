@@ -39,13 +39,13 @@ class Studies(Study):
         """None: a set is found in the study that made it."""
         return []
 
-    def _table(self, name: str) -> pa.Table:
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         found = []
         for label, study in self.members.items():
-            table = study._table(name)
+            table = study._table(name, columns and [*columns, "run_id", "study"])
             run_ids = pc.binary_join_element_wise(pa.scalar(label), table["run_id"], "/")
             table = table.set_column(table.schema.get_field_index("run_id"), "run_id", run_ids)
             if name == "runs":

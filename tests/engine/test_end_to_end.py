@@ -77,10 +77,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "feddm": CLASSIFIER
     | DISTILLED
     | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
+    "cachefl_dgm": {"train.lr": 0.05, "options.server_steps": 2, "distill.latent_steps": 2},
     "dynafed": CLASSIFIER | DISTILLED | {"options.trajectory_rounds": 1},
 }
 GENERATED = (
     "cachefl",
+    "cachefl_dgm",
     "synthetic_only",
     "tip_adapter",
     "centralised_cache",
@@ -88,7 +90,7 @@ GENERATED = (
     "fedavg_from_synthetic",
     "synthetic_only_classifier",
 )
-MADE = {"feddgm": 2 * 3, "feddm": 2 * 3, "dynafed": 1}
+MADE = {"feddgm": 2 * 3, "feddm": 2 * 3, "dynafed": 1, "cachefl_dgm": 2 * 3}
 """Rows of synthetic sets that are made on the way: rounds and clients."""
 CONTROLS = ("text", "random", "public_shots")
 GENERATOR = pytest.mark.skipif(
@@ -144,7 +146,7 @@ def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
         assert rounds[["bytes_up", "bytes_down"]].to_numpy().sum() == total
     if len(clients) and cls.averages and not cls.personal:
         assert clients["loss_after"].sum() < clients["loss_before"].sum()
-    made = 11 if method in GENERATED else MADE.get(method, 0)  # classes, and the set
+    made = 11 * (method in GENERATED) + MADE.get(method, 0)  # classes and the set; on the way
     assert len(study.synthetic) == made
     assert study.events.empty
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -37,6 +38,9 @@ def test_tables_lie_below_one_another_and_say_whose_they_are(
     assert set(both.rounds["run_id"]) == set(both.clients["run_id"]) == set(both.runs["run_id"])
     assert both.runs["config.train.lr"].tolist() == [0.1] * 14
     assert both.synthetic_sets() == []
+    pd.testing.assert_frame_equal(
+        both.read("runs", ["run_id", "method"]), both.runs[["run_id", "method"]]
+    )
 
 
 def test_a_name_is_made_unique_where_methods_meet(first: Path, tmp_path: Path, make_run: MakeRun):

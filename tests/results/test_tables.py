@@ -40,6 +40,12 @@ def test_a_run_without_rounds_is_a_run(tmp_path: Path):
     assert summary.attrs["unfinished"][0]["round"] == -1
 
 
+def test_a_few_columns_are_those_of_the_whole_table(study: Study):
+    for name, columns in {"runs": ["run_id", "status"], "rounds": ["round", "accuracy"]}.items():
+        whole = getattr(study, name)[columns]
+        pd.testing.assert_frame_equal(study.read(name, columns), whole)
+
+
 def test_whole_numbers_and_truth_values_stay_what_they_are(study: Study, tmp_path: Path):
     assert study.rounds["bytes_up"].dtype == "int64"
     assert study.events["client_id"].dtype in ("int64", "Int64")

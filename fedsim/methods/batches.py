@@ -1,0 +1,91 @@
+"""The local data of a group of clients, as the steps that they take together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedsim.sections import TrainConfig
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step of all clients of a group."""
+
+    x: Tensor
+    """`(C, B, ...)` inputs."""
+    y: Tensor
+    """`(C, B)` int64 labels."""
+    mask: Tensor
+    """`(C, B)` bool: False where the sample is padding."""
+    active: Tensor
+    """`(C,)` bool: False for clients that have finished."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The local data of one group, as the steps its clients take together.
+
+    Ragged clients are padded to the longest of the group; padding repeats a valid row and is
+    masked. A client's bits do not depend on who its neighbours are, but may depend on how many:
+    networks round differently for C = 2 than for C = 3. Groups are therefore never split. A group
+    of one has a ghost neighbour of weight 0, because C = 1 takes other kernels altogether.
+    """
+
+    client_ids: tuple[int, ...]
+    """-1 for a ghost."""
+    num_samples: Tensor
+    """`(C,)` float64 training samples per client; 0 for a ghost."""
+    steps: tuple[tuple[Tensor, Tensor], ...]
+    """Per local step: rows `(C, B)` int64 into `inputs`, and mask `(C, B)` bool."""
+    scan: tuple[tuple[Tensor, Tensor], ...]
+    """Every sample exactly once, in chunks: for measuring, not training."""
+    inputs: Tensor
+    """`(num_train, ...)`, shared by all clients of the node."""
+    labels: Tensor
+    """`(num_train,)` int64."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The round's settings of local training: learning rate, epochs and the rest."""
+    prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
+    """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
+    device: torch.device = _CPU
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def num_steps(self) -> Tensor:
+        """`(C,)` int64 steps of every client; 0 for a ghost."""
+        return torch.stack([mask.any(1) for _, mask in self.steps]).sum(0)
+
+    @property
+    def num_clients(self) -> int:
+        """C, the ghost included."""
+        return len(self.client_ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self.steps)
+
+    def all_samples(self) -> Iterator[Batch]:
+        """Each sample once, in a fixed order."""
+        return self._batches(self.scan)
+
+    def label_counts(self, num_classes: int) -> Tensor:
+        """`(C, num_classes)` float32: how many samples of each class every client trains on."""
+        counts = torch.zeros(self.num_clients, num_classes)
+        for rows, mask in self.scan:
+            labels = self.labels[rows.to(self.labels.device)].cpu()
+            counts.scatter_add_(1, labels, mask.to(counts.dtype))
+        return counts.to(self.device)
+
+    def _batches(self, steps: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
+        for rows, mask in steps:
+            where = rows.to(self.inputs.device)
+            mask = mask.to(self.device)
+            x = self.prepare(self.inputs[where].to(self.device))
+            yield Batch(x, self.labels[where].to(self.device), mask, mask.any(1))
