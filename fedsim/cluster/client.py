@@ -6,7 +6,8 @@ Torch is imported inside the actor, so that drivers can name the class without l
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from fedsim.engine.draw import Drawer, Job, Recipe
     from fedsim.engine.host import ClientHost, Done, Work
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def device_of_actor(gpus: float) -> str:
@@ -85,6 +89,14 @@ class ClientActor:
             settle_numerics(config.engine.threads)
             self._drawer = Drawer(self._device)
         return self._drawer.draw(recipe, job)
+
+    def call(self, config: Experiment, function: Callable[[T], R], item: T) -> R:
+        """Server-side work of a round, on this actor's share of the machine."""
+        from fedsim.engine.task import settle_numerics
+
+        config.enter()
+        settle_numerics(config.engine.threads)
+        return function(item)
 
     def stop_drawing(self) -> None:
         """Give the generator's memory back."""

@@ -5,10 +5,10 @@ The same class is an actor of its own for `fedsim run`, and lives inside a Tune 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
@@ -21,9 +21,6 @@ from fedsim.errors import ExecutionError
 
 if TYPE_CHECKING:
     from fedsim.engine.round import Federation
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -47,31 +44,6 @@ class Progress:
         return {"round": self.round, "accuracy": self.accuracy, "finished": self.finished}
 
 
-class RayExecutor:
-    """Server-side work of a round as Ray tasks, while the client actors wait.
-
-    The tasks ask for no CPUs, since the waiting clients hold them; so they are counted here.
-
-    Args:
-        at_once: Tasks, and so processes, at the same time.
-        gpus: GPU fraction of one task.
-    """
-
-    def __init__(self, at_once: int, gpus: float = 0.0) -> None:
-        self._at_once, self._gpus = at_once, gpus
-
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`[function(item) for item in items]`, in parallel; order is kept."""
-        task = ray.remote(function).options(num_cpus=0, num_gpus=self._gpus)
-        futures, running = [], list[Any]()
-        for item in items:
-            if len(running) == self._at_once:
-                _, running = ray.wait(running)
-            futures.append(task.remote(item))
-            running.append(futures[-1])
-        return ray.get(futures)
-
-
 class Coordinator:
     """Runs experiments one after the other on the same warm client actors.
 
@@ -83,7 +55,6 @@ class Coordinator:
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:
         self.pool = ActorPool(placement, group)  # its actors import torch while this one does
         self.device = device_of_actor(placement.gpus_coordinator)
-        self.executor = RayExecutor(placement.num_actors)
         self._federation: Federation | None = None
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:
@@ -100,7 +71,7 @@ class Coordinator:
             TableWriter(Path(study_dir), config.run_id),
             CheckpointFolder(Path(study_dir), config.run_id),
             self.pool,
-            self.executor,
+            self.pool,  # server-side work goes to the clients' actors: they wait, and hold the GPUs
             self.device,
             about,
         )

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from fedsim.cluster.client import device_of_actor, whereabouts
 from fedsim.cluster.placement import Placement
+from fedsim.cluster.pool import finished
 from fedsim.cluster.session import own_error
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
@@ -113,30 +114,30 @@ class ExtractionPool:
             while busy or (left and starting):
                 # Who has not started in time waits for resources that other jobs hold.
                 timeout = None if busy else _START_DEADLINE_S
-                ready, _ = ray.wait([*starting, *busy], timeout=timeout)
-                if not ready:
+                answered = finished([*starting, *busy], timeout)
+                if not answered:
                     return
-                actor, shard = busy.pop(ready[0], (None, None))
-                actor = actor or starting.pop(ready[0])
-                try:
-                    result = ray.get(ready[0])
-                except RayActorError as error:
-                    self.lost.append(str(error))
-                    if shard is not None:
-                        left.appendleft(shard)
-                    continue
-                except RayTaskError as error:
-                    if own := own_error(error):
-                        raise own from None
-                    raise ExecutionError(f"an extractor could not encode: {error}") from error
-                if left:
-                    following = left.popleft()
-                    future = actor.encode.remote(pixels, following.images)
-                    busy[future] = actor, following
-                if shard is None:
-                    self.where.append(result)
-                else:
-                    yield shard.number, result
+                for future in answered:
+                    actor, shard = busy.pop(future, (None, None))
+                    actor = actor or starting.pop(future)
+                    try:
+                        result = ray.get(future)
+                    except RayActorError as error:
+                        self.lost.append(str(error))
+                        if shard is not None:
+                            left.appendleft(shard)
+                        continue
+                    except RayTaskError as error:
+                        if own := own_error(error):
+                            raise own from None
+                        raise ExecutionError(f"an extractor could not encode: {error}") from error
+                    if left:
+                        following = left.popleft()
+                        busy[actor.encode.remote(pixels, following.images)] = actor, following
+                    if shard is None:
+                        self.where.append(result)
+                    else:
+                        yield shard.number, result
         finally:
             for actor in actors:
                 ray.kill(actor)

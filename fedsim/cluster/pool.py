@@ -1,12 +1,13 @@
-"""The client actors of one run: what the round loop sees as its `ClientPool`."""
+"""The client actors of one run: what the round loop sees as its `ClientPool` and `Executor`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
     from fedsim.params import Params
 
 _MAX_LOSSES_PER_ROUND = 3
+
+J = TypeVar("J")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def finished(futures: Sequence[Any], timeout: float | None = None) -> list[Any]:
+    """All that have finished, once one has; none of them after the timeout, in seconds.
+
+    `ray.wait` for a single one names whom it likes of several: an actor with quick answers would
+    keep the others waiting for their next job.
+    """
+    if not ray.wait(list(futures), timeout=timeout)[0]:
+        return []
+    return ray.wait(list(futures), num_returns=len(futures), timeout=0)[0]
 
 
 class ActorPool:
@@ -109,41 +125,65 @@ class ActorPool:
             ModelError: The generator cannot be loaded.
             ExecutionError: Actors keep dying.
         """
+        try:
+            asked = partial(_draw, self.config, recipe)
+            for job, images in self._spread("drawing images", asked, jobs):
+                yield job.number, images
+        finally:
+            for actor in self._actors:
+                actor.stop_drawing.remote()  # done before whatever the actor is asked next
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`[function(item) for item in items]`, one item at a time on every actor; order is kept.
+
+        Between training and the next round clients wait, and their actors hold the GPUs.
+
+        Raises:
+            FedsimError: What the function raised, if it is one.
+            ExecutionError: It raised something else, or actors keep dying.
+        """
+        found: dict[int, R] = {}
+        asked = partial(_call, self.config, function)
+        for (place, _), result in self._spread("server-side work", asked, list(enumerate(items))):
+            found[place] = result
+        return [found[place] for place in range(len(items))]
+
+    def _spread(
+        self, what: str, ask: Callable[[Any, J], Any], jobs: Sequence[J]
+    ) -> Iterator[tuple[J, Any]]:
+        """Every job with its answer, in the order in which they are finished."""
         todo, losses = deque(jobs), 0
-        pending: dict[Any, tuple[int, Job]] = {}
+        pending: dict[Any, tuple[int, J]] = {}
 
         def submit(position: int) -> None:
             if todo:
                 job = todo.popleft()
-                future = self._actors[position].draw.remote(self.config, recipe, job)
-                pending[future] = position, job
+                pending[ask(self._actors[position], job)] = position, job
 
         try:
             for position in range(self.num_actors):
                 submit(position)
             while pending:
-                (ready, *_), _ = ray.wait(list(pending))
-                position, job = pending.pop(ready)
-                try:
-                    images = ray.get(ready)
-                except RayActorError as error:
-                    losses += 1
-                    if losses > _MAX_LOSSES_PER_ROUND:
-                        raise ExecutionError(
-                            f"drawing images: client actors died {losses} times; last: {error}"
-                        ) from error
-                    self._events.append(("actor_lost", f"client actor {position}: {error}"))
-                    self._actors[position] = self._start(position)
-                    todo.appendleft(job)
-                else:
-                    yield job.number, images
-                submit(position)
+                for future in finished(list(pending)):
+                    position, job = pending.pop(future)
+                    try:
+                        answer = ray.get(future)
+                    except RayActorError as error:
+                        losses += 1
+                        if losses > _MAX_LOSSES_PER_ROUND:
+                            raise ExecutionError(
+                                f"{what}: client actors died {losses} times; last: {error}"
+                            ) from error
+                        self._events.append(("actor_lost", f"client actor {position}: {error}"))
+                        self._actors[position] = self._start(position)
+                        todo.appendleft(job)
+                        submit(position)
+                        continue
+                    submit(position)
+                    yield job, answer
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, FedsimError) else None
-            raise cause or ExecutionError(f"drawing images failed: {error}") from error
-        finally:
-            for actor in self._actors:
-                actor.stop_drawing.remote()  # done before whatever the actor is asked next
+            raise cause or ExecutionError(f"{what} failed: {error}") from error
 
     def take_events(self) -> list[tuple[str, str]]:
         """Lost actors since last asked."""
@@ -168,3 +208,13 @@ class ActorPool:
         options = {"num_cpus": placement.cpus_per_actor, "num_gpus": placement.gpus_per_actor}
         actor = ray.remote(ClientActor).options(scheduling_strategy=strategy, **options)
         return actor.remote(placement.gpus_per_actor)
+
+
+def _draw(config: Experiment | None, recipe: Recipe, actor: Any, job: Job) -> Any:
+    return actor.draw.remote(config, recipe, job)
+
+
+def _call(
+    config: Experiment | None, function: Callable[[T], Any], actor: Any, job: tuple[int, T]
+) -> Any:
+    return actor.call.remote(config, function, job[1])

@@ -50,7 +50,7 @@ R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """Where server-side work of a round runs: in this process, or as Ray tasks."""
+    """Where server-side work of a round runs: in this process, or on the clients' actors."""
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, possibly in parallel; order is kept."""

@@ -1,13 +1,23 @@
 """Actors on a cluster: what they are to each other, and what happens when one dies."""
 
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from fedsim.cluster.coordinator import RayExecutor
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.sweep import Gate
+from fedsim.engine.draw import Drawer, Job, Recipe
+from fedsim.engine.task import settle_numerics
+from fedsim.errors import DataError, ExecutionError
 from fedsim.results.equality import equal_results
 from tests.helpers import experiment
 from tests.integration.studies import experiments, local, run_all, write_study
@@ -58,45 +68,71 @@ def test_a_killed_client_actor_is_replaced_and_leaves_no_trace_in_results(
     assert found.runs.bit_comparable.all()
 
 
-def test_server_side_work_comes_back_in_order_and_not_all_at_once(ray_cluster: None):
-    found = RayExecutor(at_once=2).map(_late_if_even, list(range(6)))
-    assert [square for square, _, _ in found] == [0, 1, 4, 9, 16, 25]
-    for _, began, _ in found:
-        assert sum(start <= began < end for _, start, end in found) <= 2
-
-
-def test_actors_draw_what_this_process_draws(ray_cluster: None):
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    from fedsim.cluster.placement import Placement
-    from fedsim.cluster.pool import ActorPool
-    from fedsim.engine.draw import Drawer, Job, Recipe
-    from fedsim.engine.task import settle_numerics
-
-    settle_numerics(1)
+@pytest.fixture
+def pool(ray_cluster: None) -> Iterator[ActorPool]:
+    """Two client actors without a run."""
     bundles = ({"CPU": 1.0}, {"CPU": 1.0})
     group = placement_group(list(bundles), "PACK")
     ray.get(group.ready())
-    pool = ActorPool(Placement({}, bundles, (0, 1), 1, 0, 1, ""), group)
-    try:
-        pool.config = experiment("x.npz")
-        recipe = Recipe("tiny-diffusion", steps=2)
-        jobs = [Job(n, ("a photo of a two",) * 2, (2 * n, 2 * n + 1)) for n in range(3)]
-        found, expected = dict(pool.draw(recipe, jobs)), dict(Drawer()(recipe, jobs))
-    finally:
-        pool.close()
-        remove_placement_group(group)
+    made = ActorPool(Placement({}, bundles, (0, 1), 1, 0, 1, ""), group)
+    made.config = experiment("x.npz")
+    yield made
+    made.close()
+    remove_placement_group(group)
+
+
+def test_server_side_work_is_done_on_the_clients_actors_in_order(pool: ActorPool):
+    pids = {actor["pid"] for actor in pool.where()}
+    found = pool.map(_late_if_even, list(range(6)))
+    assert [square for square, _ in found] == [0, 1, 4, 9, 16, 25]
+    assert {pid for _, pid in found} == pids
+    assert pool.map(_late_if_even, []) == []
+
+
+def test_server_side_work_outlives_an_actor(pool: ActorPool, tmp_path: Path):
+    assert pool.map(partial(_once_deadly, tmp_path / "died"), [1, 2, 3]) == [1, 4, 9]
+    ((kind, message),) = pool.take_events()
+    assert kind == "actor_lost"
+    assert "client actor" in message
+
+
+def test_what_server_side_work_raises_is_raised(pool: ActorPool):
+    with pytest.raises(DataError, match="number 2"):
+        pool.map(_refuse_two, [1, 2, 3])
+    with pytest.raises(ExecutionError, match="server-side work failed(.|\n)*ZeroDivisionError"):
+        pool.map(_divide, [1, 0])
+
+
+def test_actors_draw_what_this_process_draws(pool: ActorPool):
+    settle_numerics(1)
+    recipe = Recipe("tiny-diffusion", steps=2)
+    jobs = [Job(n, ("a photo of a two",) * 2, (2 * n, 2 * n + 1)) for n in range(3)]
+    found, expected = dict(pool.draw(recipe, jobs)), dict(Drawer()(recipe, jobs))
     assert sorted(found) == [0, 1, 2]
     assert all(np.array_equal(found[number], expected[number]) for number in found)
 
 
-def _late_if_even(n: int) -> tuple[int, float, float]:
-    """The square, and from when to when it took; the clock is the machine's."""
-    import time
-
-    began = time.monotonic()
+def _late_if_even(n: int) -> tuple[int, int]:
+    """The square, and which process made it."""
     time.sleep(0.1 * (n % 2 == 0))
-    return n * n, began, time.monotonic()
+    return n * n, os.getpid()
+
+
+def _once_deadly(died: Path, n: int) -> int:
+    if n == 2 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n * n
+
+
+def _refuse_two(n: int) -> int:
+    if n == 2:
+        raise DataError("this is number 2")
+    return n
+
+
+def _divide(n: int) -> float:
+    return 1 / n
 
 
 def test_the_gate_opens_when_all_have_arrived():
