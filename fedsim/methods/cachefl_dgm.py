@@ -116,18 +116,23 @@ class CacheDGM(CacheFL):
 
     def aggregate(self, state: State, received: Received) -> State:
         """W', beside the W that it came from."""
+        state = state | {"round": received.round}
+        if not received.kept:  # every client failed
+            return state
         return state | {"sent": state["keys"], "keys": state["keys"] + received.average()["keys"]}
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
+        if not received.kept:
+            return state
         sets = [s for s in state["sets"] if s["round"] >= received.round - self.own.replay]
         if self.own.data == "initial":
             first = F.normalize(state["initial"], dim=-1)
             sets = [{"round": 0, "features": first, "labels": state["labels"], "weight": 1.0}]
         else:
             sets += self._distilled(state, received, executor)
-        state = state | {"sets": sets, "round": received.round, "keys": self._train(state, sets)}
+        state = state | {"sets": sets, "keys": self._train(state, sets)}
         del state["sent"]
         return state
 

@@ -133,6 +133,17 @@ def test_without_server_steps_it_is_cachefl():
     torch.testing.assert_close(state["keys"], expected)
 
 
+def test_a_round_without_answers_changes_nothing():
+    method = made(options={"replay": 1})
+    state = finished(method)
+    assert method.made(state) is not None
+    nobody = Received({}, (), 0, 2)
+    after = method.aggregate(state, nobody)
+    after = method.finish_round(after, nobody, LocalExecutor(), torch.Generator())
+    assert torch.equal(after["keys"], state["keys"])
+    assert method.made(after) is None  # not once more what the last round made
+
+
 def test_the_union_makes_a_better_cache_than_the_average():
     x = torch.cat([cone(30, label, 200 + label) for label in range(N)])
     y = torch.arange(N).repeat_interleave(30)
