@@ -103,6 +103,8 @@ def _message(item: Any, loc: Loc) -> str:
 
 def _near_setting(loc: Loc, model: type[BaseModel], extra: Iterable[str]) -> str:
     """The setting that was probably meant: a near name there, or the same name elsewhere."""
+    if loc[0] == "options":
+        return "a method's options are given as methods.NAME.options"
     owner: Any = model
     for part in loc[:-1]:
         owner = getattr(owner, "model_fields", {}).get(part)

@@ -78,6 +78,10 @@ def test_axes_are_crossed_in_the_order_they_are_read(load: Load):
     ("text", "hint"),
     [
         ("methods: [cachefl]\ntrian: {lr: 1.0}", "unknown setting 'trian'; did you mean 'train'?"),
+        (
+            "methods: [cachefl]\noptions: {ridge: 1}",
+            "unknown setting 'options'; a method's options are given as methods.NAME.options",
+        ),
         ("methods: [cachefl]\nseed: [1]", "unknown setting 'seed'; did you mean 'seeds'?"),
         (
             "methods: [cachefl]\ntrain: {learning_rat: 1.0, batchsize: 3}",

@@ -30,10 +30,15 @@ class FakeRay:
 
     def __init__(self) -> None:
         self._rng = numpy_rng(0, "completion")
+        self._done: list[Any] = []
 
-    def wait(self, futures: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        first = futures[int(self._rng.integers(len(futures)))]
-        return [first], [f for f in futures if f is not first]
+    def wait(
+        self, futures: Sequence[Any], num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        if timeout is None and not any(f in self._done for f in futures):
+            self._done.append(futures[int(self._rng.integers(len(futures)))])
+        done = [f for f in futures if f in self._done][:num_returns]
+        return done, [f for f in futures if f not in done]
 
     def get(self, future: Any) -> Any:
         return future()
