@@ -29,7 +29,7 @@ from fedsim.engine.task import make_task, settle_numerics
 from fedsim.errors import CheckpointError
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Executor, Predictor, Received, State
-from fedsim.params import norms, num_bytes, to_device
+from fedsim.params import Params, norms, num_bytes, to_device
 from fedsim.seeding import torch_rng
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ class Federation:
                 )
             finally:
                 self.sink.commit()  # failures are in the tables even when they end the run
-            row = self._write_clients(number, cohort, num_bytes(constants), num_bytes(message), got)
+            row = self._write_clients(number, cohort, num_bytes(constants), message, got)
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
         # 5. The server's step, then its own work (distillation, training on generated images).
@@ -212,7 +212,7 @@ class Federation:
         self.checkpoints.release()
 
     def _write_clients(
-        self, number: int, cohort: list[int], constants: int, message: int, got: Collected
+        self, number: int, cohort: list[int], constants: int, message: Params, got: Collected
     ) -> dict[str, Any]:
         """Rows of `clients`, and their totals for the row of `rounds`.
 
@@ -220,11 +220,12 @@ class Federation:
         method leaves as they are.
         """
         once = constants + self.data.frozen_bytes(self.cls)
+        each = {c: num_bytes(self.method.download(message, c)) for c in cohort}
         if self.cls.pooled:  # nothing is sent where all data already is
             for client in got.rows:
                 client |= {"bytes_up": 0}
-            message = once = 0
-        down = {c: message + (c not in self._downloaded) * once for c in cohort}
+            each, once = dict.fromkeys(cohort, 0), 0
+        down = {c: each[c] + (c not in self._downloaded) * once for c in cohort}
         self._downloaded |= set(cohort)
         failed = [
             {"client_id": f.client_id, "status": "failed", "node": f.node} for f in got.failed

@@ -39,7 +39,7 @@ class Traffic:
 
 
 def traffic(config: Experiment) -> Traffic:
-    """Set a method up and train one client, to see what it sends."""
+    """Set a method up and train client 0, to see what it sends."""
     settle_numerics(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config)
@@ -68,7 +68,8 @@ def traffic(config: Experiment) -> Traffic:
         delta = unstack(update.delta, 0)
         travels = compress(update.delta, config.wire).encoded
         beside = num_bytes(update.extra[0]) if update.extra else 0
-        sent.append((num_bytes(unstack(travels, 0)) + beside, num_bytes(message)))
+        down = num_bytes(method.download(message, 0))
+        sent.append((num_bytes(unstack(travels, 0)) + beside, down))
         if number < phases:
             received = Received(delta, num_clients=1, round=number)
             state = method.aggregate(state, received)

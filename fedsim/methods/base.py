@@ -257,6 +257,10 @@ class Method:
         """What goes down the wire every round."""
         raise NotImplementedError
 
+    def download(self, message: Params, client: int) -> Params:
+        """The part of the message that this client needs, whose bytes are counted."""
+        return message
+
     def client_update(
         self,
         message: Params,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,17 @@ class Batches:
     def num_clients(self) -> int:
         """C, the ghost included."""
         return len(self.client_ids)
+
+    def only(self, places: Sequence[int]) -> Batches:
+        """The clients at these places along C, with the steps that they take."""
+        chosen = list(places)
+        return replace(
+            self,
+            client_ids=tuple(self.client_ids[c] for c in chosen),
+            num_samples=self.num_samples[chosen],
+            steps=tuple((r[chosen], m[chosen]) for r, m in self.steps if m[chosen].any()),
+            scan=tuple((r[chosen], m[chosen]) for r, m in self.scan if m[chosen].any()),
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches(self.steps)

@@ -19,24 +19,29 @@ D_k is an inversion of them. `skip_absent` also tells it how many images of each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
 from pydantic import Field
 
+from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
 from fedsim.distill.latents import LoadPrior, image_priors
 from fedsim.distill.sets import Source, SyntheticSet, Work, distil
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
+from fedsim.methods.client_paths import read_paths, train_paths
 from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
-from fedsim.methods.training import train_apart
-from fedsim.params import Params, add, stack, subtract, to_device, unstack
+from fedsim.models.classifiers import Classifier
+from fedsim.params import Params, add, norms, to_device, unstack
+from fedsim.seeding import torch_rng
 
 COUNTS = "label counts"
 """What `skip_absent` sends; no module path has a space."""
+
+ROUND = "rounds done"
+"""What `starts` are drawn from, beside the run's seed."""
 
 
 class FedDGMOptions(SetOptions, extra="forbid"):
@@ -47,6 +52,13 @@ class FedDGMOptions(SetOptions, extra="forbid"):
     segments: int = Field(1, gt=0)
     """Checkpoints of its local training that a client sends, the end included; each stretch between
     two of them is matched. Uploads grow as many times."""
+    starts: int = Field(1, gt=0)
+    """Weights from which a client trains and is matched: the surrogate's, and others drawn anew
+    from its initialisation every round. Both sides draw these from a seed, so that downloads stay as
+    they are; uploads and the client's training grow as many times."""
+    other_surrogates: tuple[ClassifierConfig, ...] = Field((), strict=False)
+    """Architectures of other clients: client 0 trains `models.classifier`, client 1 the first of
+    these, and so on in turns. The server trains all of them on the union."""
     warm_start: bool = False
     """Go on from a client's latents and step size of its last round."""
     warmup_rounds: int = Field(0, ge=0)
@@ -69,6 +81,12 @@ class FedDGM(TrainsOnSets):
         words, names = config.distill.words, config.data.classnames
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
+        options = FedDGMOptions.model_validate(config.options)
+        if options.warmup_rounds and options.other_surrogates:
+            raise ConfigError(
+                "options.warmup_rounds averages weights, and those of options.other_surrogates "
+                "have none in common: leave one of them out"
+            )
 
     def check_task(self) -> None:
         super().check_task()
@@ -82,6 +100,27 @@ class FedDGM(TrainsOnSets):
         assert shape is not None
         return image_priors(self.config, names, shape, str(device))
 
+    @cached_property
+    def surrogates(self) -> dict[str, Classifier]:
+        """The networks that clients train: client k the (k mod n)-th; the first has no name."""
+        return {"": self.net} | {name: self.global_nets[name] for name in self.sent_networks()}
+
+    def more_networks(self) -> tuple[ClassifierConfig, ...]:
+        return self.own.other_surrogates + self.own.global_models
+
+    def sent_networks(self) -> tuple[str, ...]:
+        return tuple(self.global_nets)[: len(self.own.other_surrogates)]
+
+    def message(self, state: State) -> Params:
+        sent: Params = dict(state["surrogate"])
+        for name in self.sent_networks():
+            sent |= {f"{name} {k}": v for k, v in state["nets"][name].items()}
+        return sent | {ROUND: torch.tensor(state["round"])} if self.own.starts > 1 else sent
+
+    def download(self, message: Params, client: int) -> Params:
+        keys = [*self._keys(self._name(client)).values(), ROUND]
+        return {key: message[key] for key in keys if key in message}
+
     def client_update(
         self,
         message: Params,
@@ -89,20 +128,34 @@ class FedDGM(TrainsOnSets):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        start = weights = stack(message, batches.num_clients)
-        extra: list[Params] = [{} for _ in batches.client_ids]
-        for number, part in enumerate(_parts(batches, self.own.segments), 1):
-            weights = add(weights, train_apart(weights, self.net.on_clients, part))
-            if number < self.own.segments:
-                for c, sent in enumerate(extra):
-                    own = unstack(subtract(weights, start), c)
-                    sent |= {_checkpoint(number, k): v for k, v in own.items()}
+        names = [self._name(client) for client in batches.client_ids]
+        groups: dict[str, Params] = {}
+        sent: list[Params] = [{} for _ in names]
+        for name in dict.fromkeys(names):
+            places = [c for c, own in enumerate(names) if own == name]
+            start = {k: message[key] for k, key in self._keys(name).items()}
+            starts = self._starts(name, start, int(message.get(ROUND, torch.tensor(0))))
+            net = self.surrogates[name].on_clients
+            groups[name], beside = train_paths(net, starts, batches.only(places), self.own.segments)
+            for place, own in zip(places, beside, strict=True):
+                sent[place] = own
         if self.own.skip_absent:
             counts = batches.label_counts(self.task.num_classes).int()
-            for c, sent in enumerate(extra):
-                sent[COUNTS] = counts[c]
-        delta = subtract(weights, start)
-        return Update(delta, batches.num_samples, linear=False, extra=tuple(extra)), client_state
+            sent = [own | {COUNTS: counts[c]} for c, own in enumerate(sent)]
+        if len(self.surrogates) == 1:
+            change = groups[""]
+            return Update(change, batches.num_samples, False, extra=tuple(sent)), client_state
+        # Networks of different shapes have no common axis: each client's goes beside.
+        length = batches.num_samples.new_zeros(len(names), 1, device=self.task.device)
+        for name, change in groups.items():
+            places = [c for c, own in enumerate(names) if own == name]
+            length[places, 0] = norms(change).to(length)
+            for i, place in enumerate(places):
+                sent[place] |= unstack(change, i)
+        return (
+            Update({}, batches.num_samples, False, {"length": length}, tuple(sent)),
+            client_state,
+        )
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
@@ -112,14 +165,16 @@ class FedDGM(TrainsOnSets):
         return super().finish_round(state, received, executor, rng)
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
-        sources = [self._source(state, client, update) for client, update in received.kept]
-        sources = [source for source in sources if source.classes and source.segments]
+        sources: dict[str, list[Source]] = {name: [] for name in self.surrogates}
+        for client, update in received.kept:
+            source = self._source(state, client, update)
+            if source.classes and source.segments:
+                sources[self._name(client)].append(source)
         size = self.config.distill.clients_at_once
-        groups = [sources[i : i + size] for i in range(0, len(sources), size)]
         items = [
             Work(
-                tuple(group),
-                self.net,
+                tuple(alike[i : i + size]),
+                self.surrogates[name],
                 self.config.distill,
                 *self.priors,
                 self.config.train_seed,
@@ -127,22 +182,38 @@ class FedDGM(TrainsOnSets):
                 str(self.task.device),
                 self.config.engine.threads,
             )
-            for group in groups
+            for name, alike in sources.items()
+            for i in range(0, len(alike), size)
         ]
-        return [client_set(made) for found in executor.map(distil, items) for made in found]
+        made = [client_set(one) for found in executor.map(distil, items) for one in found]
+        return sorted(made, key=lambda one: one.client)
 
     def keeps(self, client_set: Any, latest: bool) -> bool:
         return self.own.warm_start and latest
 
+    def _name(self, client: int) -> str:
+        names = ("", *self.sent_networks())
+        return names[client % len(names)]
+
+    def _keys(self, name: str) -> dict[str, str]:
+        """The tensors of a surrogate, and what they are called in the message."""
+        prefix = f"{name} " if name else ""
+        return {k: f"{prefix}{k}" for k in self.surrogates[name].names}
+
+    def _starts(self, name: str, weights: Params, rounds_done: int) -> list[Params]:
+        """What is trained from: the weights, and draws that clients and the server make alike."""
+        net, seed = self.surrogates[name], self.config.train_seed
+        rngs = [torch_rng(seed, "start", rounds_done, n) for n in range(1, self.own.starts)]
+        return [weights, *(to_device(net.init(rng), self.task.device) for rng in rngs)]
+
     def _source(self, state: State, client: int, update: Update) -> Source:
         """What a client sent, as stretches of its path that it moved on."""
-        start: Params = state["surrogate"]
-        extra = update.extra[0] if update.extra else {}
-        path = [start]
-        for number in range(1, self.own.segments):
-            path.append({k: v + extra[_checkpoint(number, k)] for k, v in start.items()})
-        path.append(add(start, unstack(update.delta, 0)))
-        segments = [(a, b) for a, b in pairwise(path) if any((a[k] != b[k]).any() for k in a)]
+        name = self._name(client)
+        weights: Params = state["nets"][name] if name else state["surrogate"]
+        extra = update.extra[0]
+        change = {k: extra[k] for k in weights} if not update.delta else unstack(update.delta, 0)
+        starts = self._starts(name, weights, state["round"] - 1)
+        segments = read_paths(starts, change, extra, self.own.segments)
         classes: Sequence[int] = range(self.task.num_classes)
         if self.own.skip_absent:
             classes = extra[COUNTS].nonzero().flatten().tolist()
@@ -167,13 +238,3 @@ def client_set(made: SyntheticSet) -> ClientSet:
     }
     memory = {"latents": made.latents, "lr": made.lr}
     return ClientSet(made.client_id, made.images, made.labels, measures, memory)
-
-
-def _checkpoint(number: int, name: str) -> str:
-    return f"checkpoint {number} {name}"
-
-
-def _parts(batches: Batches, count: int) -> list[Batches]:
-    """Local training cut into stretches of about as many steps; some are empty if there are few."""
-    cuts = [len(batches.steps) * i // count for i in range(count + 1)]
-    return [replace(batches, steps=batches.steps[a:b]) for a, b in pairwise(cuts)]

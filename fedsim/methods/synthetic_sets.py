@@ -79,15 +79,23 @@ class TrainsOnSets(FedAvg):
 
     @cached_property
     def global_nets(self) -> dict[str, Classifier]:
-        """The larger networks by the name that they have in tables."""
-        assert isinstance(self.options, SetOptions)
+        """The networks that the server trains beside the surrogate, by their name in tables."""
         assert self.task.image_shape is not None
-        names = Counter(settings.name for settings in self.options.global_models)
+        names = Counter(settings.name for settings in self.more_networks())
         found = {}
-        for number, settings in enumerate(self.options.global_models, 1):
+        for number, settings in enumerate(self.more_networks(), 1):
             name = f"{settings.name}_{number}" if names[settings.name] > 1 else settings.name
             found[name] = Classifier(settings, self.task.image_shape, self.task.num_classes)
         return found
+
+    def more_networks(self) -> tuple[ClassifierConfig, ...]:
+        """Architectures beside the surrogate's."""
+        assert isinstance(self.options, SetOptions)
+        return self.options.global_models
+
+    def sent_networks(self) -> tuple[str, ...]:
+        """Those of `global_nets` that clients receive: trained like the surrogate."""
+        return ()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         surrogate = to_device(self.net.init(rng), task.device)
@@ -167,7 +175,11 @@ class TrainsOnSets(FedAvg):
             }
         )
         models = [("", self.net, state["surrogate"], small)]
-        models += [(name, n, state["nets"][name], large) for name, n in self.global_nets.items()]
+        sent = self.sent_networks()
+        models += [
+            (name, net, state["nets"][name], small if name in sent else large)
+            for name, net in self.global_nets.items()
+        ]
         return [
             Training(
                 net,

@@ -41,6 +41,7 @@ class Classifier:
 
     Attributes:
         embed_dim: Length of an embedding, which is what the last layer reads.
+        names: Of its weights.
         num_params: How many numbers its weights are.
 
     Raises:
@@ -57,7 +58,7 @@ class Classifier:
             )
         with torch.device("meta"):
             self._net = _Network(settings, image_shape, num_classes)
-        self._names = tuple(name for name, _ in self._net.named_parameters())
+        self.names = tuple(name for name, _ in self._net.named_parameters())
         self.embed_dim = self._net.head.in_features
         self.num_params = sum(p.numel() for p in self._net.parameters())
 
@@ -80,7 +81,7 @@ class Classifier:
                 else:
                     value = 0.02 * torch.randn(shape, generator=rng)
                 weights[f"{prefix}.{name}"] = value
-        return {name: weights[name] for name in self._names}
+        return {name: weights[name] for name in self.names}
 
     def __call__(self, weights: Params, x: Tensor) -> Tensor:
         """Images `(B, c, h, w)` -> logits `(B, num_classes)`; other tensors are not looked at."""
@@ -88,7 +89,7 @@ class Classifier:
 
     def embed(self, weights: Params, x: Tensor) -> Tensor:
         """Images `(B, c, h, w)` -> embeddings `(B, embed_dim)`."""
-        return functional_call(self._net, {name: weights[name] for name in self._names}, (x,))
+        return functional_call(self._net, {name: weights[name] for name in self.names}, (x,))
 
     def classify(self, weights: Params, embedding: Tensor) -> Tensor:
         """Embeddings `(..., B, embed_dim)` -> logits, also over a client axis."""
@@ -97,7 +98,7 @@ class Classifier:
 
     def embed_clients(self, weights: Params, x: Tensor) -> Tensor:
         """The same over the client axis: weights `(C, ...)`, images `(C, B, c, h, w)`."""
-        chosen = {name: weights[name] for name in self._names}
+        chosen = {name: weights[name] for name in self.names}
         return vmap(self.embed)(chosen, x)
 
     def on_clients(self, weights: Params, x: Tensor) -> Tensor:

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError, ResultsError
+from fedsim.methods import feddgm
 from fedsim.methods.feddgm import COUNTS, FedDGM
+from fedsim.models.classifiers import Classifier
 from fedsim.results.tables import equal_results, load
 from tests.helpers import experiment, federation, run
 
@@ -151,6 +155,83 @@ def test_segments_send_checkpoints_and_are_matched(tmp_path: Path):
     a, b = (s.clients.loc[s.clients["round"] == 1, "bytes_up"].to_numpy() for s in (one, two))
     assert (b == 2 * a).all()
     assert not np.array_equal(one.synthetic["match_loss_after"], two.synthetic["match_loss_after"])
+
+
+def test_several_starts_are_drawn_alike_by_clients_and_server(tmp_path: Path, monkeypatch: Any):
+    seen: dict[int, list[Any]] = {}
+    matched = feddgm.distil
+
+    def kept(work: Any) -> Any:
+        seen.setdefault(work.round, []).extend(s.segments for s in work.sources)
+        return matched(work)
+
+    monkeypatch.setattr(feddgm, "distil", kept)
+    one = load(run(config(train__rounds=2), tmp_path / "1"))
+    seen.clear()
+    two = load(run(config({"starts": 2}, train__rounds=2), tmp_path / "2"))
+    clients = [s.clients[s.clients["round"] == 1] for s in (one, two)]
+    assert (clients[1]["bytes_up"].to_numpy() == 2 * clients[0]["bytes_up"].to_numpy()).all()
+    assert (clients[1]["bytes_down"].to_numpy() == clients[0]["bytes_down"].to_numpy() + 8).all()
+    starts = []
+    for round in (1, 2):
+        assert [len(segments) for segments in seen[round]] == [2, 2, 2]
+        others = [segments[1][0]["head.weight"] for segments in seen[round]]
+        assert all(torch.equal(others[0], other) for other in others)
+        assert not torch.equal(others[0], seen[round][0][0][0]["head.weight"])
+        starts.append(others[0])
+    assert not torch.equal(*starts)
+
+
+def test_moves_from_other_starts_are_those_of_local_training(tmp_path: Path, monkeypatch: Any):
+    works: list[Any] = []
+    matched = feddgm.distil
+    monkeypatch.setattr(feddgm, "distil", lambda work: works.append(work) or matched(work))
+    one = federation(config({"starts": 3}, train__rounds=1), tmp_path)
+    one.setup()
+    one.step()
+    one.abort("interrupted")
+    net = one.method.net
+    for work in works:
+        (source,) = work.sources
+        mine = one.split.fit[source.client_id]
+        images = one.method.task.prepare(torch.as_tensor(one.data.arrays["train_inputs"][mine]))
+        labels = torch.as_tensor(one.data.arrays["train_labels"][mine])
+        for first, last in source.segments:
+            before, after = (float(F.cross_entropy(net(w, images), labels)) for w in (first, last))
+            assert after < before
+
+
+def test_clients_may_have_different_surrogates(tmp_path: Path):
+    options = {"other_surrogates": ["lenet"], "global_models": ["lenet"], "starts": 2}
+    study = load(run(config(options, train__rounds=2), tmp_path))
+    assert set(study.evaluations["model"]) == {"global", "lenet_1", "lenet_2"}
+    clients = study.clients[study.clients["round"] == 2].set_index("client_id")
+    small, other = (_num_params(tmp_path, c) for c in (TINY["models__classifier"], "lenet"))
+    for client, weights in enumerate((small, other, small)):
+        assert clients.loc[client, "bytes_down"] == 4 * weights + 8
+        assert clients.loc[client, "bytes_up"] == 2 * 4 * weights
+    assert (clients["update_norm"] > 0).all()
+    assert study.synthetic.groupby("round")["client_id"].apply(list).to_list() == [[0, 1, 2]] * 2
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        run(config({"other_surrogates": ["lenet"], "warmup_rounds": 1}), tmp_path / "warm")
+
+
+def test_clients_with_the_first_surrogate_learn_what_they_would_without_others(tmp_path: Path):
+    """The network of client 1 changes neither the training nor the set of client 0."""
+    found = []
+    for others in ([], ["lenet"]):
+        options = {"other_surrogates": others}
+        study = load(run(config(options, train__rounds=1), tmp_path / str(len(others))))
+        found.append(study.synthetic.set_index("client_id")["match_loss_after"])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1] != pytest.approx(found[1][1], rel=1e-4)
+
+
+def _num_params(folder: Path, settings: Any) -> int:
+    task = _task(folder)
+    return Classifier(
+        ClassifierConfig.model_validate(settings), task.image_shape, task.num_classes
+    ).num_params
 
 
 def test_no_latent_steps_are_the_prior_alone(tmp_path: Path):
