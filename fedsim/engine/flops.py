@@ -8,10 +8,12 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from fedsim.data.store import shared_arrays
 from fedsim.methods.base import Batches, Method
@@ -50,6 +52,7 @@ class FlopCounter:
                 "code": hashlib.sha256(code).hexdigest(),
                 "options": config.options,
                 "cache": config.cache.model_dump(mode="json"),
+                "distill": config.distill.model_dump(mode="json"),
                 "optimizer": config.train.optimizer,
                 "clip": config.models.clip,
                 "classifier": config.models.classifier.model_dump(),
@@ -64,6 +67,17 @@ class FlopCounter:
 
     def _count(self, message: Params, batches: Batches) -> np.ndarray:
         rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()
+        with counter:
             self._method.client_update(message, batches, [{}] * batches.num_clients, rngs)
         return np.array(counter.get_total_flops() // batches.num_clients)
+
+
+class _NoModules(ModuleTracker):
+    """Tracks nothing: torch's hooks on modules refuse gradients by a module's input."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...

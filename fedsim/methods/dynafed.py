@@ -104,7 +104,7 @@ class DynaFed(FedAvg):
             made["images"].cpu(),
             made["labels"].cpu(),
             self.own.train_config(),
-            self.config.distill.augment,
+            self.own.augmentation(self.config.distill),
             (self.config.train_seed, received.round, ""),
             str(self.task.device),
             self.config.engine.threads,

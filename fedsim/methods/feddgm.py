@@ -54,8 +54,8 @@ class FedDGMOptions(SetOptions, extra="forbid"):
     two of them is matched. Uploads grow as many times."""
     starts: int = Field(1, gt=0)
     """Weights from which a client trains and is matched: the surrogate's, and others drawn anew
-    from its initialisation every round. Both sides draw these from a seed, so that downloads stay as
-    they are; uploads and the client's training grow as many times."""
+    from its initialisation every round. Both sides draw these from a seed, so that downloads stay
+    as they are; uploads and the client's training grow as many times."""
     other_surrogates: tuple[ClassifierConfig, ...] = Field((), strict=False)
     """Architectures of other clients: client 0 trains `models.classifier`, client 1 the first of
     these, and so on in turns. The server trains all of them on the union."""

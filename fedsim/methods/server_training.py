@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedsim.distill.augment import augment, draw_augmentation
+from fedsim.distillation import DistillConfig, Operation
 from fedsim.methods.base import Labelled
 from fedsim.methods.training import train_centrally
 from fedsim.models.classifiers import Classifier
@@ -29,6 +30,8 @@ class ServerTraining(BaseModel, extra="forbid"):
     """Of the surrogate."""
     server_weight_decay: float = Field(0.0, ge=0)
     """Of the surrogate."""
+    server_augment: tuple[Operation, ...] | None = Field(None, strict=False)
+    """Differentiable augmentation of the images; null takes that of matching, `distill.augment`."""
 
     def train_config(self) -> TrainConfig:
         """The same in the words of local training."""
@@ -39,6 +42,10 @@ class ServerTraining(BaseModel, extra="forbid"):
             momentum=self.server_momentum,
             weight_decay=self.server_weight_decay,
         )
+
+    def augmentation(self, distill: DistillConfig) -> tuple[Operation, ...]:
+        """The operations that are drawn from."""
+        return distill.augment if self.server_augment is None else self.server_augment
 
 
 @dataclass(frozen=True)

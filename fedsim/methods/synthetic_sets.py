@@ -187,7 +187,7 @@ class TrainsOnSets(FedAvg):
                 images,
                 labels,
                 train,
-                self.config.distill.augment,
+                options.augmentation(self.config.distill),
                 (self.config.train_seed, round, name),
                 str(self.task.device),
                 self.config.engine.threads,

@@ -201,6 +201,16 @@ def test_moves_from_other_starts_are_those_of_local_training(tmp_path: Path, mon
             assert after < before
 
 
+def test_training_on_the_sets_may_be_augmented_unlike_matching(tmp_path: Path):
+    found = {}
+    for name, chosen in {"same": None, "none": [], "crop": ["crop"]}.items():
+        settings = {"train__rounds": 1, "distill__augment": []}
+        study = load(run(config({"server_augment": chosen}, **settings), tmp_path / name))
+        found[name] = study.synthetic_images(1).images, study.rounds["loss"].iloc[-1]
+    assert all(np.array_equal(found["same"][0], images) for images, _ in found.values())
+    assert found["same"][1] == found["none"][1] != found["crop"][1]
+
+
 def test_clients_may_have_different_surrogates(tmp_path: Path):
     options = {"other_surrogates": ["lenet"], "global_models": ["lenet"], "starts": 2}
     study = load(run(config(options, train__rounds=2), tmp_path))

@@ -42,6 +42,16 @@ def test_a_run_and_what_it_sends(tmp_path: Path):
         assert rows.loc[client, "num_classes"] <= (np.asarray(counts) > 0).sum()
 
 
+def test_a_run_without_augmentation_is_counted_too(tmp_path: Path):
+    """Gradients by what a module reads as it is: torch's counter of operations has to bear that."""
+    flops = []
+    for steps in (1, 3):
+        settings = {"distill__augment": [], "distill__latent_steps": steps, "train__rounds": 1}
+        study = load(run(config(**settings), tmp_path / str(steps)))
+        flops.append(study.clients.query("round == 1")["train_flops"].sum())
+    assert flops[1] > 2 * flops[0] > 0
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     whole = config({"replay": 1})
     run(whole, tmp_path / "whole")
