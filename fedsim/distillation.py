@@ -22,6 +22,9 @@ class DistillConfig(Section):
     denoising steps before it (`diffusion`), or a GAN, `FILE.py:FUNCTION`."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` is a control: the generator's architecture without what it has learned."""
+    prior_saw_data: bool = False
+    """The prior was trained on the data that is evaluated: an upper bound, marked `(leak)` in
+    tables and never their best."""
     words: tuple[str, ...] | None = Field(None, strict=False)
     """What the generator is asked for, one per class, instead of the classes' names: other words
     make a mismatched prior, a control."""

@@ -45,6 +45,11 @@ class TuneConfig(Section):
     """Never the seeds of the final tables."""
     extensions: int = Field(4, ge=0)
     """How often an optimum on the edge of a numeric range may extend it."""
+    confirm_seeds: tuple[int, ...] = Field((), strict=False)
+    """More seeds for every method's best trials, which the choice is then made from: what is best
+    on one seed may be at the edge of divergence, and fail on the next."""
+    confirm_best: int = Field(3, gt=0)
+    """How many of its best trials."""
     grid: dict[str, dict[str, Values]] = {}
     """method -> dotted key -> values; every method gets the same number of combinations."""
 

@@ -3,7 +3,9 @@
 Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
 that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. A best
 value on the edge of a numeric range is followed one value further, everything else held; methods
-with fewer such trials get as many more around their own best. All trials stay in the tables.
+with fewer such trials get as many more around their own best. With `confirm_seeds`, every method's
+best trials are run on these as well and the choice is made among them. All trials stay in the
+tables.
 """
 
 from __future__ import annotations
@@ -75,11 +77,25 @@ def tune_study(
         most = max(map(len, points.values()))
         for name in points:
             points[name] = _refined(study, name, points[name], chosen[name], most, known)
+    leaders = {name: _leaders(study, scores[name]) for name in points}
+    if study.tune.confirm_seeds:
+        again = []
+        for name, places in leaders.items():
+            for place in places:
+                runs = _runs(study, name, points[name][place], known, study.tune.confirm_seeds)
+                trials[name][place] += runs
+                again += runs
+        execute(again)
+        scores = _scores(study, trials)
+        chosen = {
+            name: _best(name, [points[name][i] for i in led], [scores[name][i] for i in led])
+            for name, led in leaders.items()
+        }
     edges = {
         name: [key for p in further[name] for key in p if p[key] != chosen[name][key]]
         for name in axes
     }
-    _write(study, points, scores, chosen, edges)
+    _write(study, points, scores, leaders, chosen, edges)
     return chosen
 
 
@@ -190,9 +206,22 @@ def _allowed(study: Study, name: str, point: Point, known: tuple[str, ...]) -> b
     return True
 
 
-def _runs(study: Study, name: str, point: Point, known: tuple[str, ...]) -> list[Experiment]:
-    """One trial: its runs on every partition and tuning seed."""
-    return study.resolve([(name, point, seed, "tune") for seed in study.tune.seeds], known)
+def _runs(
+    study: Study,
+    name: str,
+    point: Point,
+    known: tuple[str, ...],
+    seeds: tuple[int, ...] | None = None,
+) -> list[Experiment]:
+    """One trial: its runs on every partition and on these seeds, or those that all trials get."""
+    seeds = study.tune.seeds if seeds is None else seeds
+    return study.resolve([(name, point, seed, "tune") for seed in seeds], known)
+
+
+def _leaders(study: Study, scores: list[float]) -> list[int]:
+    """Places of the trials to confirm, the best first; none without seeds for that."""
+    ranked = sorted(range(len(scores)), key=lambda place: -scores[place])
+    return ranked[: study.tune.confirm_best] if study.tune.confirm_seeds else []
 
 
 def _check(study: Study, points: dict[str, list[Point]]) -> None:
@@ -212,7 +241,10 @@ def _check(study: Study, points: dict[str, list[Point]]) -> None:
             f"tune.grid: every method gets the same number of trials, not {listed}; add or remove "
             f"values"
         )
-    shared = set(study.seeds) & set(study.tune.seeds)
+    seeds = study.tune.seeds + study.tune.confirm_seeds
+    if len(set(seeds)) < len(seeds):
+        problems.append("tune.confirm_seeds: each seed once, and none of tune.seeds")
+    shared = set(study.seeds) & set(seeds)
     if shared:
         listed = ", ".join(map(str, sorted(shared)))
         problems.append(
@@ -251,19 +283,24 @@ def _write(
     study: Study,
     points: dict[str, list[Point]],
     scores: dict[str, list[float]],
+    leaders: dict[str, list[int]],
     chosen: dict[str, Point],
     edges: dict[str, list[str]],
 ) -> None:
     """`selected.yaml`: the chosen settings, and as comments every trial and what is wanting."""
     seeds = ", ".join(map(str, study.tune.seeds))
+    more = ", ".join(map(str, study.tune.confirm_seeds))
     lines = [
         f"# Chosen by `fedsim sweep {study.source} --tune`: mean accuracy on held-out client data",
         f"# of the last round, over all partitions and the seeds {seeds}. No test data was used.",
     ]
     for name in chosen:
-        lines.append(f"# {name}: {len(points[name])} trials")
-        ranked = sorted(zip(scores[name], points[name], strict=True), key=lambda item: -item[0])
-        lines += [f"#   {100 * score:6.2f} %  {json.dumps(point)}" for score, point in ranked]
+        led, own = leaders[name], scores[name]
+        lines.append(f"# {name}: {len(own)} trials")
+        ranked = sorted(range(len(own)), key=lambda place: (place not in led, -own[place]))
+        for place in ranked:
+            on = f"  (on {more} as well)" if place in led else ""
+            lines.append(f"#   {100 * own[place]:6.2f} %  {json.dumps(points[name][place])}{on}")
         lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges[name]]
         if len(points[name]) < max(map(len, points.values())):
             lines.append("#   fewer trials than others: its ranges have no values left to try")

@@ -50,6 +50,7 @@ _ASIDE = {
 _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
 _NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # where it is not alpha
 USE = CONFIG_PREFIX + "use"
+SEEN = CONFIG_PREFIX + "distill.prior_saw_data"
 
 
 def _once(compute: Callable[[Study], pd.DataFrame]) -> Callable[[Study], pd.DataFrame]:
@@ -71,15 +72,20 @@ def final_runs(study: Study) -> pd.DataFrame:
 
     Returns:
         `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
-        `base_method` (what it is: `config.use` for zero-shot and the ceiling, whatever their name)
-        and `scheme`, sorted by data set, partition, method and seed.
+        `base_method` (what it is: `config.use` for zero-shot and the ceiling, whatever their name),
+        `bound` (a ceiling, or a prior that has seen the data: never the best) and `scheme`, sorted
+        by data set, partition, method and seed.
     """
+    import pandas as pd
+
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
     runs["method"] = runs["method"].fillna("method").astype(object)
     runs["base_method"] = runs["method"]
     if USE in runs:
         runs["base_method"] = runs["method"].where(~runs[USE].isin(LEVELS), runs[USE])
+    leaks = runs[SEEN].eq(True) if SEEN in runs else pd.Series(False, runs.index)
+    runs["bound"] = runs["base_method"].isin(CEILINGS) | leaks
     runs["scheme"] = runs["partition"].fillna("data").astype(object)
     studies = [group for _, group in runs.groupby("study", sort=False, dropna=False)]
     axes = dict.fromkeys(column for group in studies for column in _axes(group))
@@ -87,6 +93,7 @@ def final_runs(study: Study) -> pd.DataFrame:
     for group in studies:
         own = runs.loc[group.index]
         runs.loc[group.index, "method"] = _method_names(own)
+    runs["method"] = runs["method"].where(~leaks, runs["method"] + " (leak)")
     homes = runs.groupby([*CELL, "method"])["study"].nunique()
     shared = runs["method"].isin(homes.index[homes > 1].get_level_values("method"))
     runs["method"] = runs["method"].where(~shared, runs["method"] + " [" + runs["study"] + "]")
@@ -116,8 +123,8 @@ def curves(study: Study) -> pd.DataFrame:
 
     Returns:
         One row per run and round: `run_id, dataset, partition, dirichlet_alpha, scheme, method,
-        base_method, seed, status, round, accuracy` (test split; NaN where not evaluated), and
-        `bytes` and `flops` since the start, set-up included.
+        base_method, bound, seed, status, round, accuracy` (test split; NaN where not evaluated),
+        and `bytes` and `flops` since the start, set-up included.
     """
     names = [
         "run_id",
@@ -126,6 +133,7 @@ def curves(study: Study) -> pd.DataFrame:
         "scheme",
         "method",
         "base_method",
+        "bound",
         "seed",
         "status",
     ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.costs import costs_to_targets, targets_of
-from fedsim.results.finals import CEILINGS, CELL, curves, final_runs, last_rounds
+from fedsim.results.finals import CELL, curves, final_runs, last_rounds
 from fedsim.results.pairing import pair_keys, why_unpaired
 from fedsim.results.significance import difference_of, holm, mean_interval, non_inferiority_test
 
@@ -90,7 +90,7 @@ def summarise(
         }
         row |= costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets)
         rows.append(row)
-    ceilings = set(runs.loc[runs["base_method"].isin(CEILINGS), "method"])
+    ceilings = set(runs.loc[runs["bound"], "method"])
     frame = pd.DataFrame(rows, columns=None if rows else ["dataset", "partition", "method"])
     if rows:
         frame["p_holm"] = holm(frame["p_value"].to_numpy())
@@ -134,7 +134,7 @@ def non_inferiority(
 ) -> pd.DataFrame:
     """Whether each method is no more than `margin` below the best other method of its cell.
 
-    The best other method is the one with the highest mean, the ceiling aside. As it is chosen by
+    The best other method is the one with the highest mean, bounds aside. As it is chosen by
     the same numbers, its mean is rather too high than too low, and the claim rather too hard.
 
     Args:
@@ -159,7 +159,7 @@ def non_inferiority(
                "margin_test", "margin_p"]  # fmt: skip
     rows = []
     finished = _finished(study)
-    rivals = finished[~finished["base_method"].isin(CEILINGS)]
+    rivals = finished[~finished["bound"]]
     for cell, group in rivals.groupby(CELL, sort=False):
         means = group.groupby(["method", "seed"])["accuracy"].mean().groupby("method").mean()
         for method in dict.fromkeys(group["method"]):

@@ -234,6 +234,8 @@ def _notes(summary: pd.DataFrame) -> list[str]:
         f"Differences to {attrs['reference'] or 'the reference'} are paired by seed, in points; "
         "p: paired t test, Holm-corrected over all.",
     ]
+    if any(method.endswith(" (leak)") for method in attrs["ceilings"]):
+        notes.append("(leak): its prior was trained on this data; an upper bound, never the best.")
     bytes_text = "bytes count both ways and the set-up."
     if attrs["shares"]:
         notes.append(f"Costs are medians; > means not reached; {bytes_text}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
 
         def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[float]]:
             return {
-                name: [trials.score(trial[0].method, trial[0].flat()) for trial in runs]
+                name: [fmean(trials.score(e.method, e.flat()) for e in trial) for trial in runs]
                 for name, runs in asked.items()
             }
 
@@ -132,6 +133,40 @@ def test_who_is_at_an_edge_goes_on_and_the_others_get_as_many(tune, tmp_path: Pa
     assert "cachefl: 5 trials" in text
     assert text.count("still at the edge") == 1  # two extensions were not enough
     assert yaml.safe_load(text) == chosen
+
+
+def test_the_best_trials_are_confirmed_on_more_seeds(tune, tmp_path: Path):
+    """A rate that is best on the first seed and diverges on the others is not chosen."""
+
+    def score(method: str, flat: dict[str, Any]) -> float:
+        if flat["train.lr"] == 1.0:
+            return 0.9 if flat["seed"] == 1000 else 0.0
+        return flat["train.lr"]
+
+    grid = {name: {"train.lr": [0.01, 0.1, 0.5, 1.0]} for name in ("fedavg_head", "cachefl")}
+    settings = {"extensions": 0, "confirm_best": 2}
+    assert tune(grid, Trials(score), **settings)["cachefl"] == {"train.lr": 1.0}
+    trials = Trials(score)
+    assert tune(grid, trials, **settings, confirm_seeds=[1001, 1002]) == {
+        "fedavg_head": {"train.lr": 0.5},
+        "cachefl": {"train.lr": 0.5},
+    }
+    again = [(e.train.lr, e.seed) for e in trials.asked[-1] if e.method == "cachefl"]
+    assert again == [(1.0, 1001), (1.0, 1002), (0.5, 1001), (0.5, 1002)]
+    text = (tmp_path / "runs/s/selected.yaml").read_text()
+    first, second, third = [line for line in text.splitlines() if " % " in line][:3]
+    assert first.endswith("(on 1001, 1002 as well)")
+    assert '"train.lr": 0.5' in first
+    assert "30.00 %" in second
+    assert third.endswith('{"train.lr": 0.1}')
+
+
+def test_seeds_to_confirm_on_are_nobody_elses(tune):
+    trials, grid = Trials(best_at(cachefl=0.1)), {"cachefl": {"train.lr": [0.1, 1.0]}}
+    with pytest.raises(ConfigError, match="each seed once"):
+        tune(grid, trials, confirm_seeds=[1000])
+    with pytest.raises(ConfigError, match="0 would be tuned on and reported"):
+        tune(grid, trials, confirm_seeds=[0])
 
 
 def test_two_axes_at_their_edges_still_give_equal_numbers(tune):

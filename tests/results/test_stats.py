@@ -11,6 +11,7 @@ from fedsim.results.costs import cost_to_reach
 from fedsim.results.finals import curves, last_rounds
 from fedsim.results.stats import non_inferiority, rank_methods, summarise
 from fedsim.results.tables import Study, load
+from fedsim.results.text import format_summary
 
 
 def test_a_row_of_the_summary_is_what_scipy_says(study: Study):
@@ -107,6 +108,21 @@ def test_the_better_ceiling_counts_and_no_ceiling_is_the_best(
     summary = study.summary().set_index("method")
     assert summary.index[summary["best"]].tolist() == ["fedavg"]
     assert list(summary.index)[-3:] == sorted(best.index)
+
+
+def test_a_prior_that_saw_the_data_is_a_bound(tmp_path: Path, make_run: Callable[..., str]):
+    make_run(tmp_path, "fedavg", "iid", None, 0)
+    make_run(tmp_path, "feddgm", "iid", None, 0, config={"distill": {"prior_saw_data": False}})
+    make_run(
+        tmp_path, "seen", "iid", None, 0, shift=0.2, config={"distill": {"prior_saw_data": True}}
+    )
+    study = load(tmp_path)
+    summary = study.summary().set_index("method")
+    assert set(summary.index) == {"fedavg", "feddgm", "seen (leak)"}
+    assert summary["accuracy_mean"].idxmax() == "seen (leak)"
+    assert summary.index[summary["best"]].tolist() == ["feddgm"]
+    assert "(leak): its prior was trained on this data" in format_summary(study.summary())
+    assert set(non_inferiority(study, 0.01)["method"]) == {"fedavg", "feddgm"}
 
 
 def test_one_seed_has_a_mean_and_no_interval(tmp_path: Path, make_run: Callable[..., str]):
