@@ -79,6 +79,7 @@ OTHER: dict[str, Any] = {
     "cache.sharpness": 1.0,
     "distill.prior": "pixels",
     "distill.weights": "random",
+    "distill.prior_saw_data": True,
     "distill.words": ["a"],
     "distill.init": "noise",
     "distill.layer": 2,
