@@ -91,6 +91,7 @@ def tune_study(
             name: _best(name, [points[name][i] for i in led], [scores[name][i] for i in led])
             for name, led in leaders.items()
         }
+        further = {name: _further(study, name, points[name], chosen[name], known) for name in axes}
     edges = {
         name: [key for p in further[name] for key in p if p[key] != chosen[name][key]]
         for name in axes

@@ -158,6 +158,7 @@ def test_the_best_trials_are_confirmed_on_more_seeds(tune, tmp_path: Path):
     assert first.endswith("(on 1001, 1002 as well)")
     assert '"train.lr": 0.5' in first
     assert "30.00 %" in second
+    assert "still at the edge" not in text  # of what was best before
     assert third.endswith('{"train.lr": 0.1}')
 
 
