@@ -105,12 +105,7 @@ class ActorPool:
                 done: Done = ray.get(ready[0])
             except RayActorError as error:
                 losses += 1
-                if losses > _MAX_LOSSES_PER_ROUND:
-                    raise ExecutionError(
-                        f"round {work.round}: client actors died {losses} times; last: {error}"
-                    ) from error
-                self._events.append(("actor_lost", f"client actor {position}: {error}"))
-                self._actors[position] = self._start(position)
+                self._replace(position, f"round {work.round}", losses, error)
                 submit(position, part)
                 continue
             done.total.sums = {k: torch.from_numpy(v) for k, v in done.total.sums.items()}
@@ -170,12 +165,7 @@ class ActorPool:
                         answer = ray.get(future)
                     except RayActorError as error:
                         losses += 1
-                        if losses > _MAX_LOSSES_PER_ROUND:
-                            raise ExecutionError(
-                                f"{what}: client actors died {losses} times; last: {error}"
-                            ) from error
-                        self._events.append(("actor_lost", f"client actor {position}: {error}"))
-                        self._actors[position] = self._start(position)
+                        self._replace(position, what, losses, error)
                         todo.appendleft(job)
                         submit(position)
                         continue
@@ -199,6 +189,15 @@ class ActorPool:
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+
+    def _replace(self, position: int, what: str, losses: int, error: RayActorError) -> None:
+        """Another actor for one that died, unless too many have."""
+        if losses > _MAX_LOSSES_PER_ROUND:
+            raise ExecutionError(
+                f"{what}: client actors died {losses} times; last: {error}"
+            ) from error
+        self._events.append(("actor_lost", f"client actor {position}: {error}"))
+        self._actors[position] = self._start(position)
 
     def _start(self, position: int) -> Any:
         placement = self.placement
