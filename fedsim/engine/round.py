@@ -220,7 +220,8 @@ class Federation:
         method leaves as they are.
         """
         once = constants + self.data.frozen_bytes(self.cls)
-        each = {c: num_bytes(self.method.download(message, c)) for c in cohort}
+        parts, whole = {c: self.method.download(message, c) for c in cohort}, num_bytes(message)
+        each = {c: whole if part is message else num_bytes(part) for c, part in parts.items()}
         if self.cls.pooled:  # nothing is sent where all data already is
             for client in got.rows:
                 client |= {"bytes_up": 0}

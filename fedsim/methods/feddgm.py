@@ -129,33 +129,32 @@ class FedDGM(TrainsOnSets):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         names = [self._name(client) for client in batches.client_ids]
-        groups: dict[str, Params] = {}
+        rounds_done = int(message[ROUND]) if self.own.starts > 1 else 0
+        trained: list[tuple[list[int], Params]] = []
         sent: list[Params] = [{} for _ in names]
         for name in dict.fromkeys(names):
             places = [c for c, own in enumerate(names) if own == name]
             start = {k: message[key] for k, key in self._keys(name).items()}
-            starts = self._starts(name, start, int(message.get(ROUND, torch.tensor(0))))
+            starts = self._starts(name, start, rounds_done)
             net = self.surrogates[name].on_clients
-            groups[name], beside = train_paths(net, starts, batches.only(places), self.own.segments)
+            change, beside = train_paths(net, starts, batches.only(places), self.own.segments)
+            trained.append((places, change))
             for place, own in zip(places, beside, strict=True):
                 sent[place] = own
         if self.own.skip_absent:
             counts = batches.label_counts(self.task.num_classes).int()
             sent = [own | {COUNTS: counts[c]} for c, own in enumerate(sent)]
         if len(self.surrogates) == 1:
-            change = groups[""]
+            ((_, change),) = trained
             return Update(change, batches.num_samples, False, extra=tuple(sent)), client_state
         # Networks of different shapes have no common axis: each client's goes beside.
         length = batches.num_samples.new_zeros(len(names), 1, device=self.task.device)
-        for name, change in groups.items():
-            places = [c for c, own in enumerate(names) if own == name]
+        for places, change in trained:
             length[places, 0] = norms(change).to(length)
             for i, place in enumerate(places):
                 sent[place] |= unstack(change, i)
-        return (
-            Update({}, batches.num_samples, False, {"length": length}, tuple(sent)),
-            client_state,
-        )
+        update = Update({}, batches.num_samples, False, {"length": length}, tuple(sent))
+        return update, client_state
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
