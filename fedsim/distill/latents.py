@@ -38,11 +38,11 @@ __all__ = [
     "Prior",
     "Prompts",
     "decode_all",
+    "decode_with_way_back",
     "fit",
     "image_priors",
     "load_prior",
     "prompts_of",
-    "pull_back",
 ]
 
 _CHUNK = 32
@@ -81,6 +81,9 @@ class Prior(Protocol):
 
 LoadPrior = Callable[[], Prior]
 
+WayBack = Callable[[Tensor], Params]
+"""Gradient by images -> gradient by their latents; to be called once."""
+
 
 def fit(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Images `(n, c, h, w)` in the size and channels of the data, cut to [-1, 1]; differentiable.
@@ -102,24 +105,39 @@ def decode_all(prior: Prior, latents: Params) -> Tensor:
     return torch.cat([prior.decode(chunk) for chunk in _chunks(latents)])
 
 
-def pull_back(prior: Prior, latents: Params, gradient: Tensor) -> Params:
-    """From the gradient by the images to that by the latents, chunk by chunk.
+def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack]:
+    """Images of all latents, and what pulls a gradient by them back to the latents.
 
-    Images are decoded anew, so that one chunk's graph is alive at a time.
+    One chunk's graph is alive at a time: it is kept where there is but one, and of several each
+    is decoded anew on the way back.
     """
-    found: list[Params] = []
-    for chunk, wanted in zip(_chunks(latents), gradient.split(_CHUNK), strict=True):
-        leaves = {k: v.detach().requires_grad_() for k, v in chunk.items()}
-        grads = torch.autograd.grad(
-            prior.decode(leaves), list(leaves.values()), wanted, allow_unused=True
-        )
-        found.append(
-            {
-                k: torch.zeros_like(v) if g is None else g
-                for (k, v), g in zip(leaves.items(), grads, strict=True)
-            }
-        )
-    return {k: torch.cat([part[k] for part in found]) for k in latents}
+    chunks = _chunks(latents)
+    if len(chunks) > 1:
+        return decode_all(prior, latents), lambda gradient: _anew(prior, chunks, gradient)
+    leaves = _leaves(latents)
+    images = prior.decode(leaves)
+    return images.detach(), lambda gradient: _pulled(images, leaves, gradient)
+
+
+def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
+    found = []
+    for chunk, wanted in zip(chunks, gradient.split(_CHUNK), strict=True):
+        leaves = _leaves(chunk)
+        found.append(_pulled(prior.decode(leaves), leaves, wanted))
+    return {k: torch.cat([part[k] for part in found]) for k in chunks[0]}
+
+
+def _leaves(latents: Params) -> Params:
+    return {k: v.detach().requires_grad_() for k, v in latents.items()}
+
+
+def _pulled(images: Tensor, leaves: Params, gradient: Tensor) -> Params:
+    """From the gradient by the images to that by the latents; 0 by those that play no part."""
+    found = torch.autograd.grad(images, list(leaves.values()), gradient, allow_unused=True)
+    return {
+        k: torch.zeros_like(v) if g is None else g
+        for (k, v), g in zip(leaves.items(), found, strict=True)
+    }
 
 
 def _chunks(latents: Params) -> list[Params]:

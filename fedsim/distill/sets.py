@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.distill.augment import draw_augmentation
-from fedsim.distill.latents import LoadPrior, Prior, decode_all, pull_back
+from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
     DISTANCES,
@@ -217,12 +217,12 @@ class _Run:
 
     def step(self) -> None:
         """One step of all latents and step sizes."""
-        images = self.images()
+        decoded = [decode_with_way_back(self.prior, z) for z in self.latents]
+        images = self._stack([x for x, _ in decoded])
         match = self._match(images, [self._draw_step() for _ in range(self._num_steps)])
-        for c, latents in enumerate(self.latents):
-            gradient = match.images[c, : len(self.labels[c])]
-            pulled = pull_back(self.prior, latents, gradient)
-            self.latents[c] = self._descend(c, latents, pulled)
+        for c, (latents, (_, way_back)) in enumerate(zip(self.latents, decoded, strict=True)):
+            gradient = way_back(match.images[c, : len(self.labels[c])])
+            self.latents[c] = self._descend(c, latents, gradient)
         if self.settings.student_lr_lr:
             # By the logarithm, so that the step size stays positive.
             by_log = match.lr * self.log_lr.exp()

@@ -10,9 +10,9 @@ from fedsim.distill.latents import (
     Prompts,
     class_prompts,
     decode_all,
+    decode_with_way_back,
     fit,
     load_prior,
-    pull_back,
 )
 from fedsim.distillation import DistillConfig
 from fedsim.errors import ConfigError, ModelError
@@ -82,7 +82,10 @@ def test_every_prior_draws_decodes_and_has_gradients(settings: dict[str, Any]):
     assert images.shape == (4, *SHAPE)
     assert -1 <= float(images.min()) < float(images.max()) <= 1
     weight = torch.randn(images.shape, generator=rng(1))
-    pulled = pull_back(chosen, latents, weight)
+    decoded, way_back = decode_with_way_back(chosen, latents)
+    torch.testing.assert_close(decoded, images)
+    assert not decoded.requires_grad
+    pulled = way_back(weight)
     assert all(float(g.norm()) > 0 for g in pulled.values())
     # A small step along the gradient changes <images, weight> as the gradient says.
     norm = torch.stack([g.square().sum() for g in pulled.values()]).sum()
@@ -93,6 +96,17 @@ def test_every_prior_draws_decodes_and_has_gradients(settings: dict[str, Any]):
     )
     slope = ((ahead - behind) * weight).sum() / (2 * size)
     assert float(slope) == pytest.approx(float(norm), rel=0.05)
+
+
+def test_the_way_back_is_the_same_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch):
+    chosen = prior(prior="vae")
+    latents = chosen.draw(LABELS, rng())
+    whole, whole_back = decode_with_way_back(chosen, latents)
+    monkeypatch.setattr("fedsim.distill.latents._CHUNK", 3)
+    parts, parts_back = decode_with_way_back(chosen, latents)
+    weight = torch.randn(whole.shape, generator=rng(1))
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(whole_back(weight), parts_back(weight))
 
 
 def test_a_layer_s_feature_map_decodes_to_the_same_images():
@@ -134,7 +148,7 @@ def test_a_gan_of_the_user(gan_file: Path):
     latents = deep.draw(LABELS, rng())
     assert set(latents) == {"w", "f"}
     assert deep.maps == {"f"}
-    pulled = pull_back(deep, latents, torch.ones(4, *SHAPE))
+    pulled = decode_with_way_back(deep, latents)[1](torch.ones(4, *SHAPE))
     assert float(pulled["w"].norm()) > 0
     assert float(pulled["f"].norm()) > 0
 
