@@ -277,6 +277,9 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
     if key == "seed":
         tree["seeds"] = [value]
         return []
+    if key == "grid":  # in place of the file's axes; their names are dotted
+        tree["grid"] = value
+        return []
     if key.startswith("grid."):
         grid = tree.get("grid")
         tree["grid"] = {**(grid if isinstance(grid, dict) else {}), key[5:]: value}

@@ -18,9 +18,9 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.methods import METHODS
 from fedsim.sections import Scheme, Section
-from fedsim.study import parse_study
+from fedsim.study import load_study, parse_study
 from tests.conftest import ROOT
-from tests.docs.blocks import RUN, SHOWN, Block, blocks, pages
+from tests.docs.blocks import RUN, SHOWN, TAKES_SETTINGS, Block, blocks, pages
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -143,6 +143,24 @@ def test_commands_of_skipped_blocks_exist():
     for block in BLOCKS:
         for name in re.findall(r"^fedsim (\w+)", block.text, re.M):
             assert name in known, f"{block}: fedsim {name}"
+
+
+def test_settings_of_shown_commands_can_be_read():
+    """Also of blocks that are not run: every study of the repository with its overrides."""
+    seen = 0
+    for block in BLOCKS:
+        for command in block.commands() if block.language == "bash" else ():
+            words = shlex.split(command, comments=True)
+            if words[:1] != ["fedsim"] or words[1] not in TAKES_SETTINGS:
+                continue
+            file, *rest = words[2:]
+            if not (ROOT / file).is_file():
+                continue
+            overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+            study = load_study(ROOT / file, overrides)
+            assert study.experiments(METHODS), f"{block}: {command}"
+            seen += 1
+    assert seen > 20
 
 
 def test_figures_name_their_study():

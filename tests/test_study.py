@@ -254,6 +254,13 @@ def test_an_override_replaces_a_grid_axis(load: Load):
     assert len(found) == 2 * 2 * 2
 
 
+def test_a_whole_grid_replaces_the_file_s(load: Load):
+    found = load(TWO, "grid={train.lr: [0.1, 0.2], noise.labels: [0.5]}").experiments(METHODS)
+    assert {(e.train.lr, e.noise.labels) for e in found} == {(0.1, 0.5), (0.2, 0.5)}
+    with pytest.raises(ConfigError, match="grid"):
+        load(TWO, "grid=3")
+
+
 def test_setting_the_partition_replaces_its_axis(load: Load):
     found = load(TWO, "partition.dirichlet_alpha=0.7").experiments(METHODS)
     assert {(e.partition.label, e.partition.num_clients) for e in found} == {
