@@ -2,10 +2,10 @@
 
 `python docs/fill_tables.py runs/quickstart` fills every block that stands between
 `<!-- quickstart-table -->` and `<!-- /quickstart-table -->` in README.md, docs/ and experiments/.
-Names after `-table` keep only those methods. `<!-- quickstart-matrix -->` has a row per method and
-a column per partition; `-domains` and `-clients` have a column per domain of the test split or per
-client, on what it held out; `-costs` is the cost sheet, with money where the study's folder has a
-`prices.yaml`. Nothing in such a block is typed by hand.
+Names after `-table` keep only those methods, in that order. `<!-- quickstart-matrix -->` has a row
+per method and a column per partition; `-domains` and `-clients` have a column per domain of the
+test split or per client, on what it held out; `-costs` is the cost sheet, with money where the
+study's folder has a `prices.yaml`. Nothing in such a block is typed by hand.
 """
 
 from __future__ import annotations
@@ -42,13 +42,11 @@ def table(summary: Any, methods: list[str]) -> list[str]:
         f"| partition | method | accuracy % | against {reference} | p (Holm) | bytes per run |",
         "|---|---|---|---|---|---|",
     ]
-    shown = summary[summary["method"].isin(methods)] if methods else summary
-    for row in shown.to_dict("records"):
-        accuracy = half_text(row["accuracy_mean"], row["accuracy_high"])
+    for row in _shown(summary, methods).to_dict("records"):
         cells = [
             row["partition"],
             row["method"],
-            f"**{accuracy}**" if row["best"] else accuracy,
+            _accuracy(row),
             half_text(row["difference"], row["difference_high"], sign=True),
             p_text(row["p_holm"]),
             human_bytes(row["bytes_total"]),
@@ -59,7 +57,7 @@ def table(summary: Any, methods: list[str]) -> list[str]:
 
 def matrix(summary: Any, methods: list[str]) -> list[str]:
     """Accuracy as a Markdown table, a row per method; a dagger where it differs significantly."""
-    shown = summary[summary["method"].isin(methods)] if methods else summary
+    shown = _shown(summary, methods)
     partitions = list(dict.fromkeys(shown["partition"]))
     lines = [
         f"| method | {' | '.join(partitions)} | bytes per run |",
@@ -94,10 +92,28 @@ def _markdown(grids: list[Grid], methods: list[str]) -> list[str]:
     return lines[1:]
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _shown(summary: Any, methods: list[str]) -> Any:
+    """The rows of these methods in their order; none named: all of them."""
+    if not methods:
+        return summary
+    partitions = list(dict.fromkeys(summary["partition"]))
+    found = summary[summary["method"].isin(methods)]
+    place = found["partition"].map(partitions.index) * len(methods) + found["method"].map(
+        methods.index
+    )
+    return found.loc[place.sort_values().index]
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    """Bold where it is the best; of fewer runs than there should be, how many."""
     accuracy = half_text(row["accuracy_mean"], row["accuracy_high"])
-    mark = "\u2020" if row["p_holm"] < 0.05 else ""
-    return (f"**{accuracy}**" if row["best"] else accuracy) + mark
+    text = f"**{accuracy}**" if row["best"] else accuracy
+    seeds, unfinished = row["num_seeds"], row["num_unfinished"]
+    return f"{text} ({seeds} of {seeds + unfinished} runs)" if unfinished else text
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return _accuracy(row) + ("\u2020" if row["p_holm"] < 0.05 else "")
 
 
 def note(study: Any, summary: Any, kind: str = "table") -> str:

@@ -89,6 +89,25 @@ def test_figures_are_those_of_the_study(tables: ModuleType, study: Study):
     assert "over seeds 0, 1;" in filled
 
 
+@pytest.mark.parametrize("kind", ["table", "matrix"])
+def test_methods_stand_in_the_order_of_their_names(tables: ModuleType, study: Study, kind: str):
+    for names in (["zero_shot", "fedavg_head"], ["fedavg_head", "zero_shot"]):
+        page = PAGE.format(kind=kind).replace(f"small-{kind}", f"small-{kind} {' '.join(names)}", 1)
+        filled = tables.fill(page, study, study.summary())
+        places = [filled.index(f"| {name} |") for name in names]
+        assert places == sorted(places)
+
+
+def test_missing_runs_are_told(tables: ModuleType, study: Study):
+    summary = study.summary()
+    assert " runs) |" not in tables.fill(PAGE.format(kind="matrix"), study, summary)
+    summary["num_unfinished"] = (summary["method"] == "zero_shot").astype(int)
+    filled = tables.fill(PAGE.format(kind="matrix"), study, summary)
+    (row,) = [line for line in filled.splitlines() if " runs) |" in line]
+    assert row.startswith("| zero_shot |")
+    assert "(2 of 3 runs)" in row
+
+
 def test_prices_beside_a_study_are_used(
     tables: ModuleType, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
