@@ -66,7 +66,8 @@ class DistillConfig(Section):
     """Differentiable augmentation, in distillation and in training on the sets. Leave out `flip`
     where left and right matter, as in digits."""
     clients_at_once: int = Field(1, gt=0)
-    """Clients distilled together on a leading axis: faster on GPUs, no faster on CPUs."""
+    """Clients distilled together on a leading axis: faster on GPUs, and on CPUs where sets are
+    small."""
 
     @model_validator(mode="after")
     def _possible(self) -> DistillConfig:

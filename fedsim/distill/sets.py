@@ -169,7 +169,8 @@ class _Run:
             torch.tensor(s.classes, device=self.device).repeat_interleave(per_class)
             for s in work.sources
         ]
-        self._size = max(len(y) for y in self.labels)
+        self._counts = [len(y) for y in self.labels]
+        self._size = max(self._counts)
         self._padded = torch.stack([_padded(y, self._size) for y in self.labels])
         count = max(len(s.segments) for s in work.sources)
         self._segments = [
@@ -201,27 +202,33 @@ class _Run:
 
     def images(self) -> Tensor:
         """All sets as they are, `(C, n, c, h, w)`, padded with zeros."""
-        return self._stack([decode_all(self.prior, z) for z in self.latents])
+        return self._apart(decode_all(self.prior, self._joined()))
 
     def noise(self) -> Tensor:
         """Draws of a prior without knowledge, in place of the images."""
         prior, clients = self.work.noise(), [s.client_id for s in self.work.sources]
         drawn = [
-            prior.draw(labels, self._rng(client, "noise"))
+            decode_all(prior, prior.draw(labels, self._rng(client, "noise")))
             for client, labels in zip(clients, self.labels, strict=True)
         ]
-        return self._stack([decode_all(prior, latents) for latents in drawn])
+        return self._apart(torch.cat(drawn))
 
-    def _stack(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.stack([_padded(x, self._size) for x in images])
+    def _joined(self) -> Params:
+        """The latents of all clients in one batch: small sets cost mostly the calls."""
+        return {k: torch.cat([z[k] for z in self.latents]) for k in self.latents[0]}
+
+    def _apart(self, images: Tensor) -> Tensor:
+        return torch.stack([_padded(x, self._size) for x in images.split(self._counts)])
 
     def step(self) -> None:
         """One step of all latents and step sizes."""
-        decoded = [decode_with_way_back(self.prior, z) for z in self.latents]
-        images = self._stack([x for x, _ in decoded])
-        match = self._match(images, [self._draw_step() for _ in range(self._num_steps)])
-        for c, (latents, (_, way_back)) in enumerate(zip(self.latents, decoded, strict=True)):
-            gradient = way_back(match.images[c, : len(self.labels[c])])
+        images, way_back = decode_with_way_back(self.prior, self._joined())
+        steps = [self._draw_step() for _ in range(self._num_steps)]
+        match = self._match(self._apart(images), steps)
+        by_image = [x[:count] for x, count in zip(match.images, self._counts, strict=True)]
+        pulled = {k: g.split(self._counts) for k, g in way_back(torch.cat(by_image)).items()}
+        for c, latents in enumerate(self.latents):
+            gradient = {k: parts[c] for k, parts in pulled.items()}
             self.latents[c] = self._descend(c, latents, gradient)
         if self.settings.student_lr_lr:
             # By the logarithm, so that the step size stays positive.

@@ -169,6 +169,8 @@ class FedDGM(TrainsOnSets):
             source = self._source(state, client, update)
             if source.classes and source.segments:
                 sources[self._name(client)].append(source)
+        for alike in sources.values():  # sets of one size together: no padding
+            alike.sort(key=lambda source: len(source.classes))
         size = self.config.distill.clients_at_once
         items = [
             Work(
