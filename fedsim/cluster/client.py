@@ -82,20 +82,20 @@ class ClientActor:
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""
         from fedsim.engine.draw import Drawer
-        from fedsim.engine.task import settle_numerics
+        from fedsim.engine.task import settle_process
 
         if self._drawer is None:
             config.enter()
-            settle_numerics(config.engine.threads)
+            settle_process(config.engine.threads)
             self._drawer = Drawer(self._device)
         return self._drawer.draw(recipe, job)
 
     def call(self, config: Experiment, function: Callable[[T], R], item: T) -> R:
         """Server-side work of a round, on this actor's share of the machine."""
-        from fedsim.engine.task import settle_numerics
+        from fedsim.engine.task import settle_process
 
         config.enter()
-        settle_numerics(config.engine.threads)
+        settle_process(config.engine.threads)
         return function(item)
 
     def stop_drawing(self) -> None:

@@ -44,11 +44,11 @@ class Extractor:
     """
 
     def __init__(self, config: Experiment, gpus: float) -> None:
-        from fedsim.engine.task import settle_numerics
+        from fedsim.engine.task import settle_process
         from fedsim.models.clip import load_clip
 
         config.enter()
-        settle_numerics(config.engine.threads)
+        settle_process(config.engine.threads)
         self._device = device_of_actor(gpus)
         assert config.models.clip is not None
         self._clip = load_clip(config.models.clip, self._device)

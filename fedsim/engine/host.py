@@ -21,7 +21,7 @@ from fedsim.engine.flops import FlopCounter
 from fedsim.engine.prepare import prepare
 from fedsim.engine.server import SHARE, weigh_by_class
 from fedsim.engine.spoil import OBSERVED
-from fedsim.engine.task import as_tensor, make_task, settle_numerics
+from fedsim.engine.task import as_tensor, make_task, settle_process
 from fedsim.engine.wire import RESIDUAL, compress
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Batches, Method, State, Update
@@ -89,7 +89,7 @@ class ClientHost:
     """
 
     def __init__(self, config: Experiment, device: str = "cpu") -> None:
-        settle_numerics(config.engine.threads)
+        settle_process(config.engine.threads)
         self.config = config
         self.device = torch.device(device)
         self.node = socket.gethostname()

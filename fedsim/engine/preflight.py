@@ -14,7 +14,7 @@ from fedsim.engine.extract import Extract, Progress, extract_here
 from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.spoil import spoilt_key
-from fedsim.engine.task import class_embeddings, make_task, settle_numerics
+from fedsim.engine.task import class_embeddings, make_task, settle_process
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
@@ -57,7 +57,7 @@ def preflight(
                 _check_models(config, cls)
             key = repr((cls.inputs, config.data, clip, draw_seed(config), _noise(config)))
             if key not in prepared:
-                settle_numerics(config.engine.threads)
+                settle_process(config.engine.threads)
                 data = prepare(
                     config,
                     cls,

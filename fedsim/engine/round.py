@@ -25,7 +25,7 @@ from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, about_run, now
 from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.server import Moments, divide_by_class, server_step
-from fedsim.engine.task import make_task, settle_numerics
+from fedsim.engine.task import make_task, settle_process
 from fedsim.errors import CheckpointError
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Executor, Predictor, Received, State
@@ -70,7 +70,7 @@ class Federation:
         device: str = "cpu",
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        settle_numerics(config.engine.threads)
+        settle_process(config.engine.threads)
         self.config, self.sink, self.checkpoints, self.pool = config, sink, checkpoints, pool
         self.executor = executor or LocalExecutor()
         self.device, self._about = torch.device(device), about or {}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import Experiment
+from fedsim.engine.heap import keep_freed_memory
 from fedsim.engine.prepare import TaskData, public_rows
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Labelled, Method, Task
@@ -19,8 +20,13 @@ from fedsim.models.clip import Clip, load_clip
 from fedsim.models.images import to_unit_range
 
 
-def settle_numerics(threads: int) -> None:
-    """Fix what could change the bits of a result: threads, and the choice between kernels."""
+def settle_process(threads: int) -> None:
+    """What every process that computes does first.
+
+    It fixes what could change the bits of a result, threads and the choice between kernels, and
+    keeps freed memory.
+    """
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

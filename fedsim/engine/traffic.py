@@ -11,7 +11,7 @@ from fedsim.data.configured import split_clients
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.prepare import prepare
 from fedsim.engine.round import LocalExecutor
-from fedsim.engine.task import as_tensor, make_task, settle_numerics
+from fedsim.engine.task import as_tensor, make_task, settle_process
 from fedsim.engine.wire import compress
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Received
@@ -40,7 +40,7 @@ class Traffic:
 
 def traffic(config: Experiment) -> Traffic:
     """Set a method up and train client 0, to see what it sends."""
-    settle_numerics(config.engine.threads)
+    settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config)
     if not cls.uses_clients or cls.pooled:

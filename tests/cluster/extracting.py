@@ -71,12 +71,12 @@ def look(folder: Path) -> dict[str, Any]:
     from fedsim.engine import extract
     from fedsim.engine.extract import Shard, extract_here
     from fedsim.engine.prepare import inputs_key
-    from fedsim.engine.task import settle_numerics
+    from fedsim.engine.task import settle_process
     from fedsim.errors import DataError
     from fedsim.methods import method_class
     from fedsim.models.clip import load_clip
 
-    settle_numerics(1)
+    settle_process(1)
     data = write_images(folder)
     asked = config(data)
     clip, placement = load_clip("tiny-clip"), place(asked, nodes())

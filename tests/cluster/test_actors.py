@@ -16,7 +16,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.sweep import Gate
 from fedsim.engine.draw import Drawer, Job, Recipe
-from fedsim.engine.task import settle_numerics
+from fedsim.engine.task import settle_process
 from fedsim.errors import DataError, ExecutionError
 from fedsim.results.equality import equal_results
 from tests.helpers import experiment
@@ -106,7 +106,7 @@ def test_what_server_side_work_raises_is_raised(pool: ActorPool):
 
 
 def test_actors_draw_what_this_process_draws(pool: ActorPool):
-    settle_numerics(1)
+    settle_process(1)
     recipe = Recipe("tiny-diffusion", steps=2)
     jobs = [Job(n, ("a photo of a two",) * 2, (2 * n, 2 * n + 1)) for n in range(3)]
     found, expected = dict(pool.draw(recipe, jobs)), dict(Drawer()(recipe, jobs))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedsim.config import Experiment
-from fedsim.engine.task import settle_numerics
+from fedsim.engine.task import settle_process
 from tests.helpers import experiment, write_features
 
 Toy = Callable[..., Experiment]
@@ -14,7 +14,7 @@ Toy = Callable[..., Experiment]
 @pytest.fixture(autouse=True)
 def numerics() -> None:
     """What every process that computes results sets first."""
-    settle_numerics(1)
+    settle_process(1)
 
 
 @pytest.fixture(scope="session")

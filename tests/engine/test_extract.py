@@ -17,7 +17,7 @@ from fedsim.data.store import Parts
 from fedsim.engine import extract as extract_module
 from fedsim.engine.extract import Shard, extract_here
 from fedsim.engine.prepare import TaskData, inputs_key, prepare
-from fedsim.engine.task import settle_numerics
+from fedsim.engine.task import settle_process
 from fedsim.errors import DataError
 from fedsim.methods import method_class
 from fedsim.models.clip import Clip, load_clip
@@ -206,7 +206,7 @@ def work(file: str, folder: str) -> None:
     """One of two processes that prepare the same data; the first dies in its third shard."""
     os.environ["FEDSIM_CACHE"] = f"{folder}/cache"
     log, whole = Path(folder, "log"), extract_module.encode
-    settle_numerics(1)
+    settle_process(1)
 
     def counted(clip: Clip, pixels: bool, images: np.ndarray | ImagePaths) -> np.ndarray:
         lines = log.read_text().split() if log.exists() else []

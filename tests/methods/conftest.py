@@ -1,9 +1,9 @@
 import pytest
 
-from fedsim.engine.task import settle_numerics
+from fedsim.engine.task import settle_process
 
 
 @pytest.fixture(autouse=True)
 def numerics() -> None:
     """What every process that computes results sets first."""
-    settle_numerics(1)
+    settle_process(1)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fedsim.architecture import ClassifierConfig, Network
-from fedsim.engine.task import settle_numerics
+from fedsim.engine.task import settle_process
 from fedsim.errors import ConfigError
 from fedsim.models.classifiers import HEAD, Classifier
 from fedsim.params import Params
@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {  # quick enough to train here
 
 @pytest.fixture(autouse=True)
 def numerics() -> None:
-    settle_numerics(1)
+    settle_process(1)
 
 
 def rng(seed: int = 0) -> torch.Generator:
