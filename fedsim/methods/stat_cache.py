@@ -19,9 +19,9 @@ values instead of fixing them. Two rounds, the same result under any partition, 
     round 3.. clients fine-tune the keys, the server averages, as in CacheFL
 
 `train.rounds: 2` stops at the closed form. Options turn every part off: `prior: text` leaves the
-discriminant out, `keys: cache` takes the keys of `cache.init`. With `links` round 2 regresses on
-(a, f) instead of a: direct links beside random features (Pao et al., 1994), AFL's head being the
-special case without keys.
+discriminant out, `keys: cache` takes the keys of `cache.init`, `values: one_hot` solves nothing.
+With `links` round 2 regresses on (a, f) instead of a: direct links beside random features (Pao et
+al., 1994), AFL's head being the special case without keys.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class StatCacheOptions(BaseModel, extra="forbid"):
     """What the cache corrects: the Gaussian discriminant, or CLIP's text classifier."""
     keys: Literal["gaussian", "cache"] = "gaussian"
     """Keys drawn from the class Gaussians, or those of `cache.init`."""
+    values: Literal["solved", "one_hot"] = "solved"
+    """Values from the second round's regression, or the keys' classes as in CacheFL, which leaves
+    that round out."""
     links: bool = False
     """Solve for a linear map of the features beside the values, as AFL does without a cache."""
     shrinkage: float = Field(0.1, gt=0)
@@ -96,10 +99,13 @@ class StatCache(Method):
     @classmethod
     def check(cls, config: Experiment) -> None:
         super().check(config)
-        if config.train.rounds < 2:
+        fixed = config.options.get("values") == "one_hot"
+        if config.train.rounds < 2 and not fixed:
             raise ConfigError(
                 "the statistics cache takes two rounds: set train.rounds to 2 or more"
             )
+        if fixed and config.options.get("links"):
+            raise ConfigError("options.links is solved with the values: leave values one_hot out")
 
     @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
@@ -173,14 +179,24 @@ class StatCache(Method):
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
-        if "keys" in state or "seen" not in state:
+        if "values" in state or "seen" not in state:
             return state
-        means, count = state["means"], self.config.cache.images_per_class
+        if "keys" not in state:
+            state = state | {"keys": self._drawn(state["means"], state["covariance"], rng)}
+        if self.own.values == "one_hot":
+            classes = torch.arange(self.task.num_classes, device=state["keys"].device)
+            per_class = len(state["keys"]) // len(classes)
+            labels = classes.repeat_interleave(per_class)
+            state = state | {"values": one_hot(labels, len(classes)).float()}
+        return state
+
+    def _drawn(self, means: Tensor, covariance: Tensor, rng: torch.Generator) -> Tensor:
+        """K keys per class from its Gaussian, `(N*K, d)`, sorted by class."""
+        count = self.config.cache.images_per_class
         size = (self.task.num_classes * count, self.task.embed_dim)
         noise = torch.randn(size, generator=rng, dtype=torch.float64).to(means.device)
-        root = torch.linalg.cholesky(state["covariance"])
-        drawn = means.repeat_interleave(count, 0) + noise @ root.mT
-        return state | {"keys": F.normalize(drawn, dim=-1).float()}
+        drawn = means.repeat_interleave(count, 0) + noise @ torch.linalg.cholesky(covariance).mT
+        return F.normalize(drawn, dim=-1).float()
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         return lambda x: self._logits(x, state)

@@ -11,6 +11,7 @@ import fedsim
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.statistics import ridge, square, triangle
+from fedsim.models.cache import cache_logits
 from tests.helpers import (
     batches_of,
     experiment,
@@ -138,6 +139,22 @@ def test_every_part_can_be_left_out(tmp_path: Path, prior: str, keys: str):
     logits = made.method.predictor(made._state)(torch.tensor(arrays["test_inputs"]))
     assert (logits.argmax(1).numpy() == arrays["test_labels"]).mean() > 0.6
     assert (len(made._state["keys"]) == 4) == (keys == "cache")
+
+
+def test_one_hot_values_are_cachefl_s_cache_beside_the_discriminant(tmp_path: Path):
+    options = {"values": "one_hot"}
+    made, arrays = pooled(tmp_path, options=options, train__rounds=1)
+    state, f = made._state, torch.tensor(arrays["test_inputs"])
+    labels = torch.arange(4).repeat_interleave(len(state["keys"]) // 4)
+    assert torch.equal(state["values"], torch.nn.functional.one_hot(labels).float())
+    cache = made.config.cache
+    expected = f @ state["weights"].T + state["bias"] + cache.residual_ratio * cache_logits(
+        f, state["keys"], state["values"], cache.sharpness
+    )  # fmt: skip
+    torch.testing.assert_close(made.method.predictor(state)(f), expected)
+    config = experiment("x.npz", "stat_cache", options={"values": "one_hot", "links": True})
+    with pytest.raises(ConfigError, match="leave values one_hot out"):
+        check_options(config, method_class("stat_cache"))
 
 
 def test_one_round_is_too_few():
