@@ -273,6 +273,11 @@ def _override(tree: dict[str, Any], text: str) -> list[str]:
         own = methods if isinstance(methods, dict) else {}
         names = [str(name) for name in (value if key == "methods" else [value])]
         tree["methods"] = {name: own.get(name) or {} for name in names}
+        tune = tree.get("tune")
+        if isinstance(tune, dict) and isinstance(tune.get("grid"), dict):
+            left_out = own.keys() - set(names)
+            kept = {name: axes for name, axes in tune["grid"].items() if name not in left_out}
+            tree["tune"] = {**tune, "grid": kept}
         return []
     if key == "seed":
         tree["seeds"] = [value]

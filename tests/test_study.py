@@ -254,6 +254,14 @@ def test_an_override_replaces_a_grid_axis(load: Load):
     assert len(found) == 2 * 2 * 2
 
 
+def test_methods_that_are_left_out_are_not_tuned(load: Load):
+    text = "methods: [cachefl, zero_shot]\ntune: {grid: {cachefl: {train.lr: [0.1]}}}"
+    assert load(text, "method=zero_shot").tune.grid == {}
+    assert set(load(text, "methods=[cachefl]").tune.grid) == {"cachefl"}
+    typo = load(text.replace("{cachefl:", "{cachefk:"), "method=zero_shot")
+    assert set(typo.tune.grid) == {"cachefk"}  # for --tune to refuse
+
+
 def test_a_whole_grid_replaces_the_file_s(load: Load):
     found = load(TWO, "grid={train.lr: [0.1, 0.2], noise.labels: [0.5]}").experiments(METHODS)
     assert {(e.train.lr, e.noise.labels) for e in found} == {(0.1, 0.5), (0.2, 0.5)}
