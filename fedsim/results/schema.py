@@ -147,7 +147,14 @@ _CLIENTS = Table(
         result("train_flops", "int64", "Local training", "FLOP"),
         result("virtual_s", "float64", "Virtual time the client took", "s"),
         measured("train_s", "float64", "Local training, the client's share of its group", "s"),
-        measured("peak_memory_bytes", "int64", "Largest device memory of its group", "bytes"),
+        measured("peak_memory_bytes", "int64", "Largest GPU memory of its group", "bytes"),
+        measured(
+            "peak_resident_bytes",
+            "int64",
+            "On CPU: most that was resident of its process while its group trained, libraries and "
+            "data included; an upper bound",
+            "bytes",
+        ),
         measured("node", "string", "Host it ran on"),
         measured("device", "string", "Device it ran on"),
         measured("actor", "string", "Actor it ran in"),
