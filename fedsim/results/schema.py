@@ -42,6 +42,7 @@ _RUNS = Table(
         result("partition_effective_classes", "float64", "Mean exp(label entropy) of a client"),
         result("partition_size_gini", "float64", "Gini coefficient of the clients' sizes"),
         result("synthetic_set", "string", "Fingerprint of the synthetic images, if any"),
+        measured("inputs", "string", "Name of the clients' inputs in the node's store"),
         measured("bit_comparable", "bool", "False after a back-off changed the arithmetic"),
         measured("error", "string", "Message of a failed run"),
         measured("started_at", "timestamp", "When the run started", "UTC"),
