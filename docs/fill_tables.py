@@ -3,15 +3,17 @@
 `python docs/fill_tables.py runs/quickstart` fills every block that stands between
 `<!-- quickstart-table -->` and `<!-- /quickstart-table -->` in README.md, docs/ and experiments/.
 Names after `-table` keep only those methods, in that order. `<!-- quickstart-matrix -->` has a row
-per method and a column per partition; `-domains` and `-clients` have a column per domain of the
-test split or per client, on what it held out; `-costs` is the cost sheet, with money where the
-study's folder has a `prices.yaml`. Nothing in such a block is typed by hand.
+per method and a column per partition; `-differences` has the same of differences to the reference
+method, `-reach` of the rounds and bytes to the study's targets; `-domains` and `-clients` have a
+column per domain of the test split or per client, on what it held out; `-costs` is the cost sheet,
+with money where the study's folder has a `prices.yaml`. Nothing in such a block is typed by hand.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ import fedsim
 from fedsim.results.breakdown import breakdown_grids
 from fedsim.results.contents import Grid
 from fedsim.results.cost_sheet import NOTE, cost_grids, cost_sheet, read_prices
-from fedsim.results.text import half_text, human_bytes, p_text
+from fedsim.results.costs import target_name
+from fedsim.results.text import NONE, half_text, human_bytes, p_text, percent, reach_text
 
 ROOT = Path(__file__).parents[1]
 PARTS = {
     "domains": ("domain", "on the test samples of each domain"),
     "clients": ("client", "of the model each client is served, on what it held out"),
 }
-KINDS = "|".join(["table", "matrix", "costs", *PARTS])
 
 
 def pages() -> list[Path]:
@@ -57,18 +59,51 @@ def table(summary: Any, methods: list[str]) -> list[str]:
 
 def matrix(summary: Any, methods: list[str]) -> list[str]:
     """Accuracy as a Markdown table, a row per method; a dagger where it differs significantly."""
-    shown = _shown(summary, methods)
-    partitions = list(dict.fromkeys(shown["partition"]))
+    partitions = _partitions(summary, methods)
     lines = [
         f"| method | {' | '.join(partitions)} | bytes per run |",
         "|---" * (len(partitions) + 2) + "|",
     ]
-    for method, rows in shown.groupby("method", sort=False):
-        of = {row["partition"]: row for row in rows.to_dict("records")}
-        cells = [_cell(of[name]) if name in of else "" for name in partitions]
+    for method, rows, cells in _by_partition(summary, methods, _cell):
         most = human_bytes(rows["bytes_total"].max())
         lines.append(f"| {method} | {' | '.join(cells)} | {most} |")
     return lines
+
+
+def differences(summary: Any, methods: list[str]) -> list[str]:
+    """Paired differences to the reference as a Markdown table, a row per method."""
+    partitions, reference = _partitions(summary, methods), summary.attrs["reference"]
+    lines = [
+        f"| against {reference} | {' | '.join(partitions)} |",
+        "|---" * (len(partitions) + 1) + "|",
+    ]
+    for method, _, cells in _by_partition(summary, methods, _difference):
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def reach(summary: Any, methods: list[str]) -> list[str]:
+    """Rounds and bytes to the targets as a Markdown table, with the accuracies they stand for."""
+    goals = {
+        goal["partition"]: " / ".join(map(percent, goal["targets"].values()))
+        for goal in summary.attrs["targets"]
+    }
+    ends = [target_name(share) for share in summary.attrs["shares"]]
+    partitions = _partitions(summary, methods)
+    heads = [f"{name}: {goals.get(name, NONE)} %" for name in partitions]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+
+    def cell(row: dict[str, Any]) -> str:
+        rounds, sent = reach_text(row, ends)
+        return NONE if rounds == NONE else f"rounds {rounds.replace('/', ' / ')}, {sent}"
+
+    for method, _, cells in _by_partition(summary, methods, cell):
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+TABLES = {"table": table, "matrix": matrix, "differences": differences, "reach": reach}
+KINDS = "|".join([*TABLES, *PARTS, "costs"])
 
 
 def parts(study: Any, part: Any, methods: list[str]) -> list[str]:
@@ -92,6 +127,22 @@ def _markdown(grids: list[Grid], methods: list[str]) -> list[str]:
     return lines[1:]
 
 
+def _by_partition(
+    summary: Any, methods: list[str], cell: Callable[[dict[str, Any]], str]
+) -> Iterator[tuple[str, Any, list[str]]]:
+    """Each method, its rows, and a cell per partition, empty where it did not run."""
+    shown = _shown(summary, methods)
+    for method, rows in shown.groupby("method", sort=False):
+        of = {row["partition"]: row for row in rows.to_dict("records")}
+        names = _partitions(summary, methods)
+        yield method, rows, [cell(of[name]) if name in of else "" for name in names]
+
+
+def _partitions(summary: Any, methods: list[str]) -> list[str]:
+    """The partitions that any of these methods ran on, in the study's order."""
+    return list(dict.fromkeys(_shown(summary, methods)["partition"]))
+
+
 def _shown(summary: Any, methods: list[str]) -> Any:
     """The rows of these methods in their order; none named: all of them."""
     if not methods:
@@ -107,38 +158,71 @@ def _shown(summary: Any, methods: list[str]) -> Any:
 def _accuracy(row: dict[str, Any]) -> str:
     """Bold where it is the best; of fewer runs than there should be, how many."""
     accuracy = half_text(row["accuracy_mean"], row["accuracy_high"])
-    text = f"**{accuracy}**" if row["best"] else accuracy
+    return (f"**{accuracy}**" if row["best"] else accuracy) + _missing(row)
+
+
+def _missing(row: dict[str, Any]) -> str:
     seeds, unfinished = row["num_seeds"], row["num_unfinished"]
-    return f"{text} ({seeds} of {seeds + unfinished} runs)" if unfinished else text
+    return f" ({seeds} of {seeds + unfinished} runs)" if unfinished else ""
 
 
 def _cell(row: dict[str, Any]) -> str:
     return _accuracy(row) + ("\u2020" if row["p_holm"] < 0.05 else "")
 
 
+def _difference(row: dict[str, Any]) -> str:
+    text, p = half_text(row["difference"], row["difference_high"], sign=True), p_text(row["p_holm"])
+    if p != NONE:
+        text += f", p = {p}".replace("= <", "< ")
+    return text + _missing(row)
+
+
 def note(study: Any, summary: Any, kind: str = "table") -> str:
-    """Where the figures come from."""
+    """What the figures are, and where they come from."""
     runs = study.runs[(study.runs["phase"] == "final") & (study.runs["status"] == "finished")]
     first = runs.iloc[0]
     spent_s = runs["wall_s"].sum()
     spent = f"{spent_s / 3600:.1f} hours" if spent_s >= 3600 else f"{spent_s / 60:.1f} minutes"
-    seeds = ", ".join(map(str, summary.attrs["seeds"]))
     machine = f"{first.num_cpus:g} x {first.cpu_name}"
     if isinstance(first.gpu_name, str):
         machine += f", {first.num_gpus:g} x {first.gpu_name}"
-    what, best = "on the test split", "; bold: best mean but for ceilings"
-    compared = "; differences paired by seed, in points"
-    if kind == "matrix":
-        reference = summary.attrs["reference"]
-        compared = f"; \u2020: p < 0.05 against {reference}, paired by seed, Holm-corrected"
-    elif kind in PARTS:
-        what = "in percent, " + PARTS[kind][1]
-        compared, best = "; worst: the lowest of each run", ""
     return (
-        f"Mean and half the 95 % t interval over seeds {seeds}; accuracy of the last round "
-        f"{what}{compared}{best}. {len(runs)} runs, {spent} of run time together, on {machine}, "
+        f"{_meaning(summary, kind)}. {len(runs)} runs, {spent} of run time together, on {machine}, "
         f"{first.started_at:%Y-%m-%d}, torch {first.torch_version}. Printed by `fedsim report "
         f"runs/{study.name}`."
+    )
+
+
+def _meaning(summary: Any, kind: str) -> str:
+    seeds, reference = ", ".join(map(str, summary.attrs["seeds"])), summary.attrs["reference"]
+    mean = f"Mean and half the 95 % t interval over seeds {seeds}; "
+    best = "bold: best mean but for ceilings"
+    if kind == "differences":
+        return (
+            f"{mean}accuracy of the last round on the test split minus that of {reference}, paired "
+            f"by seed, in points; p: paired t test, Holm-corrected over the study"
+        )
+    if kind == "reach":
+        shares = " and ".join(f"{target_name(share)} %" for share in summary.attrs["shares"])
+        ceilings = dict.fromkeys(goal["ceiling_from"] for goal in summary.attrs["targets"])
+        return (
+            f"Median over seeds {seeds}: rounds until the test accuracy in the header is reached, "
+            f"{shares} of the way from zero-shot to the ceiling ({'; '.join(ceilings)}), and bytes "
+            f"until the last of them, both ways, set-up included; >: not reached"
+        )
+    if kind == "matrix":
+        return (
+            f"{mean}accuracy of the last round on the test split; \u2020: p < 0.05 against "
+            f"{reference}, paired by seed, Holm-corrected; {best}"
+        )
+    if kind in PARTS:
+        return (
+            f"{mean}accuracy of the last round in percent, {PARTS[kind][1]}; worst: the lowest of "
+            f"each run"
+        )
+    return (
+        f"{mean}accuracy of the last round on the test split; differences paired by seed, in "
+        f"points; {best}"
     )
 
 
@@ -162,7 +246,7 @@ def fill(text: str, study: Any, summary: Any) -> str:
         if kind in PARTS:
             lines = parts(study, PARTS[kind][0], methods)
         else:
-            lines = (matrix if kind == "matrix" else table)(summary, methods)
+            lines = TABLES[kind](summary, methods)
         told = note(study, summary, kind)
         return "\n".join([match[1], "", *lines, "", told, "", match[4]])
 

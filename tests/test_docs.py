@@ -167,6 +167,6 @@ def test_figures_name_their_study():
     """Every block of figures is closed, so that `docs/fill_tables.py` can fill it."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        kinds = "table|matrix|domains|clients|costs"
+        kinds = "table|matrix|differences|reach|domains|clients|costs"
         opened = re.findall(rf"<!-- ([\w-]+-(?:{kinds}))(?: \w+)* -->", text)
         assert opened == re.findall(rf"<!-- /([\w-]+-(?:{kinds})) -->", text), page

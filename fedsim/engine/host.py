@@ -18,6 +18,7 @@ import torch
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
 from fedsim.engine.flops import FlopCounter
+from fedsim.engine.memory import peak_memory, reset_peak_memory
 from fedsim.engine.prepare import prepare
 from fedsim.engine.server import SHARE, weigh_by_class
 from fedsim.engine.spoil import OBSERVED
@@ -160,8 +161,7 @@ class ClientHost:
         batches = self._batches(group, work.round)
         epochs = self.config.train.epochs(work.round)
         flops = self._flops.per_sample(message, epochs, lambda: self._one_sample(group, epochs))
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
         kept = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
         states = [{k: v for k, v in state.items() if k != RESIDUAL} for state in kept]
         rngs = [torch_rng(seed, "client", work.round, client) for client in batches.client_ids]
@@ -237,9 +237,7 @@ class ClientHost:
             held = Group(0, group.client_ids, group.held)
             found = self._before_and_after(self._batches(held, round), message, change)
             measured |= {f"holdout_{name}": values for name, values in found.items()}
-        memory = (
-            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        )
+        memory = peak_memory(self.device)
         rows = []
         for c, client in enumerate(group.client_ids):
             samples = len(group.indices[c])
@@ -254,9 +252,9 @@ class ClientHost:
                     "bytes_up": up + (num_bytes(update.extra[c]) if update.extra else 0),
                     "train_flops": flops * samples,
                     "train_s": train_s / real,
-                    "peak_memory_bytes": memory,
                     "node": self.node,
                     "device": str(self.device),
+                    **memory,
                     **{name: values[c] for name, values in measured.items()},
                 }
             )

@@ -1,4 +1,7 @@
-"""The quality of a run's synthetic set: computed once per set and data, then read again."""
+"""The quality of a run's synthetic set, and which real images its own are nearest to.
+
+Computed once per set and data, then read again.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.config import Experiment
+from fedsim.data.configured import read_dataset
 from fedsim.data.store import Arrays, shared_arrays
 from fedsim.engine.prepare import TaskData
 from fedsim.engine.task import as_tensor
+from fedsim.models.fidelity import nearest_samples
+from fedsim.models.images import fit_images
 from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
 
 _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
+_PAIRS = 8
+"""Synthetic images whose nearest real ones are kept as pixels, to be looked at."""
+_SIDE = 128
+"""The most pixels of a side of those."""
 
 
 def quality_rows(config: Experiment, data: TaskData, text: Tensor | None) -> list[dict[str, Any]]:
@@ -62,6 +72,53 @@ def _measured(config: Experiment, data: TaskData, text: Tensor) -> Arrays:
     if real is not None:  # quick, and another one for every sharpness that is tried
         found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
     return found
+
+
+def nearest_real(config: Experiment, data: TaskData) -> Arrays | None:
+    """The training image nearest to each generated one, and the pixels of the nearest of all.
+
+    An audit that only the simulator can make, as the measures it belongs to.
+
+    Args:
+        config: The resolved experiment.
+        data: The run's arrays, with a synthetic set.
+
+    Returns:
+        `rows` int64 `(m,)` of the training split; `similarity` float64 `(m,)`, cosines of
+        features; and if the data holds images `closest` int64 `(p,)`, the generated images with the
+        largest cosines, largest first, and `pixels` uint8 `(p, h, h, 3)`, the middle of the
+        training image nearest to each. None where there are no real features to compare with.
+
+    Raises:
+        DataError: The data can no longer be read.
+    """
+    real = _real(data)
+    if real is None or not len(real.train):
+        return None
+    key = {
+        "kind": "nearest",
+        "format": _FORMAT,
+        "synthetic": data.synthetic_address,
+        "inputs": data.address,
+    }
+
+    def make() -> Arrays:
+        similarity, rows = (x.numpy() for x in nearest_samples(_made(data).features, real.train))
+        closest = np.argsort(-similarity, kind="stable")[:_PAIRS]
+        found = {"rows": rows, "similarity": similarity}
+        split = read_dataset(config).train
+        if split.images is None:
+            return found
+        images = [_colour(split.load_images(rows[[at]])[0]) for at in closest]
+        side = min(_SIDE, *images[0].shape[:2])
+        pixels = fit_images(images, (3, side, side)).transpose(0, 2, 3, 1)
+        return found | {"closest": closest, "pixels": pixels}
+
+    return shared_arrays(key, make)
+
+
+def _colour(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
 def _made(data: TaskData) -> SyntheticFeatures:

@@ -17,7 +17,7 @@ from fedsim.data.partition import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.machine import describe_machine
 from fedsim.engine.prepare import TaskData
-from fedsim.engine.quality import quality_rows
+from fedsim.engine.quality import nearest_real, quality_rows
 from fedsim.engine.task import as_tensor
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Made, Method, Predictor, Task
@@ -39,6 +39,9 @@ class Sink(Protocol):
         self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
     ) -> None:
         """Keep a set of generated images, named by its fingerprint."""
+
+    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep which training images a set's images are nearest to, by set and data."""
 
     def save_round_images(
         self,
@@ -238,6 +241,7 @@ class Recorder:
             partition_effective_classes=statistics.effective_classes,
             partition_size_gini=statistics.size_gini,
             synthetic_set=self.data.synthetic_address,
+            inputs=self.data.address,
         )
 
     def partition(self, partition: Partition) -> None:
@@ -279,6 +283,10 @@ class Recorder:
             self.sink.save_images(name, made["images"], made["labels"], task.classnames)
         if task.synthetic is not None:
             self.sink.append("synthetic", quality_rows(self.config, self.data, task.text_features))
+        if name is not None and task.text_features is not None:
+            nearest = nearest_real(self.config, self.data)
+            if nearest is not None:
+                self.sink.save_nearest(name, self.data.address, nearest)
 
     def made(self, made: Made | None, round: int) -> None:
         """What the server has made in a round."""

@@ -30,6 +30,7 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "manifold_measures",
+    "nearest_samples",
     "nearest_similarity",
 ]
 
@@ -180,8 +181,15 @@ def nearest_similarity(samples: Tensor, others: Tensor) -> Tensor:
         samples: `(m, d)`, of length 1.
         others: `(n, d)`, of length 1, n at least 1.
     """
-    parts = [(samples @ part.T).amax(1) for part in others.split(_CHUNK)]
-    return torch.stack(parts).amax(0).double()
+    return nearest_samples(samples, others)[0]
+
+
+def nearest_samples(samples: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """As `nearest_similarity`, and which of the others it is: `(m,)` int64, ties the first."""
+    parts = [(samples @ part.T).max(1) for part in others.split(_CHUNK)]
+    value, chunk = torch.stack([part.values for part in parts]).max(0)
+    rows = torch.stack([part.indices for part in parts]).gather(0, chunk[None])[0]
+    return value.double(), chunk * _CHUNK + rows
 
 
 def closeness(synthetic: np.ndarray, held_out: np.ndarray) -> float:

@@ -82,8 +82,10 @@ def cost_sheet(study: Study, prices: Prices | None = None) -> pd.DataFrame:
         num_clients, rounds, bytes_up, bytes_down` (all clients together, set-up included),
         `bytes_up_per_client, bytes_down_per_client` (of all clients of the split), `client_flops`
         (all together), `client_flops_per_round` (of one client in a round), `peak_memory_bytes`
-        (the largest of any run; missing on CPU), `client_s, server_s` (device time), `gpu_hours,
-        cpu_hours`, and with prices `sent_price, gpu_price, cpu_price, price` and `currency`.
+        (of a GPU, the largest of any run; missing on CPU), `peak_resident_bytes` (the same of a
+        process that trains clients on CPU; missing on GPU), `client_s, server_s` (device time),
+        `gpu_hours, cpu_hours`, and with prices `sent_price, gpu_price, cpu_price, price` and
+        `currency`.
 
     Raises:
         ResultsError: No run is finished.
@@ -96,7 +98,7 @@ def cost_sheet(study: Study, prices: Prices | None = None) -> pd.DataFrame:
     cells = each.groupby([*CELL, "method"], sort=False)
     frame = cells[["num_clients", *_MEANS]].mean()
     frame.insert(0, "num_runs", cells.size())
-    frame["peak_memory_bytes"] = cells["peak_memory_bytes"].max().astype("float64")
+    frame[_PEAKS] = cells[_PEAKS].max().astype("float64")
     if prices is not None:
         sent = (frame["bytes_up"] + frame["bytes_down"]) / _GB
         frame["sent_price"] = sent * prices.per_gb_sent
@@ -111,7 +113,9 @@ def cost_sheet(study: Study, prices: Prices | None = None) -> pd.DataFrame:
 NOTE = (
     "Means per finished run. Each client: mean over all clients of the split, set-up included; "
     "FLOP: local training in one round. Clients and server: time on the machine it was simulated "
-    "on, without evaluation and set-up. GPU: a client's share as asked for, all of one for auto."
+    "on, without evaluation and set-up. GPU: a client's share as asked for, all of one for auto. "
+    "Process memory: most that was resident where a group of clients trained on CPU, libraries and "
+    "data included; an upper bound."
 )
 
 
@@ -128,6 +132,7 @@ def cost_grids(sheet: pd.DataFrame, part: Literal["client", "all"] | None = None
         ("client", "bytes_down_per_client", "down", human_bytes),
         ("client", "client_flops_per_round", "FLOP per round", human_flops),
         ("client", "peak_memory_bytes", "memory", human_bytes),
+        ("client", "peak_resident_bytes", "process memory", human_bytes),
         ("all", "bytes_up", "up", human_bytes),
         ("all", "bytes_down", "down", human_bytes),
         ("all", "client_flops", "FLOP", human_flops),
@@ -180,6 +185,7 @@ _MEANS = [
     "rounds", "bytes_up", "bytes_down", "bytes_up_per_client", "bytes_down_per_client",
     "client_flops", "client_flops_per_round", "client_s", "server_s", "gpu_hours", "cpu_hours",
 ]  # fmt: skip
+_PEAKS = ["peak_memory_bytes", "peak_resident_bytes"]
 
 
 def _of_runs(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
@@ -201,14 +207,14 @@ def _of_runs(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
             [table.groupby("run_id")["peak_memory_bytes"].max() for table in (rounds, clients)],
             axis=1,
         ).max(axis=1),
+        "peak_resident_bytes": clients.groupby("run_id")["peak_resident_bytes"].max(),
     }
     each = runs.set_index("run_id").drop(columns="num_clients")
     each = each[[*CELL, "method", "device"]].assign(
         num_clients=runs.set_index("run_id")["num_clients"],
         **{name: part.reindex(each.index) for name, part in parts.items()},
     )
-    unknown = "peak_memory_bytes"  # what was not measured; nothing happened elsewhere
-    known = [name for name in parts if name != unknown]
+    known = [name for name in parts if name not in _PEAKS]  # what is missing there was nothing
     each[known] = each[known].astype("float64").fillna(0.0)
     for way in ("up", "down"):
         each[f"bytes_{way}_per_client"] = each[f"bytes_{way}"] / each["num_clients"]

@@ -1,4 +1,4 @@
-"""A figure of a synthetic set: its first images, class by class, and what each class is worth.
+"""Figures of a synthetic set: its first images, class by class, and those nearest to real ones.
 
 Bars share one scale from 0 to 1, so that a weak class is seen beside its images.
 """
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fedsim.results.tables import SyntheticImages
+    from fedsim.results.tables import NearestReal, SyntheticImages
 
-__all__ = ["BARS", "synthetic_gallery"]
+__all__ = ["BARS", "nearest_pairs", "synthetic_gallery"]
 
 BARS = {
     "clip_agreement": "CLIP\nagreement",
@@ -84,6 +84,42 @@ def synthetic_gallery(
     return figure
 
 
+def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96) -> Figure:
+    """The synthetic images most like a training image, above it, with their cosines.
+
+    Args:
+        images: From `Study.synthetic_images`.
+        nearest: From `Study.nearest_real`, of the same set and with pixels.
+        side: Images are brought to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    assert nearest.closest is not None
+    assert nearest.pixels is not None
+    gap, pairs = max(1, side // 16), len(nearest.closest)
+    canvas = np.full((2 * side + gap, pairs * (side + gap) - gap, 3), 255, np.uint8)
+    for place, (index, real) in enumerate(zip(nearest.closest, nearest.pixels, strict=True)):
+        columns = slice(place * (side + gap), place * (side + gap) + side)
+        canvas[:side, columns] = _resized(images.images[index], side, side)
+        canvas[-side:, columns] = _resized(real, side, side)
+    inch = 1.3 * _INCH / side
+    left, top, high, wide = 0.9, 0.35, canvas.shape[0] * inch, canvas.shape[1] * inch
+    size = (left + wide + 0.1, top + high + 0.1)
+    figure = Figure(figsize=size)
+    axis = figure.add_axes(
+        (left / size[0], 0.1 / size[1], wide / size[0], high / size[1]),
+    )
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis.set_yticks([side / 2, 1.5 * side + gap], ["synthetic", "nearest\ntraining"])
+    cosines = [f"{cosine:.2f}" for cosine in nearest.similarity[nearest.closest]]
+    axis.set_xticks([place * (side + gap) + side / 2 for place in range(pairs)], cosines)
+    axis.xaxis.tick_top()
+    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
 def _bars(axis: Axes, middles: list[float], values: np.ndarray, thick: float, measure: str) -> None:
     """One measure of all classes as bars with their values; an alarming one stands out."""
     axis.set_xlim(0, 1)
@@ -119,11 +155,11 @@ def _canvas(
     for place, row in enumerate(chosen):
         for column, index in enumerate(row):
             top, left = place * (h + gap), column * (w + gap)
-            canvas[top : top + h, left : left + w] = _shrunk(images.images[index], h, w)
+            canvas[top : top + h, left : left + w] = _resized(images.images[index], h, w)
     return canvas[:-gap, :-gap], h, gap
 
 
-def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     import numpy as np
     from PIL import Image
 

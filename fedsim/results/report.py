@@ -20,7 +20,7 @@ from fedsim.results import (
     synthetic,
 )
 from fedsim.results.finals import CELL, final_runs
-from fedsim.results.gallery import synthetic_gallery
+from fedsim.results.gallery import nearest_pairs, synthetic_gallery
 from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
@@ -173,6 +173,14 @@ def _galleries(study: Study) -> Iterator[Picture]:
             "are explained above.",
             data_uri(synthetic_gallery(images, synthetic.class_quality(study, fingerprint))),
         )
+        nearest = synthetic.set_neighbours(study, fingerprint)
+        if nearest is not None and nearest.pixels is not None:
+            yield Picture(
+                f"Set {fingerprint}: nearest training images",
+                "The synthetic images most like any training image, each above that image, with "
+                "the cosine of their features. Copies would stand here: the same picture twice.",
+                data_uri(nearest_pairs(images, nearest)),
+            )
 
 
 def _split(study: Study) -> Picture | None:

@@ -42,6 +42,7 @@ _RUNS = Table(
         result("partition_effective_classes", "float64", "Mean exp(label entropy) of a client"),
         result("partition_size_gini", "float64", "Gini coefficient of the clients' sizes"),
         result("synthetic_set", "string", "Fingerprint of the synthetic images, if any"),
+        measured("inputs", "string", "Name of the clients' inputs in the node's store"),
         measured("bit_comparable", "bool", "False after a back-off changed the arithmetic"),
         measured("error", "string", "Message of a failed run"),
         measured("started_at", "timestamp", "When the run started", "UTC"),
@@ -147,7 +148,14 @@ _CLIENTS = Table(
         result("train_flops", "int64", "Local training", "FLOP"),
         result("virtual_s", "float64", "Virtual time the client took", "s"),
         measured("train_s", "float64", "Local training, the client's share of its group", "s"),
-        measured("peak_memory_bytes", "int64", "Largest device memory of its group", "bytes"),
+        measured("peak_memory_bytes", "int64", "Largest GPU memory of its group", "bytes"),
+        measured(
+            "peak_resident_bytes",
+            "int64",
+            "On CPU: most that was resident of its process while its group trained, libraries and "
+            "data included; an upper bound",
+            "bytes",
+        ),
         measured("node", "string", "Host it ran on"),
         measured("device", "string", "Device it ran on"),
         measured("actor", "string", "Actor it ran in"),

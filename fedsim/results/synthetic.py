@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedsim.errors import ResultsError
 from fedsim.results.contents import Grid
 from fedsim.results.finals import final_runs
 from fedsim.results.text import NONE
@@ -12,9 +13,9 @@ from fedsim.results.text import NONE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.results.tables import Study
+    from fedsim.results.tables import NearestReal, Study
 
-__all__ = ["class_quality", "set_methods", "synthetic_quality"]
+__all__ = ["class_quality", "set_methods", "set_neighbours", "synthetic_quality"]
 
 
 class _Measure(NamedTuple):
@@ -115,6 +116,16 @@ def set_methods(study: Study, fingerprint: str) -> list[str]:
     """The methods that used a set, in the order of the study."""
     runs = final_runs(study)
     return list(dict.fromkeys(runs.loc[runs["synthetic_set"] == fingerprint, "method"]))
+
+
+def set_neighbours(study: Study, fingerprint: str) -> NearestReal | None:
+    """The nearest training images of a set, for the first run that has used it and knows them."""
+    for run_id in study.runs.loc[study.runs["synthetic_set"] == fingerprint, "run_id"]:
+        try:
+            return study.nearest_real(run_id)
+        except ResultsError:
+            continue
+    return None
 
 
 def _whole_sets(study: Study) -> pd.DataFrame:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["Study", "SyntheticImages", "equal_results", "load"]
+__all__ = ["NearestReal", "Study", "SyntheticImages", "equal_results", "load"]
 
 
 class SyntheticImages(NamedTuple):
@@ -32,6 +32,24 @@ class SyntheticImages(NamedTuple):
     labels: np.ndarray
     classnames: list[str]
     clients: np.ndarray | None = None
+
+
+class NearestReal(NamedTuple):
+    """For each image of a synthetic set, the training image nearest to it in feature space.
+
+    Attributes:
+        rows: int64 (N,), rows of the training split.
+        similarity: float64 (N,), cosines of the two images' features.
+        closest: int64 (P,), the synthetic images with the largest cosines, largest first; None
+            where the data holds features instead of images.
+        pixels: uint8 (P, H, H, 3), the middle of the training image nearest to each of `closest`,
+            at most 128 pixels high; None like these.
+    """
+
+    rows: np.ndarray
+    similarity: np.ndarray
+    closest: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,32 @@ class Study:
             hint = did_you_mean(which, known) if known else "it has none"
             raise ResultsError(f"study {self.name} has no synthetic set {which!r}; {hint}")
         return _read_images(self.path / "images" / f"{which}.npz")
+
+    def nearest_real(self, run_id: str | None = None) -> NearestReal:
+        """Which training images a run's synthetic images are nearest to.
+
+        Args:
+            run_id: The run; needed when sets or training data of the study's runs differ.
+
+        Raises:
+            ResultsError: Nothing is kept of the run, or it does not say which.
+        """
+        import numpy as np
+
+        runs = self.runs if run_id is None else self.runs[self.runs["run_id"] == run_id]
+        known = runs.dropna(subset=["synthetic_set", "inputs"])
+        names = sorted({f"{run.synthetic_set}-{run.inputs}.npz" for run in known.itertuples()})
+        found = [path for name in names if (path := self.path / "nearest" / name).is_file()]
+        of = f"study {self.name}" if run_id is None else f"run {run_id} of study {self.name}"
+        if not found:
+            raise ResultsError(
+                f"{of} does not know the nearest training images of a synthetic set: it has no "
+                f"set, or its clients do not train on features of the same encoder"
+            )
+        if len(found) > 1:
+            raise ResultsError(f"{of} has {len(found)} sets or training data: give run_id")
+        with np.load(found[0], allow_pickle=False) as file:
+            return NearestReal(**file)
 
     def _round_images(self, round: int, run_id: str | None) -> Path:
         """The file of one run's images of a round."""

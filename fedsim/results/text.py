@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsim.results.costs import target_name
@@ -23,6 +23,7 @@ __all__ = [
     "layout",
     "p_text",
     "percent",
+    "reach_text",
     "seconds_text",
     "wrapped",
 ]
@@ -140,6 +141,20 @@ def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
     return (">" if math.isinf(cost) else "") + (human_bytes(value) if is_bytes else f"{value:g}")
 
 
+def reach_text(row: Mapping[str, Any], ends: Sequence[str]) -> tuple[str, str]:
+    """Rounds to every target, such as `2/7`, and bytes to the last one; `-` where none applies.
+
+    Args:
+        row: Of the summary, with its cost columns.
+        ends: How these end, in rising order (`fedsim.results.costs.target_name`).
+    """
+    if not ends or not row["rounds"] > 0:  # what does not train reaches nothing
+        return NONE, NONE
+    rounds = "/".join(cost_text(row[f"rounds_to_{end}"], row["rounds"]) for end in ends)
+    sent = cost_text(row[f"bytes_to_{ends[-1]}"], row["bytes_total"], is_bytes=True)
+    return (rounds if set(rounds) - set("/-") else NONE), sent
+
+
 def format_summary(summary: pd.DataFrame) -> str:
     """What `summarise` returned, as a table for a terminal of 110 columns."""
     if summary.empty:
@@ -189,8 +204,6 @@ def wrapped(text: str) -> str:
 
 
 def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
-    trained = row["rounds"] > 0
-    rounds = "/".join(cost_text(row[f"rounds_to_{end}"], row["rounds"]) for end in ends)
     cells = [
         "*" if row["best"] else "",
         row["method"],
@@ -201,8 +214,7 @@ def _row(row: dict[str, Any], ends: list[str]) -> list[str]:
         human_bytes(row["bytes_total"]),
     ]
     if ends:
-        cost = cost_text(row[f"bytes_to_{ends[-1]}"], row["bytes_total"], is_bytes=True)
-        cells += [rounds if set(rounds) - set("/-") else NONE, cost] if trained else [NONE, NONE]
+        cells += reach_text(row, ends)
     return cells
 
 

@@ -108,6 +108,18 @@ class TableWriter:
         """Keep a set of synthetic images with the study (see `write_synthetic_images`)."""
         write_synthetic_images(self.study_dir, fingerprint, images, labels, classnames)
 
+    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep which training images a set is nearest to: `nearest/<fingerprint>-<inputs>.npz`.
+
+        Args:
+            fingerprint: Name of the set.
+            inputs: Name of the training data (`runs.inputs`).
+            arrays: The fields of `fedsim.results.tables.NearestReal`. What is there is left alone.
+        """
+        path = self.study_dir / "nearest" / f"{fingerprint}-{inputs}.npz"
+        if not path.exists():
+            _write_npz(path, arrays)
+
     def save_round_images(
         self,
         round: int,
@@ -281,7 +293,7 @@ def _write_images(
     classnames: Sequence[str],
     **more: np.ndarray,
 ) -> None:
-    """Check and write a set of images, all of the file or nothing."""
+    """Check and write a set of images."""
     images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ResultsError(
@@ -289,9 +301,14 @@ def _write_images(
         )
     if labels.shape != images.shape[:1]:
         raise ResultsError(f"{len(images)} synthetic images with labels of shape {labels.shape}")
+    names = np.array(classnames, dtype=str)
+    _write_npz(path, {"images": images, "labels": labels, "classnames": names, **more})
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """All of the file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    names = np.array(classnames, dtype=str)
     with open(temporary, "wb") as file:
-        np.savez(file, images=images, labels=labels, classnames=names, **dict[str, Any](more))
+        np.savez(file, **dict[str, Any](arrays))
     os.replace(temporary, path)

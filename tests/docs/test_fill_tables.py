@@ -9,7 +9,7 @@ import pytest
 
 import fedsim
 from fedsim.results.tables import Study
-from fedsim.results.text import percent
+from fedsim.results.text import half_text, percent
 from tests.conftest import ROOT
 from tests.helpers import experiment, feature_arrays, run
 
@@ -59,6 +59,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     [
         ("table", "| partition | method | accuracy % | against fedavg_head | p (Holm) |"),
         ("matrix", "| method | domain | bytes per run |"),
+        ("differences", "| against fedavg_head | domain |"),
+        ("reach", "| method | domain: "),
         ("domains", "| method | ink | oil | worst |"),
         ("clients", "| method | client 0 | client 1 | worst |"),
         ("costs", "| method | each client: up | each client: down |"),
@@ -89,7 +91,33 @@ def test_figures_are_those_of_the_study(tables: ModuleType, study: Study):
     assert "over seeds 0, 1;" in filled
 
 
-@pytest.mark.parametrize("kind", ["table", "matrix"])
+def test_differences_are_those_of_the_summary(tables: ModuleType, study: Study):
+    summary = study.summary()
+    summary["p_holm"] = [0.0313 if method == "zero_shot" else np.nan for method in summary.method]
+    (row,) = summary.query("method == 'zero_shot'").to_dict("records")
+    expected = half_text(row["difference"], row["difference_high"], sign=True)
+    filled = tables.fill(PAGE.format(kind="differences"), study, summary)
+    assert f"| zero_shot | {expected}, p = 0.031 |" in filled
+    assert "| fedavg_head | - |" in filled
+    assert "minus that of fedavg_head, paired by seed, in points; p: paired t test" in filled
+    summary["p_holm"] = summary["p_holm"] / 1000
+    assert ", p < 0.001 |" in tables.fill(PAGE.format(kind="differences"), study, summary)
+
+
+def test_reach_shows_rounds_to_all_targets_and_bytes_to_the_last(tables: ModuleType, study: Study):
+    summary = study.summary()
+    trained = summary["method"] == "fedavg_head"
+    summary.loc[trained, ["rounds", "rounds_to_50", "rounds_to_90"]] = 9, 2.0, np.inf
+    summary.loc[trained, ["bytes_total", "bytes_to_90"]] = 5 * 2.0**20, np.inf
+    summary.attrs["targets"][0]["targets"] = {0.5: 0.45, 0.9: 0.6123}
+    filled = tables.fill(PAGE.format(kind="reach"), study, summary)
+    assert "| method | domain: 45.0 / 61.2 % |" in filled
+    assert "| fedavg_head | rounds 2 / >9, >5.0 MiB |" in filled
+    assert "| zero_shot | - |" in filled  # trains nothing
+    assert "50 % and 90 % of the way from zero-shot to the ceiling (the best method" in filled
+
+
+@pytest.mark.parametrize("kind", ["table", "matrix", "differences", "reach"])
 def test_methods_stand_in_the_order_of_their_names(tables: ModuleType, study: Study, kind: str):
     for names in (["zero_shot", "fedavg_head"], ["fedavg_head", "zero_shot"]):
         page = PAGE.format(kind=kind).replace(f"small-{kind}", f"small-{kind} {' '.join(names)}", 1)

@@ -162,10 +162,12 @@ def test_what_a_dry_run_says_is_compressed_too(tmp_path: Path, compression: str)
 
 @GENERATOR
 def test_the_generated_set_does_not_depend_on_the_method(tmp_path: Path):
-    addresses = [
-        finished(digits(m, **{"train.rounds": 0}), tmp_path / m).runs["synthetic_set"].item()
-        for m in GENERATED
-    ]
+    studies = [finished(digits(m, **{"train.rounds": 0}), tmp_path / m) for m in GENERATED]
+    addresses = [study.runs["synthetic_set"].item() for study in studies]
+    nearest, whole = studies[0].nearest_real(), studies[0].synthetic.query("class_name.isna()")
+    assert nearest.similarity.mean() == whole["nearest_similarity"].item()
+    assert nearest.pixels is not None
+    assert nearest.pixels.shape == (8, 8, 8, 3)
     assert addresses[0] is not None
     assert len(set(addresses)) == 1
 

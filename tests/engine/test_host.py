@@ -69,6 +69,7 @@ def test_rows_say_what_each_client_did(features: Path):
         assert row["loss_after"] < row["loss_before"]
         assert row["status"] == "ok"
         assert row["update_norm"] > 0
+        assert row["peak_resident_bytes"] > 0
     assert done.failures == []
     assert done.total.num_clients == 4
 

@@ -1,14 +1,16 @@
 """Rows of `synthetic`: a class each and the set's own; computed once per set and data."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fedsim.data.containers import Split
 from fedsim.engine import quality as quality_module
 from fedsim.engine.prepare import TaskData
-from fedsim.engine.quality import quality_rows
+from fedsim.engine.quality import nearest_real, quality_rows
 from fedsim.models.quality import MEASURES, USE
 from tests.helpers import experiment, unit
 
@@ -55,6 +57,31 @@ def test_real_images_as_pixels_are_not_compared_with():
     found = rows(task_data("pixels", np.zeros((60, 3, 4, 4), np.uint8)))
     assert "kid" not in found[-1]
     assert "clip_agreement" in found[-1]
+
+
+def test_nearest_real_images_are_known_and_the_closest_shown(monkeypatch: pytest.MonkeyPatch):
+    pictures = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(6, 2)
+    dataset = SimpleNamespace(train=Split(pictures, None, np.arange(60) % 3))
+    monkeypatch.setattr(quality_module, "read_dataset", lambda config: dataset)
+    data = task_data("neighbours")
+    cosines = data.synthetic["features"] @ data.arrays["train_inputs"].T
+    found = nearest_real(experiment("x.npz"), data)
+    assert found is not None
+    assert found["rows"].tolist() == cosines.argmax(1).tolist()
+    np.testing.assert_allclose(found["similarity"], cosines.max(1), rtol=1e-6)
+    assert found["closest"].tolist() == np.argsort(-cosines.max(1))[:8].tolist()
+    assert found["pixels"].shape == (8, 4, 4, 3)  # the middle, in colour
+    assert found["pixels"][:, 0, 0, 0].tolist() == found["rows"][found["closest"]].tolist()
+    pixels = task_data("pixels", np.zeros((60, 3, 4, 4), np.uint8))
+    assert nearest_real(experiment("x.npz"), pixels) is None
+
+
+def test_features_have_no_pixels_to_show(monkeypatch: pytest.MonkeyPatch):
+    dataset = SimpleNamespace(train=Split(None, np.zeros((60, 8), np.float32), np.arange(60) % 3))
+    monkeypatch.setattr(quality_module, "read_dataset", lambda config: dataset)
+    found = nearest_real(experiment("x.npz"), task_data("features"))
+    assert found is not None
+    assert set(found) == {"rows", "similarity"}
 
 
 def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from fedsim.models.fidelity import (
     frechet_distance,
     kernel_distance,
     manifold_measures,
+    nearest_samples,
     nearest_similarity,
 )
 from fedsim.seeding import numpy_rng
@@ -230,6 +231,8 @@ def test_nearest_similarity_is_the_largest_cosine():
     found = nearest_similarity(a, b)
     torch.testing.assert_close(found, (a @ b.T).max(1).values)
     torch.testing.assert_close(nearest_similarity(b[:3], b), torch.ones(3).double())
+    assert nearest_samples(a, b)[1].tolist() == (a @ b.T).argmax(1).tolist()
+    assert nearest_samples(b[[4999, 7]], b)[1].tolist() == [4999, 7]
 
 
 @given(

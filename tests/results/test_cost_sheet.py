@@ -26,9 +26,10 @@ def write(folder: Path, run_id: str, device: str = "cpu", seed: int = 0, **confi
             row |= {"bytes_up": 100 * (1 + seed), "bytes_down": 300}
             writer.append("rounds", [row | ROUND])
             where = "cuda:0" if device == "cuda" else "cpu"
+            peak = "peak_memory_bytes" if device == "cuda" else "peak_resident_bytes"
             clients = [
                 {"round": r, "client_id": c, "status": "ok", "train_s": 1.0, "device": where,
-                 "peak_memory_bytes": 1000 * r + seed if device == "cuda" else None}
+                 peak: 1000 * r + seed}
                 for c in (0, 1)
             ]  # fmt: skip
             writer.append("clients", clients)
@@ -51,6 +52,7 @@ def test_a_row_by_hand(tmp_path: Path):
     assert row["cpu_hours"] == pytest.approx(10 / 3600)
     assert row["gpu_hours"] == 0
     assert np.isnan(row["peak_memory_bytes"])
+    assert row["peak_resident_bytes"] == 2001
     assert "price" not in row
 
 
@@ -69,6 +71,7 @@ def test_a_gpu_counts_by_the_share_a_client_holds(tmp_path: Path, asked: dict, s
     assert row["gpu_hours"] == pytest.approx((4 * share + 6) / 3600)
     assert row["cpu_hours"] == 0
     assert row["peak_memory_bytes"] == 2005
+    assert np.isnan(row["peak_resident_bytes"])
 
 
 def test_cores_are_those_a_client_holds(tmp_path: Path):

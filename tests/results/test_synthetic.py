@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.results.gallery import BARS, synthetic_gallery
+from fedsim.errors import ResultsError
+from fedsim.results.gallery import BARS, nearest_pairs, synthetic_gallery
 from fedsim.results.report import write_report
 from fedsim.results.schema import TABLES
 from fedsim.results.synthetic import _MEASURES, class_quality, set_methods, synthetic_quality
-from fedsim.results.tables import Study, SyntheticImages, load
-from fedsim.results.writer import write_synthetic_images
+from fedsim.results.tables import NearestReal, Study, SyntheticImages, load
+from fedsim.results.writer import TableWriter, write_synthetic_images
 
 MakeRun = Callable[..., str]
 
@@ -131,6 +132,48 @@ def test_bars_stand_beside_the_images_of_their_class(study: Study):
     assert widths == pytest.approx([0.8, 0.6])
     middles = {patch.get_y() + patch.get_height() / 2 for patch in bars[0].patches}
     assert sorted(middles) == pytest.approx(list(gallery.get_yticks()))
+
+
+def near(pixels: bool = True) -> dict[str, np.ndarray]:
+    found = {"rows": np.arange(8) * 5, "similarity": np.linspace(0.2, 0.9, 8)}
+    if pixels:
+        found |= {"closest": np.array([7, 6]), "pixels": np.full((2, 8, 8, 3), 99, np.uint8)}
+    return found
+
+
+def test_nearest_training_images_are_kept_by_set_and_data(tmp_path: Path, make_run: MakeRun):
+    for seed, (run_set, inputs) in enumerate([("f00d", "d0"), ("f00d", "d0"), ("f00d", "d1")]):
+        more = {"synthetic_set": run_set, "inputs": inputs}
+        run = make_run(tmp_path, "cachefl", "iid", None, seed, **more)
+        with TableWriter(tmp_path, run) as writer:
+            writer.save_nearest(run_set, inputs, near(pixels=inputs == "d0"))
+    make_run(tmp_path, "fedavg", "iid", None, 0)
+    runs = load(tmp_path).runs.set_index(["method", "seed"])["run_id"]
+    assert len(list((tmp_path / "nearest").iterdir())) == 2
+    study = load(tmp_path)
+    found = study.nearest_real(runs["cachefl", 1])
+    assert found.rows.tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert found.similarity[found.closest].tolist() == pytest.approx([0.9, 0.8])
+    assert study.nearest_real(runs["cachefl", 2]).pixels is None
+    with pytest.raises(ResultsError, match="has 2 sets or training data: give run_id"):
+        study.nearest_real()
+    with pytest.raises(ResultsError, match="does not know the nearest training images"):
+        study.nearest_real(runs["fedavg", 0])
+
+
+def test_the_nearest_pairs_are_shown_with_their_cosines(study: Study):
+    axis = nearest_pairs(images(), NearestReal(**near())).axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0.90", "0.80"]
+    canvas = axis.images[0].get_array()
+    assert canvas is not None
+    assert (canvas[0, 0] == 0).all()  # synthetic above,
+    assert (canvas[-1, 0] == 99).all()  # real below
+    (run_id,) = study.runs["run_id"]
+    assert "nearest training images" not in write_report(study.path).read_text()
+    with TableWriter(study.path, run_id) as writer:
+        writer.update_run(inputs="d0")
+        writer.save_nearest("f00d", "d0", near())
+    assert "Set f00d: nearest training images" in write_report(study.path).read_text()
 
 
 def test_the_report_shows_both(study: Study):
