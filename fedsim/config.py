@@ -149,6 +149,10 @@ class Experiment(Section):
             payload["models"].pop("classifier")
         if self.data.max_test_samples is None:
             payload["data"].pop("max_test_samples")
+        if self.train.augment_views == 1:
+            payload["train"].pop("augment_views")
+        if not self.train.augment_flip:
+            payload["train"].pop("augment_flip")
         if self.distill == DistillConfig():
             payload.pop("distill")
         payload["failures"].pop("deadline_s")

@@ -221,6 +221,11 @@ class TrainConfig(Section):
     """No gradient through the logits of classes that a client does not hold."""
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx (Li et al., 2020): weight of the squared distance to what the server sent."""
+    augment_views: int = Field(1, gt=0)
+    """V: forms of each training image that are encoded, itself and V - 1 random crops; each local
+    epoch takes one of them, drawn anew. 1 takes the image as it is."""
+    augment_flip: bool = False
+    """Flip half of these crops left to right; wrong for digits and text."""
     seed: int | None = Field(None, ge=0)
     """Seed of cohorts, batches and weights; by default the experiment's seed."""
 

@@ -25,8 +25,7 @@ from fedsim.errors import ExecutionError
 if TYPE_CHECKING:
     import numpy as np
 
-    from fedsim.data.images import ImagePaths
-    from fedsim.engine.extract import Shard
+    from fedsim.engine.extract import Images, Shard
     from fedsim.models.clip import Clip
 
 WORTH_S = 30.0
@@ -57,7 +56,7 @@ class Extractor:
         """Process, node and accelerators of this actor."""
         return whereabouts(self._device)
 
-    def encode(self, pixels: bool, images: np.ndarray | ImagePaths) -> np.ndarray:
+    def encode(self, pixels: bool, images: Images) -> np.ndarray:
         """One shard (see `fedsim.engine.extract.encode`)."""
         from fedsim.engine.extract import encode
 

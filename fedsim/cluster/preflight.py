@@ -35,12 +35,12 @@ class Preflight:
     def run(self, experiments: list[Experiment]) -> None:
         """Check all; images are encoded on the way, and their features copied to every node."""
         from fedsim.engine.preflight import preflight
-        from fedsim.engine.prepare import inputs_key
+        from fedsim.engine.prepare import entry_keys
         from fedsim.methods import method_class
 
         experiments[0].enter()
         preflight(experiments, self._device, self.pool, self._hear)
-        keys = [inputs_key(config, method_class(config.use)) for config in experiments]
+        keys = [key for c in experiments for key in entry_keys(c, method_class(c.use))]
         share_entries([key for n, key in enumerate(keys) if key not in keys[:n]])
 
     def seen(self) -> tuple[int, int] | None:

@@ -59,6 +59,10 @@ class ImagePaths:
             taken.__dict__["digests"] = self.digests[indices]
         return taken
 
+    def __getitem__(self, part: slice) -> ImagePaths:
+        """Some images, still undecoded, as a slice of an array of images is."""
+        return self.take(np.arange(len(self))[part])
+
     def load(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Decode images.
 

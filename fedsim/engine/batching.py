@@ -85,13 +85,17 @@ def make_batches(
     """The steps of all local epochs of a group.
 
     Every client shuffles its own samples anew each epoch with a stream of its own, and takes
-    `ceil(n_k / batch_size)` steps per epoch, the last one possibly smaller.
+    `ceil(n_k / batch_size)` steps per epoch, the last one possibly smaller. Under
+    `train.augment_views` V, a step takes one of the V rows of each of its samples, from another
+    stream of the client's: the order stays what it is without views. Measuring takes the first,
+    the image as it is.
 
     Args:
         group: Which clients, and their rows.
-        inputs: `(num_train, ...)`, shared by all clients of the node.
-        labels: `(num_train,)` int64.
-        train: Batch size and local epochs.
+        inputs: `(num_train * V, ...)`, shared by all clients of the node; views of a sample are
+            consecutive rows.
+        labels: `(num_train * V,)` int64.
+        train: Batch size, local epochs and V.
         seed: The experiment's training seed.
         round: From 1.
         prepare: Stored inputs to model inputs.
@@ -101,7 +105,7 @@ def make_batches(
         _epochs(client, rows, train, seed, round)
         for client, rows in zip(group.client_ids, group.indices, strict=True)
     ]
-    scans = [_cut(rows, _SCAN_BATCH) for rows in group.indices]
+    scans = [_cut(rows * train.augment_views, _SCAN_BATCH) for rows in group.indices]
     client_ids, sizes = list(group.client_ids), [len(rows) for rows in group.indices]
     if len(client_ids) == 1:  # see Batches: C = 1 rounds differently
         client_ids.append(GHOST)
@@ -125,11 +129,15 @@ def _epochs(
     client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
 ) -> list[np.ndarray]:
     rng = numpy_rng(seed, "batches", round, client)
+    views, rng_views = train.augment_views, numpy_rng(seed, "views", round, client)
     rows = np.array(rows)  # permuting no rows shuffles them in place: not what Ray sent
     return [
         batch
         for _ in range(train.epochs(round))
-        for batch in _cut(rng.permutation(rows), train.batch_size)
+        for batch in _cut(
+            rng.permutation(rows) * views + rng_views.integers(views, size=len(rows)),
+            train.batch_size,
+        )
     ]
 
 

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.config import Experiment
-from fedsim.data.datasets import Split
 from fedsim.data.images import ImagePaths
 from fedsim.data.store import Parts
 from fedsim.models.clip import Clip
+from fedsim.models.views import RandomViews
 
 SHARD = 1024
 """Images of a shard; the last one of a split may have fewer."""
 BATCH = 256
 """Images encoded at once. Neighbours change a feature by rounding: see `_FORMAT` of `prepare`."""
+
+Images = np.ndarray | ImagePaths | RandomViews
+"""uint8 (n, height, width) or (n, height, width, 3), or what makes these when it is asked to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +33,11 @@ class Shard:
 
     Attributes:
         number: Among the shards of all splits.
-        images: uint8 (n, height, width) or (n, height, width, 3), or files still undecoded.
+        images: Still undecoded where they are files.
     """
 
     number: int
-    images: np.ndarray | ImagePaths
+    images: Images
 
 
 Extract = Callable[[Experiment, Clip, bool, Sequence[Shard]], Iterator[tuple[int, np.ndarray]]]
@@ -44,7 +47,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of images that are encoded, and of all."""
 
 
-def encode(clip: Clip, pixels: bool, images: np.ndarray | ImagePaths) -> np.ndarray:
+def encode(clip: Clip, pixels: bool, images: Images) -> np.ndarray:
     """One shard: uint8 pixels `(n, 3, size, size)` as the encoder takes them, or its features.
 
     Raises:
@@ -53,7 +56,7 @@ def encode(clip: Clip, pixels: bool, images: np.ndarray | ImagePaths) -> np.ndar
     found = []
     for start in range(0, len(images), BATCH):  # decoded images of a whole shard take gigabytes
         rows = np.arange(start, min(start + BATCH, len(images)))
-        raw = images.load(rows) if isinstance(images, ImagePaths) else images[rows]
+        raw = images[rows] if isinstance(images, np.ndarray) else images.load(rows)
         prepared = clip.prepare(raw)
         found.append((prepared if pixels else clip.encode_images(prepared, BATCH)).cpu().numpy())
     return np.concatenate(found)
@@ -71,7 +74,7 @@ def encode_splits(
     config: Experiment,
     clip: Clip,
     pixels: bool,
-    splits: Mapping[str, Split],
+    splits: Mapping[str, Images],
     parts: Parts,
     extract: Extract = extract_here,
     progress: Progress | None = None,
@@ -99,8 +102,7 @@ def encode_splits(
     number = 0
     for name, split in splits.items():
         for start in range(0, len(split), SHARD):
-            rows = np.arange(start, min(start + SHARD, len(split)))
-            shards[name].append(Shard(number, _take(split, rows)))
+            shards[name].append(Shard(number, split[start : start + SHARD]))
             number += 1
     found: dict[int, np.ndarray] = {}
     missing = []
@@ -126,11 +128,3 @@ def encode_splits(
         name: np.concatenate([empty, *(found[shard.number] for shard in shards[name])])
         for name in splits
     }
-
-
-def _take(split: Split, rows: np.ndarray) -> np.ndarray | ImagePaths:
-    """Consecutive images of a split, without decoding or copying them."""
-    assert split.images is not None
-    if isinstance(split.images, ImagePaths):
-        return split.images.take(rows)
-    return split.images[rows[0] : rows[-1] + 1]

@@ -21,7 +21,6 @@ from fedsim.engine.flops import FlopCounter
 from fedsim.engine.memory import peak_memory, reset_peak_memory
 from fedsim.engine.prepare import prepare
 from fedsim.engine.server import SHARE, weigh_by_class
-from fedsim.engine.spoil import OBSERVED
 from fedsim.engine.task import as_tensor, make_task, settle_process
 from fedsim.engine.wire import RESIDUAL, compress
 from fedsim.methods import build_method, method_class
@@ -100,9 +99,7 @@ class ClientHost:
         self.method: Method = build_method(
             config, make_task(config, data, cls, self.device, server=False)
         )
-        self._inputs = as_tensor(data.arrays["train_inputs"])
-        labels = data.arrays.get(OBSERVED, data.arrays["train_labels"])
-        self._labels = as_tensor(labels)
+        self._inputs, self._labels = map(as_tensor, data.local())
         self._prepare = self.method.task.prepare
         self._flops = FlopCounter(self.method)
 

@@ -15,6 +15,7 @@ from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.spoil import spoilt_key
 from fedsim.engine.task import class_embeddings, make_task, settle_process
+from fedsim.engine.views import views_key, wants_views
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
@@ -55,7 +56,8 @@ def preflight(
             clip = config.models.clip
             if cls.needs_synthetic(config):
                 _check_models(config, cls)
-            key = repr((cls.inputs, config.data, clip, draw_seed(config), _noise(config)))
+            beside = _noise(config), _views(config, cls)
+            key = repr((cls.inputs, config.data, clip, draw_seed(config), beside))
             if key not in prepared:
                 settle_process(config.engine.threads)
                 data = prepare(
@@ -89,6 +91,11 @@ _INSTEAD = "for precomputed features choose cache.init: text, public_shots or ra
 def _noise(config: Experiment) -> Any:
     """What spoilt arrays depend on, beside the clean ones."""
     return spoilt_key(config, "") if config.noise.active else None
+
+
+def _views(config: Experiment, cls: type[Method]) -> Any:
+    """What encoded views depend on, beside the images."""
+    return views_key(config, "") if wants_views(config, cls) else None
 
 
 def _method(config: Experiment) -> type[Method]:

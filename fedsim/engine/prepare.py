@@ -1,8 +1,9 @@
 """From configuration to arrays: everything that is computed once, before any client trains.
 
 `prepare` reads the data, runs the frozen encoder over every image once (`fedsim.engine.extract`),
-and, for methods that ask for it, has the server's class-balanced images made
-(`fedsim.engine.generate`). All of it lands in the node's shared store.
+and over views of the training images where they are asked for (`fedsim.engine.views`). For methods
+that ask for it, it has the server's class-balanced images made (`fedsim.engine.generate`). All of
+it lands in the node's shared store.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from fedsim.engine.draw import Draw
 from fedsim.engine.extract import Extract, Progress, encode_splits, extract_here
 from fedsim.engine.generate import synthetic_set
 from fedsim.engine.pictures import fitted_pictures, own_pictures
-from fedsim.engine.spoil import spoilt_arrays, spoilt_key
+from fedsim.engine.spoil import OBSERVED, spoilt_arrays, spoilt_key
+from fedsim.engine.views import VIEWS, check_views, encoded_views, views_key, wants_views
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
 from fedsim.models.clip import Clip
@@ -45,13 +47,13 @@ class TaskData:
             `train_domains` and `test_domains` where the data has them; `text_features`
             `(num_classes, d)`. Under `noise`, `train_inputs` of spoilt clients are so, and
             `train_labels_observed` are what clients train on; `train_labels` are always the true
-            ones.
+            ones. Under `train.augment_views`, `train_views` (`fedsim.engine.views`).
         meta: `classnames`, `domain_names`, `embed_dim`, `logit_scale`, `visual_bytes` and
             `text_bytes` (of the two encoders; 0 without one), `fingerprint`, `dataset`.
         synthetic: What `fedsim.engine.generate.synthetic_set` returns, or empty; for methods on
             `images` also `fitted`, the images as clients' are.
         synthetic_address: Name of the generated set, or None.
-        address: Says what `arrays` hold: the name of the entry that was read last.
+        address: Says what `arrays` hold, views apart: the name of the entry they end with.
     """
 
     arrays: Arrays
@@ -59,6 +61,14 @@ class TaskData:
     synthetic: Arrays
     synthetic_address: str | None = None
     address: str = ""
+
+    def local(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels that clients train on: V consecutive rows for each training sample."""
+        labels = np.asarray(self.arrays.get(OBSERVED, self.arrays["train_labels"]))
+        if VIEWS not in self.arrays:
+            return self.arrays["train_inputs"], labels
+        views = self.arrays[VIEWS]
+        return views, np.repeat(labels, len(views) // len(labels))
 
     def frozen_bytes(self, method: type[Method]) -> int:
         """Bytes of the encoders that a client of this method downloads once."""
@@ -88,9 +98,11 @@ def prepare(
     Raises:
         DataError: If the data cannot be read.
         ModelError: If encoder or generator cannot be loaded.
-        ConfigError: If the method or the noise needs images and the data holds features, or the
-            method needs an encoder and there is none.
+        ConfigError: If the method, the noise or the views need images and the data holds features,
+            or the method needs an encoder and there is none, or has no use for views.
     """
+    if wants_views(config, method):
+        check_views(config, method)
     key = inputs_key(config, method)
 
     def make() -> Arrays:
@@ -98,6 +110,19 @@ def prepare(
 
     arrays = dict(shared_arrays(key, make))
     meta, where = json.loads(arrays.pop("meta").tobytes()), address(key)
+    if wants_views(config, method):
+        if not meta["visual_bytes"]:
+            raise ConfigError(
+                f"methods.{config.method}: train.augment_views encodes views of images, but "
+                f"{config.data.name!r} holds precomputed features: leave it at 1"
+            )
+        viewed, plain = views_key(config, where), arrays["train_inputs"]
+
+        def view() -> Arrays:
+            clip = _clip(config, device)
+            return encoded_views(config, clip, plain, Parts(viewed), extract, progress)
+
+        arrays |= shared_arrays(viewed, view)
     if config.noise.active and method.uses_clients:
         load = (lambda: _clip(config, device)) if meta["visual_bytes"] else None
         spoilt = spoilt_key(config, where)
@@ -128,6 +153,12 @@ def inputs_key(config: Experiment, method: type[Method]) -> dict[str, Any]:
         "seed": draw_seed(config),
         "clip": source_identity(config.models.clip),
     }
+
+
+def entry_keys(config: Experiment, method: type[Method]) -> list[dict[str, Any]]:
+    """Of the entries that hold what is encoded for a run, once `prepare` has made them."""
+    key = inputs_key(config, method)
+    return [key, views_key(config, address(key))] if wants_views(config, method) else [key]
 
 
 def _inputs(
@@ -177,7 +208,8 @@ def _inputs(
             found = own_pictures(splits, progress)
         else:
             pixels = method.inputs == "pixels"
-            found = encode_splits(config, clip, pixels, splits, parts, extract, progress)
+            pictures = {n: s.images for n, s in splits.items() if s.images is not None}
+            found = encode_splits(config, clip, pixels, pictures, parts, extract, progress)
         arrays |= {f"{name}_inputs": rows for name, rows in found.items()}
         meta["embed_dim"] = 0
         if clip is not None:

@@ -57,7 +57,7 @@ def traffic(config: Experiment) -> Traffic:
     # go through phases, and has come to its last one by round 3.
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
     one = Group(0, (0,), (split.fit[0][: 1 if phases == 1 else None],))
-    inputs, labels = as_tensor(arrays["train_inputs"]), as_tensor(arrays["train_labels"])
+    inputs, labels = map(as_tensor, data.local())
     train = config.train.model_copy(update={"local_epochs": 1})
     batches = make_batches(one, inputs, labels, train, 0, 0, method.task.prepare, device)
     rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]

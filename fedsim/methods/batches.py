@@ -46,9 +46,10 @@ class Batches:
     scan: tuple[tuple[Tensor, Tensor], ...]
     """Every sample exactly once, in chunks: for measuring, not training."""
     inputs: Tensor
-    """`(num_train, ...)`, shared by all clients of the node."""
+    """`(num_rows, ...)`, shared by all clients of the node: a row per training sample, or one for
+    each of its views."""
     labels: Tensor
-    """`(num_train,)` int64."""
+    """`(num_rows,)` int64."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The round's settings of local training: learning rate, epochs and the rest."""
     prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)

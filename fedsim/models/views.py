@@ -1,15 +1,16 @@
-"""Features averaged over augmented views of an image, as Tip-Adapter builds its keys.
+"""Random views of an image: averaged into one key, or encoded one by one to train on.
 
-Zhang et al., ECCV 2022: every key is the mean feature of ten random views of one image, made to
-length 1. A view is a random crop of half to all of the image's area, brought to the encoder's size
-(bicubic). Tip-Adapter also flips half of the views; a mirrored digit or letter is another one or
-none, so flipping is asked for and never assumed.
+Tip-Adapter (Zhang et al., ECCV 2022) averages: every key is the mean feature of ten random views of
+one image, made to length 1. A view is a random crop of half to all of the image's area, brought to
+the encoder's size (bicubic). Tip-Adapter also flips half of the views; a mirrored digit or letter
+is another one or none, so flipping is asked for and never assumed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,14 +18,64 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from fedsim.data.images import ImagePaths
 from fedsim.models.clip import Clip
+from fedsim.seeding import numpy_rng
 
-__all__ = ["averaged_features", "random_view"]
+__all__ = ["RandomViews", "averaged_features", "random_view"]
 
 _SCALE = (0.5, 1.0)
 """Share of the image's area in a view."""
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_SEED = 0
+"""Of `RandomViews`: not the run's, so that views are encoded once for all runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class RandomViews:
+    """One random view of each image, made when it is needed.
+
+    Attributes:
+        images: uint8 (n, height, width) or (n, height, width, 3), or files still undecoded.
+        number: Of the view, among those of the same image.
+        size: Side of a view, px.
+        flip: Whether half of the views are flipped left to right.
+        first: Place of the first image in its split. Place and number say which view it is,
+            whatever is made together.
+    """
+
+    images: np.ndarray | ImagePaths
+    number: int
+    size: int
+    flip: bool = False
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: slice) -> RandomViews:
+        """The same views of consecutive images."""
+        start = part.indices(len(self))[0]
+        return replace(self, images=self.images[part], first=self.first + start)
+
+    def load(self, indices: np.ndarray) -> list[Image.Image]:
+        """The views at `indices`, int (n,).
+
+        Raises:
+            DataError: A file cannot be decoded.
+        """
+        images = self.images
+        raw = images[indices] if isinstance(images, np.ndarray) else images.load(indices)
+        return [
+            random_view(
+                Image.fromarray(image),
+                self.size,
+                numpy_rng(_SEED, "train_view", self.first + int(index), self.number),
+                self.flip,
+            )
+            for index, image in zip(indices, raw, strict=True)
+        ]
 
 
 def averaged_features(

@@ -70,11 +70,12 @@ def look(folder: Path) -> dict[str, Any]:
     from fedsim.data.store import address
     from fedsim.engine import extract
     from fedsim.engine.extract import Shard, extract_here
-    from fedsim.engine.prepare import inputs_key
+    from fedsim.engine.prepare import entry_keys
     from fedsim.engine.task import settle_process
     from fedsim.errors import DataError
     from fedsim.methods import method_class
     from fedsim.models.clip import load_clip
+    from fedsim.models.views import RandomViews
 
     settle_process(1)
     data = write_images(folder)
@@ -113,13 +114,21 @@ def look(folder: Path) -> dict[str, Any]:
 
     extract.SHARD = SHARD
     here = Preflight(placement, worth_s=0)  # in this process, where shards are small
-    here.run([asked])
+    viewed = asked.model_copy(update={"train": asked.train.model_copy(update={"augment_views": 2})})
+    here.run([viewed])
     found["extractors of the preflight"] = len(here.pool.where)
-    name = address(inputs_key(asked, method_class(asked.use)))
+    crops = [
+        Shard(s.number, RandomViews(s.images, 1, clip.image_size, first=s.number * SHARD))
+        for s in shards
+    ]
+    plain = np.concatenate([expected[shard.number] for shard in shards])
+    views = np.concatenate([rows for _, rows in extract_here(asked, clip, False, crops)])
+    keys = entry_keys(viewed, method_class(viewed.use))
+    wanted = {"train_inputs": plain, "train_views": np.stack([plain, views], 1).reshape(1600, -1)}
     found["in both stores"] = [
-        np.load(folder / store / name / "train_inputs.npy").tobytes()
-        == np.concatenate([expected[n] for n in sorted(expected)]).tobytes()
+        np.load(folder / store / address(key) / f"{name}.npy").tobytes() == rows.tobytes()
         for store in ("first", "second")
+        for key, (name, rows) in zip(keys, wanted.items(), strict=True)
     ]
 
     large = folder / "large"

@@ -106,6 +106,38 @@ def test_orders_differ_by_epoch_round_client_and_seed():
     assert second != first
 
 
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(1, 5))
+def test_views_are_drawn_and_the_order_stays(counts: list[int], views: int):
+    train, group = TrainConfig(batch_size=4, local_epochs=2), group_of(counts)
+    viewed = train.model_copy(update={"augment_views": views})
+    plain, found = made(group, train), made(group, viewed)
+    for client in group.client_ids:
+        rows = [np.array(step) for step in order_of(found, client)]
+        assert [(step // views).tolist() for step in rows] == order_of(plain, client)
+        alone = made(group.only([client]), viewed)
+        assert order_of(alone, client) == [step.tolist() for step in rows]  # whoever is beside
+    scanned = [rows[mask] for rows, mask in found.scan]
+    assert all(bool((rows % views == 0).all()) for rows in scanned)  # images as they are
+    assert [(rows // views).tolist() for rows in scanned] == [
+        rows[mask].tolist() for rows, mask in plain.scan
+    ]
+
+
+def test_views_differ_by_epoch_round_client_and_seed():
+    train = TrainConfig(batch_size=30, local_epochs=2, augment_views=4)
+    group = group_of([30, 30])
+
+    def drawn(client: int = 0, epoch: int = 0, **how: int) -> list[int]:
+        """The view of each sample, in the order of the samples."""
+        return [row % 4 for row in sorted(order_of(made(group, train, **how), client)[epoch])]
+
+    first = drawn()
+    assert set(first) == {0, 1, 2, 3}
+    others = [drawn(1), drawn(epoch=1), drawn(round=2), drawn(seed=1)]
+    assert all(other != first for other in others)
+
+
 def test_padding_repeats_the_clients_own_rows_and_is_masked():
     batches = made(group_of([2, 9]), TrainConfig(batch_size=4))
     assert len(batches) == 3

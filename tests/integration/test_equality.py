@@ -16,13 +16,13 @@ DIGITS = {
     "data": {"name": "digits", "max_train_samples": 300},
     "models": {"clip": "tiny-clip", "generator": None},
     "train": {"rounds": 2, "batch_size": 16, "lr": 0.01},
-    "methods": {"fedavg_finetune": None},
+    "methods": {"fedavg_finetune": None, "fedavg_head": {"train.augment_views": 3}},
 }
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Methods on features, and a network that is trained."""
+    """Methods on features, a network that is trained, and a head on views of images."""
     features, digits = tmp_path_factory.mktemp("features"), tmp_path_factory.mktemp("digits")
     methods = {
         "zero_shot": None,
