@@ -39,8 +39,9 @@ STUDY = Path(__file__).parents[1] / "experiments" / "feddgm_mnist" / "feddgm_mni
 
 ROWS: dict[str, dict[str, Any]] = {
     "the study's": {},
-    "2 clients together": {"distill.clients_at_once": 2},
-    "5 clients together": {"distill.clients_at_once": 5},
+    "1 client at a time": {"distill.clients_at_once": 1},
+    "10 clients together": {"distill.clients_at_once": 10},
+    "gradient matching": {"distill.loss": "gradient"},
     "1 image per class": {"distill.images_per_class": 1},
     "10 images per class": {"distill.images_per_class": 10},
     "20 student steps": {"distill.student_steps": 20},
