@@ -45,6 +45,9 @@ __all__ = [
     "prompts_of",
 ]
 
+PIXELS = "pixels"
+"""Latents that are the images themselves, in [-1, 1]."""
+
 _CHUNK = 32
 """Images that are decoded at once, forwards and backwards."""
 
@@ -191,32 +194,32 @@ def load_prior(
 class NoisePixels:
     """Free pixels from uniform noise: no prior knowledge at all."""
 
-    maps = frozenset({"pixels"})
+    maps = frozenset({PIXELS})
 
     def __init__(self, shape: tuple[int, int, int], device: str = "cpu") -> None:
         self._shape, self._device = shape, device
 
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
         noise = torch.rand(len(labels), *self._shape, generator=rng)
-        return {"pixels": (2 * noise - 1).to(self._device)}
+        return {PIXELS: (2 * noise - 1).to(self._device)}
 
     def decode(self, latents: Params) -> Tensor:
-        return latents["pixels"].clamp(-1, 1)
+        return latents[PIXELS].clamp(-1, 1)
 
 
 class GeneratedPixels:
     """Free pixels from images of the generator."""
 
-    maps = frozenset({"pixels"})
+    maps = frozenset({PIXELS})
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
-        return {"pixels": decode_all(self._decoder, self._decoder.draw(labels, rng))}
+        return {PIXELS: decode_all(self._decoder, self._decoder.draw(labels, rng))}
 
     def decode(self, latents: Params) -> Tensor:
-        return latents["pixels"].clamp(-1, 1)
+        return latents[PIXELS].clamp(-1, 1)
 
 
 class Decoder:

@@ -17,12 +17,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.distill.augment import draw_augmentation
+from fedsim.distill.descent import MOMENTUM, Descent
 from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
@@ -41,7 +41,6 @@ from fedsim.seeding import torch_rng
 UNINFORMATIVE = 0.1
 """A client whose noise control matches this well says nothing about what its images look like."""
 
-_MOMENTUM = 0.5
 _FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5
 
@@ -188,7 +187,7 @@ class _Run:
             [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
         )
         self._lr_momentum = torch.zeros_like(self.log_lr)
-        self._moments: list[dict[str, Any]] = [{} for _ in work.sources]
+        self._descents = [Descent(self.settings, prior.maps) for _ in work.sources]
         self._steps_done = 0
 
     def _rng(self, client: int, purpose: str) -> torch.Generator:
@@ -229,11 +228,11 @@ class _Run:
         pulled = {k: g.split(self._counts) for k, g in way_back(torch.cat(by_image)).items()}
         for c, latents in enumerate(self.latents):
             gradient = {k: parts[c] for k, parts in pulled.items()}
-            self.latents[c] = self._descend(c, latents, gradient)
+            self.latents[c] = self._descents[c].step(latents, gradient)
         if self.settings.student_lr_lr:
             # By the logarithm, so that the step size stays positive.
             by_log = match.lr * self.log_lr.exp()
-            self._lr_momentum = _MOMENTUM * self._lr_momentum + by_log
+            self._lr_momentum = MOMENTUM * self._lr_momentum + by_log
             change = self.settings.student_lr_lr * self._lr_momentum
             self.log_lr = self.log_lr - change.clamp(-_LARGEST_LR_STEP, _LARGEST_LR_STEP)
         self._steps_done += 1
@@ -327,22 +326,6 @@ class _Run:
         rows = torch.stack([_padded(order, size) for order in orders])
         mask = torch.stack([torch.arange(size) < len(order) for order in orders])
         return Step(rows.to(self.device), mask.to(self.device), draws)
-
-    def _descend(self, c: int, latents: Params, gradients: Params) -> Params:
-        """One step of a client's latents; SGD with momentum, or Adam."""
-        moments, out = self._moments[c], {}
-        for name, z in latents.items():
-            settings, g = self.settings, gradients[name]
-            lr = settings.feature_lr if name in self.prior.maps else settings.latent_lr
-            if settings.optimizer == "sgd":
-                moments[name] = _MOMENTUM * moments.get(name, torch.zeros_like(g)) + g
-                out[name] = z - lr * moments[name]
-                continue
-            m, v = moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
-            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g.square()
-            t = self._steps_done + 1
-            out[name] = z - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
-        return out
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

@@ -53,6 +53,7 @@ METHODS: dict[str, str] = {
     "centralised_classifier": "fedsim.methods.centralised_classifier:CentralisedClassifier",
     "feddgm": "fedsim.methods.feddgm:FedDGM",
     "feddm": "fedsim.methods.feddm:FedDM",
+    "feddm_sums": "fedsim.methods.feddm_sums:FedDMSums",
     "cachefl_dgm": "fedsim.methods.cachefl_dgm:CacheDGM",
     "dynafed": "fedsim.methods.dynafed:DynaFed",
 }

@@ -22,8 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.distill.augment import augment, draw_augmentation
+from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
+from fedsim.distill.means import Probe, perturbed
 from fedsim.methods.base import Batches, Executor, Received, State, Update
 from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
 from fedsim.models.images import from_unit_range, to_unit_range
@@ -91,27 +92,17 @@ class FedDM(TrainsOnSets):
         images, momentum = 2 * noise - 1, torch.zeros_like(noise)
         present = torch.zeros(num_classes, device=x.device).index_fill(0, held, 1.0)
         for _ in range(settings.latent_steps):
-            near = _perturbed(weights, self.options.rho, rng)
+            near = perturbed(weights, self.options.rho, rng)
             rows = _per_class(y, self.options.real_batch, rng)
-            draw = draw_augmentation(settings.augment, 1, rng, siamese=True)
+            probe = Probe(near, draw_augmentation(settings.augment, 1, rng, siamese=True))
             with torch.no_grad():
-                real = class_means(
-                    self.net.embed(near, augment(x[rows], draw)), y[rows], num_classes
-                )
+                real = class_means(probe(self.net, x[rows]), y[rows], num_classes)
             pixels = images.requires_grad_()
-            found = class_means(self.net.embed(near, augment(pixels, draw)), labels, num_classes)
+            found = class_means(probe(self.net, pixels), labels, num_classes)
             (gradient,) = torch.autograd.grad(distribution_distance(real, found, present), pixels)
             momentum = _MOMENTUM * momentum + gradient
             images = (images.detach() - settings.feature_lr * momentum).clamp(-1, 1)
         return images.detach(), labels
-
-
-def _perturbed(weights: Params, rho: float, rng: torch.Generator) -> Params:
-    """Weights moved by Gaussian noise of length at most rho."""
-    noise = {k: torch.randn(v.shape, generator=rng).to(v) for k, v in weights.items()}
-    length = float(torch.stack([v.square().sum() for v in noise.values()]).sum().sqrt())
-    factor = min(1.0, rho / length)
-    return {k: v + factor * noise[k] for k, v in weights.items()}
 
 
 def _per_class(y: Tensor, most: int, rng: torch.Generator) -> Tensor:

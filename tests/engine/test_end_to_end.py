@@ -77,6 +77,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "feddm": CLASSIFIER
     | DISTILLED
     | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
+    "feddm_sums": CLASSIFIER
+    | DISTILLED
+    | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
     "cachefl_dgm": {"train.lr": 0.05, "options.server_steps": 2, "distill.latent_steps": 2},
     "dynafed": CLASSIFIER | DISTILLED | {"options.trajectory_rounds": 1},
 }
@@ -90,7 +93,7 @@ GENERATED = (
     "fedavg_from_synthetic",
     "synthetic_only_classifier",
 )
-MADE = {"feddgm": 2 * 3, "feddm": 2 * 3, "dynafed": 1, "cachefl_dgm": 2 * 3}
+MADE = {"feddgm": 2 * 3, "feddm": 2 * 3, "feddm_sums": 2, "dynafed": 1, "cachefl_dgm": 2 * 3}
 """Rows of synthetic sets that are made on the way: rounds and clients."""
 CONTROLS = ("text", "random", "public_shots")
 GENERATOR = pytest.mark.skipif(

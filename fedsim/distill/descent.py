@@ -1,0 +1,48 @@
+"""The steps of latents: SGD with momentum, or Adam; pixels and maps at a learning rate of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedsim.distill.latents import PIXELS
+from fedsim.distillation import DistillConfig
+from fedsim.params import Params
+
+MOMENTUM = 0.5
+"""Of SGD on latents and pixels, as in the literature on dataset distillation."""
+
+
+class Descent:
+    """An optimiser of one set of latents.
+
+    Args:
+        settings: Which optimiser, and its two learning rates.
+        maps: Names of latents that are pixels or feature maps; see `Prior.maps`.
+    """
+
+    def __init__(self, settings: DistillConfig, maps: frozenset[str]) -> None:
+        self._settings, self._maps = settings, maps
+        self._first: dict[str, Tensor] = {}
+        self._second: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def step(self, latents: Params, gradients: Params) -> Params:
+        """The latents after one step against the gradients, both by name."""
+        self._steps += 1
+        moved = {name: self._moved(name, z, gradients[name]) for name, z in latents.items()}
+        if PIXELS in moved:  # beyond the range of images nothing would lead back
+            moved[PIXELS] = moved[PIXELS].clamp(-1, 1)
+        return moved
+
+    def _moved(self, name: str, z: Tensor, g: Tensor) -> Tensor:
+        settings, t = self._settings, self._steps
+        lr = settings.feature_lr if name in self._maps else settings.latent_lr
+        m = self._first.get(name, torch.zeros_like(g))
+        if settings.optimizer == "sgd":
+            self._first[name] = m = MOMENTUM * m + g
+            return z - lr * m
+        v = self._second.get(name, torch.zeros_like(g))
+        self._first[name] = m = 0.9 * m + 0.1 * g
+        self._second[name] = v = 0.999 * v + 0.001 * g.square()
+        return z - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)

@@ -1,0 +1,169 @@
+"""Ours: FedDM's distribution matching on the server, from sums that clients can add up in secret.
+
+    w            the surrogate                      h(x; w)  its embedding of an image
+    w_r, A_r     R probes a round: random weights and an augmentation, drawn from a shared seed
+
+    client k:    s_krc = sum of h(A_r(x); w_r) over its images x of class c,  n_kc = how many
+    server:      mu_rc = sum_k s_krc / sum_k n_kc                      (sums over clients alone)
+                 D <- images on which the class means of every probe so far come to mu_rc
+                                                                       (`fedsim.distill.means`)
+                 w, and larger networks, are trained on D, from where they were
+
+FedDM's clients distil their own data against network after network and send the images. The real
+side of that loss is a class mean; sent instead of the images, it adds up to the mean over all
+clients: one set for all, the same under any partition, with no client's own part in view under
+secure aggregation. It stays true when the surrogate moves on, so probes of all rounds are matched.
+Random features' class means as the target of a generator are DP-MERF's (Harder et al., AISTATS
+2021); here features are a network's, and the sums are federated.
+
+Without secure aggregation the server sees each client's class means, and of a class with one image
+the features of that image under R networks: enough to recover it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from fedsim.distill.latents import LoadPrior, image_priors
+from fedsim.distill.means import Means, MeansWork, Probing, match_means
+from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.statistics import one_hot, plain_sums, totals
+from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.params import Params, to_device
+
+ROUND = "rounds done"
+"""What probes are drawn from, beside the run's seed; no module path has a space."""
+
+NOBODY = -1
+"""The set is no client's own."""
+
+
+class FedDMSumsOptions(SetOptions, extra="forbid"):
+    """How many probes, and how far they are from the surrogate."""
+
+    probes: int = Field(32, gt=0)
+    """R: probes of a round. Uploads grow as many times."""
+    weights: Literal["fresh", "near"] = "fresh"
+    """Of probes: drawn from the network's initialisation, or near the surrogate's as FedDM's."""
+    rho: float = Field(5.0, ge=0)
+    """`near`: largest length of the perturbation."""
+    remember: bool = True
+    """Match the probes of all rounds; else the newest alone."""
+    warm_start: bool = True
+    """Go on from the last round's latents."""
+
+
+class FedDMSums(TrainsOnSets):
+    """Distribution matching from securely summable class means."""
+
+    reduction = "sum"
+    Options = FedDMSumsOptions
+
+    @property
+    def own(self) -> FedDMSumsOptions:
+        """The method's options, typed."""
+        assert isinstance(self.options, FedDMSumsOptions)
+        return self.options
+
+    @property
+    def probing(self) -> Probing:
+        """How probes are drawn."""
+        own, operations = self.own, self.config.distill.augment
+        return Probing(own.probes, own.weights, own.rho, operations)
+
+    @property
+    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+        """What the set is made of, and what noise is."""
+        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
+        assert shape is not None
+        return image_priors(self.config, names, shape, str(device))
+
+    def check_task(self) -> None:
+        super().check_task()
+        load_prior, _ = self.priors
+        load_prior()
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        return super().setup(task, rng) | {"means": []}
+
+    def message(self, state: State) -> Params:
+        return {**state["surrogate"], ROUND: torch.tensor(state["round"])}
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        weights = {k: v for k, v in message.items() if k != ROUND}
+        round = int(message[ROUND]) + 1
+        probes = self.probing.draw(self.net, weights, self.config.train_seed, round)
+        num_classes, sums = self.task.num_classes, torch.zeros(())
+        for batch in batches.all_samples():
+            shape = batch.mask.shape
+            belongs = one_hot(batch.y, num_classes).float() * batch.mask[..., None]
+            features = torch.stack([probe(self.net, batch.x.flatten(0, 1)) for probe in probes])
+            by_client = features.view(len(probes), *shape, -1).transpose(0, 1)
+            sums = sums.to(features) + belongs.mT[:, None] @ by_client
+        counts = batches.label_counts(num_classes)
+        return plain_sums({"sums": sums, "counts": counts}, batches), client_state
+
+    def aggregate(self, state: State, received: Received) -> State:
+        state = super().aggregate(state, received)
+        if not received.mean:  # every client failed
+            return state
+        found = totals(received)
+        counts = found["counts"].round()
+        means = Means(
+            state["surrogate"],
+            received.round,
+            (found["sums"] / counts.clamp_min(1)[None, :, None]).float(),
+            (counts > 0).float(),
+        )
+        kept = state["means"] if self.own.remember else []
+        return state | {"means": [*kept, _plain(means)]}
+
+    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+        if not state["means"]:
+            return []
+        means = to_device(tuple(Means(**one) for one in state["means"]), "cpu")
+        seen = torch.stack([one.present for one in means]).amax(0)
+        classes = tuple(seen.nonzero().flatten().tolist())
+        last: dict[str, Any] = {}
+        if self.own.warm_start and state["sets"]:
+            known = state["sets"][-1]
+            last = known["memory"] if known["labels"].unique().tolist() == list(classes) else {}
+        work = MeansWork(
+            self.net,
+            means,
+            self.probing,
+            classes,
+            self.config.distill,
+            *self.priors,
+            to_device(last.get("latents", {}), "cpu"),
+            self.config.train_seed,
+            received.round,
+            str(self.task.device),
+            self.config.engine.threads,
+        )
+        (made,) = executor.map(match_means, [work])
+        measures = {
+            "match_loss_before": made.loss_before,
+            "match_loss_after": made.loss_after,
+            "match_loss_noise": made.loss_noise,
+            "generate_s": made.distill_s,
+        }
+        return [ClientSet(NOBODY, made.images, made.labels, measures, {"latents": made.latents})]
+
+    def keeps(self, client_set: Any, latest: bool) -> bool:
+        return self.own.warm_start and latest
+
+
+def _plain(means: Means) -> dict[str, Any]:
+    """As a checkpoint holds it."""
+    return dict(vars(means))
