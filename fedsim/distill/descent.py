@@ -1,4 +1,4 @@
-"""The steps of latents: SGD with momentum, or Adam; pixels and maps at a learning rate of their own."""
+"""The steps of latents: SGD with momentum, or Adam; pixels and maps have a rate of their own."""
 
 from __future__ import annotations
 
