@@ -83,6 +83,16 @@ class Experiment(Section):
                 f"name this one apart, e.g. 'cache_{self.cache.init}: {{use: cachefl, "
                 f"cache.init: {self.cache.init}}}'"
             )
+        if self.cache.form == "dual" and self.train.optimizer != "sgd":
+            raise ValueError(
+                f"cache.form is dual, which train.optimizer {self.train.optimizer!r} has no form "
+                f"of: set train.optimizer to sgd, or cache.form to direct"
+            )
+        if self.cache.form == "dual" and self.cache.trainable != "keys":
+            raise ValueError(
+                f"cache.form is dual, in which keys alone are trained: set cache.trainable to keys "
+                f"(it is {self.cache.trainable!r}), or cache.form to direct"
+            )
         return self
 
     def resolved(self) -> Experiment:
@@ -151,6 +161,8 @@ class Experiment(Section):
             payload["data"].pop("max_test_samples")
         if self.train.augment_views == 1:
             payload["train"].pop("augment_views")
+        if self.cache.form == "direct":
+            payload["cache"].pop("form")
         if not self.train.augment_flip:
             payload["train"].pop("augment_flip")
         if self.distill == DistillConfig():

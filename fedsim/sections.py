@@ -182,6 +182,9 @@ class CacheConfig(Section):
     """`mixed`: share of each class's keys that are public labelled images, 1 to 4 of them."""
     trainable: Literal["keys", "keys_values", "keys_scales"] = "keys"
     """What clients train beside the keys: nothing, the values, or ratio and sharpness."""
+    form: Literal["direct", "dual"] = "direct"
+    """How keys are trained: as they are, or as sums over a client's samples, which under SGD is the
+    same up to rounding, and faster where a client has fewer samples than features have numbers."""
     residual_ratio: float = Field(1.0, ge=0)
     """Weight of the cache logits (Tip-Adapter's alpha)."""
     sharpness: float = Field(5.0, gt=0)

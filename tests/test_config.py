@@ -73,6 +73,7 @@ OTHER: dict[str, Any] = {
     "synthetic.augment_flip": True,
     "cache.init": "text",
     "cache.images_per_class": 4,
+    "cache.form": "dual",
     "cache.real_fraction": 0.1,
     "cache.trainable": "keys_values",
     "cache.residual_ratio": 2.0,
@@ -207,7 +208,14 @@ def test_the_run_id_depends_on_the_network(classifier: dict[str, Any]):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sets(st.sampled_from(sorted(OTHER)), max_size=8))
+@given(
+    st.sets(st.sampled_from(sorted(OTHER)), max_size=8).filter(
+        lambda keys: (
+            not {"cache.form", "cache.trainable"} <= keys
+            and not {"cache.form", "train.optimizer"} <= keys
+        )
+    )
+)
 def test_changes_add_up_to_one_identity(keys: set[str]):
     both = make(**{key.replace(".", "__"): OTHER[key] for key in keys})
     matter = keys - WITHOUT_EFFECT
@@ -344,6 +352,8 @@ def test_a_cohort_has_at_least_one_client(clients: int, participation: float, co
         {"partition__dirichlet_alpha": float("nan")},
         {"phase": "tune", "evaluation__holdout_fraction": 0.0},
         {"method": "cachefl", "cache__init": "random"},
+        {"cache__form": "dual", "train__optimizer": "adamw"},
+        {"cache__form": "dual", "cache__trainable": "keys_scales"},
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, Any]):

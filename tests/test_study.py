@@ -363,6 +363,16 @@ def test_only_a_generated_cache_is_called_cachefl():
     assert only(parse_study(tree)).cache.init == "text"
 
 
+def test_the_dual_form_needs_sgd_on_keys():
+    cell = {"use": "cachefl", "cache.form": "dual", "train.optimizer": "adamw"}
+    tree = {"study": "s", "methods": {"mine": cell}}
+    found = problems(lambda: parse_study(tree).experiments(METHODS))
+    assert "set train.optimizer to sgd, or cache.form to direct" in found[0]
+    cell = {"use": "cachefl", "cache.form": "dual", "cache.trainable": "keys_values"}
+    found = problems(lambda: parse_study(tree | {"methods": {"mine": cell}}).experiments(METHODS))
+    assert "set cache.trainable to keys" in found[0]
+
+
 def test_tuning_needs_held_out_client_data():
     tree = {"study": "s", "methods": ["fedavg_head"], "evaluation": {"holdout_fraction": 0.0}}
     study = parse_study(tree)

@@ -33,8 +33,9 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.dual import train_keys
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import cache_logits, text_logits
+from fedsim.models.cache import affinity_of_cosine, cache_logits, text_logits
 from fedsim.params import Params, add
 
 
@@ -83,9 +84,25 @@ class CacheFL(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        logits = partial(self.client_logits, message)
-        delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
+        if self.config.cache.form == "dual":
+            delta = self._train_keys(message, batches)
+        else:
+            logits = partial(self.client_logits, message)
+            delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
+
+    def _train_keys(self, message: Params, batches: Batches) -> Params:
+        """The same on cosines (`fedsim.methods.dual`)."""
+        cache, text = self.config.cache, message["text"]
+
+        def known(f: Tensor) -> Tensor:
+            return text_logits(f, text, self.task.logit_scale)
+
+        def read(known: Tensor, cosine: Tensor) -> Tensor:
+            near = affinity_of_cosine(cosine, cache.sharpness)
+            return known + cache.residual_ratio * near @ message["values"]
+
+        return train_keys(message["keys"], known, read, batches)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self._logits(x, {**message, **params})

@@ -48,6 +48,7 @@ from fedsim.methods.base import (
     Update,
 )
 from fedsim.methods.cachefl import CacheFL, initial_keys, require_text
+from fedsim.methods.dual import train_keys
 from fedsim.methods.statistics import (
     class_gaussians,
     discriminant,
@@ -60,7 +61,7 @@ from fedsim.methods.statistics import (
     totals,
 )
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import affinity, text_logits
+from fedsim.models.cache import affinity, affinity_of_cosine, text_logits
 from fedsim.params import Params, add
 
 
@@ -136,8 +137,7 @@ class StatCache(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         if "values" in message:
-            logits = partial(self.client_logits, message)
-            delta = train_locally({"keys": message["keys"]}, logits, batches)
+            delta = self._finetuned(message, batches)
             return Update(delta, weight=batches.num_samples), client_state
 
         def seen(f: Tensor) -> Tensor:
@@ -148,6 +148,26 @@ class StatCache(Method):
         if "keys" not in message:
             sums["counts"] = batches.label_counts(num_classes).double()
         return plain_sums(sums, batches), client_state
+
+    def _finetuned(self, message: Params, batches: Batches) -> Params:
+        """The keys' change, trained as `cache.form` says."""
+        if self.config.cache.form == "direct":
+            logits = partial(self.client_logits, message)
+            return train_locally({"keys": message["keys"]}, logits, batches)
+        cache, values = self.config.cache, message["values"]
+        of_keys, of_features = values.split(
+            [len(message["keys"]), len(values) - len(message["keys"])]
+        )
+
+        def known(f: Tensor) -> Tensor:
+            logits = text_logits(f, message["weights"], 1.0) + message["bias"]
+            return logits + cache.residual_ratio * f @ of_features if self.own.links else logits
+
+        def read(known: Tensor, cosine: Tensor) -> Tensor:
+            near = affinity_of_cosine(cosine, cache.sharpness)
+            return known + cache.residual_ratio * near @ of_keys
+
+        return train_keys(message["keys"], known, read, batches)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self._logits(x, {**message, **params})

@@ -24,7 +24,12 @@ def text_logits(features: Tensor, text: Tensor, logit_scale: float) -> Tensor:
 
 def affinity(features: Tensor, keys: Tensor, sharpness: float | Tensor) -> Tensor:
     """`exp(-sharpness * (1 - features keys^T))`, `(..., B, num_keys)`; see `cache_logits`."""
-    return (sharpness * (features @ keys.transpose(-1, -2) - 1)).exp()
+    return affinity_of_cosine(features @ keys.transpose(-1, -2), sharpness)
+
+
+def affinity_of_cosine(cosine: Tensor, sharpness: float | Tensor) -> Tensor:
+    """`exp(-sharpness * (1 - cosine))`, of the same shape."""
+    return (sharpness * (cosine - 1)).exp()
 
 
 def cache_logits(

@@ -360,3 +360,62 @@ def test_learning_rates_fall_along_a_cosine():
         [1.0, 0.853553, 0.5, 0.146447], rel=1e-5
     )
     assert [train.at(r).local_epochs for r in (1, 2, 3, 4)] == [3, 2, 2, 2]
+
+
+DUAL = pytest.mark.parametrize(
+    "more",
+    [
+        {"train__momentum": 0.0},
+        {"train__momentum": 0.9, "train__weight_decay": 0.01},
+        {"train__momentum": 0.5, "train__proximal_mu": 0.3},
+        {"train__logit_adjustment": "log_prior", "train__mask_absent_classes": True},
+    ],
+    ids=["plain", "decay", "proximal", "adjusted"],
+)
+
+
+@DUAL
+@pytest.mark.parametrize("use", ["cachefl", "stat_cache", "stat_cache with links"])
+def test_the_dual_form_of_keys_is_the_direct_one(use: str, more: dict[str, Any]):
+    changes = {}
+    for form in ("direct", "dual"):
+        options = {"links": use != "stat_cache"} if "stat" in use else {}
+        config = settings(
+            {"train__lr": 0.03, "cache__form": form} | more,
+            "cache_text",
+            use=use.split()[0],
+            options=options,
+        )
+        method = build_method(config, tiny_task(config))
+        message = start(method)
+        if use != "cachefl":
+            rng = torch.Generator().manual_seed(5)
+            rows = len(message["text"]) if "text" in message else 4
+            message = {
+                "keys": unit(6, 8, seed=2),
+                "values": torch.randn(6 + 8 * options["links"], rows, generator=rng),
+                "weights": 3 * unit(rows, 8, seed=3),
+                "bias": torch.randn(rows, generator=rng),
+            }
+        changes[form] = update(method, message, group(method, (8,), RAGGED))["keys"]
+    assert changes["direct"].abs().amax((1, 2)).min() > 1e-3, "every client's keys move"
+    torch.testing.assert_close(changes["dual"], changes["direct"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_dual_form_takes_views_and_ghosts():
+    """Rows that repeat over epochs count once, and a group of one has a ghost beside it."""
+    changes = {}
+    for form in ("direct", "dual"):
+        config = settings(
+            SGD | {"cache__form": form, "train__augment_views": 3}, "cache_text", use="cachefl"
+        )
+        method = build_method(config, tiny_task(config))
+        inputs, labels, rows = local_data((5,), shape=(8,))
+        views = inputs.repeat_interleave(3, 0) + 0.1 * torch.randn(
+            15, 8, generator=torch.Generator().manual_seed(0)
+        )
+        batches = batches_of(config.train, rows, views, labels.repeat_interleave(3))
+        assert batches.num_clients == 2
+        changes[form] = update(method, start(method), batches)["keys"]
+    assert changes["dual"][1].abs().max() == 0
+    torch.testing.assert_close(changes["dual"], changes["direct"], rtol=1e-4, atol=1e-5)
