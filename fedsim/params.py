@@ -7,7 +7,7 @@ c-th client of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -18,6 +18,10 @@ Params = dict[str, Tensor]
 
 _FRACTION_BITS = 40
 _HEADROOM_BITS = 62
+_EXACT_BITS = 53
+"""Whole numbers below 2 to this power are exact in float64."""
+_PIECE = 1 << 15
+"""Columns that are worked on at once: what they need stays in a core's cache."""
 
 
 def num_bytes(params: Mapping[str, Tensor]) -> int:
@@ -51,13 +55,22 @@ def add(left: Params, right: Params) -> Params:
 
 def norms(params: Params) -> Tensor:
     """L2 norm of every client's tensors together: `(C,)` in float64."""
-    squares = [_per_client(v).double().square().sum(1) for v in params.values()]
+    squares = [
+        piece.double().square().sum(1)
+        for value in params.values()
+        for piece in _pieces(_per_client(value))
+    ]
     return torch.stack(squares).sum(0).sqrt()
 
 
 def _per_client(value: Tensor) -> Tensor:
     """`(C, ...)` as `(C, n)`; one number per client is `(C, 1)`."""
     return value.flatten(1) if value.dim() > 1 else value[:, None]
+
+
+def _pieces(flat: Tensor) -> Sequence[Tensor]:
+    """`(C, n)` in columns of a cache's size; a GPU takes all at once."""
+    return flat.split(_PIECE, dim=1) if flat.device.type == "cpu" else (flat,)
 
 
 class ExactSum:
@@ -90,13 +103,14 @@ class ExactSum:
             flat = _per_client(value)
             if not flat.shape[1]:
                 continue
-            finite = flat.isfinite().all(1)
-            largest = flat.abs().amax(1).double() * weight * self._unit
+            most_by_client = torch.stack([p.abs().amax(1) for p in _pieces(flat)]).amax(0)
+            finite = most_by_client.isfinite()  # the largest of a NaN is NaN
+            largest = most_by_client.double() * weight * self._unit
             for c in (~finite).nonzero().flatten().tolist():
                 wrong = f"{int((~flat[c].isfinite()).sum())} of {flat.shape[1]} values of {name!r}"
                 bad.setdefault(c, f"{wrong} are NaN or infinite")
             for c in (finite & ~(largest < self._limit)).nonzero().flatten().tolist():
-                most = float(flat[c].abs().max())
+                most = float(most_by_client[c])
                 bad.setdefault(c, f"values of {name!r} are as large as {most:g}")
         return sorted(bad.items())
 
@@ -104,8 +118,8 @@ class ExactSum:
         """Add stacked tensors `(C, ...)` with weights `(C,)`, none of them `refused`."""
         scaled = weight.double() * self._unit
         for name, value in params.items():
-            shape = (-1, *[1] * (value.dim() - 1))
-            term = (value.double() * scaled.view(shape) * 2.0**_FRACTION_BITS).round().long().sum(0)
+            pieces = [_rounded_sum(piece, scaled) for piece in _pieces(_per_client(value))]
+            term = torch.cat(pieces).view(value.shape[1:])
             self.sums[name] = self.sums[name] + term if name in self.sums else term
             if value.dtype == torch.float64:
                 self._double.add(name)
@@ -128,6 +142,19 @@ class ExactSum:
             return {}
         means = {k: v.double() / self.weight for k, v in self.sums.items()}
         return {k: mean if k in self._double else mean.float() for k, mean in means.items()}
+
+
+def _rounded_sum(values: Tensor, weight: Tensor) -> Tensor:
+    """Sum over C of `weight * values` in units of 2**-40, each term rounded: `(n,)` int64.
+
+    Args:
+        values: `(C, n)`.
+        weight: `(C,)` float64.
+    """
+    terms = values.double().mul_((weight * 2.0**_FRACTION_BITS)[:, None]).round_()
+    if float(terms.abs().amax() if terms.numel() else 0) * len(terms) < 2.0**_EXACT_BITS:
+        return terms.sum(0).long()  # the same sum, for whole numbers this small
+    return terms.long().sum(0)
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:

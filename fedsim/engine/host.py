@@ -190,7 +190,8 @@ class ClientHost:
             for c in good
             if new_states[c] or residuals[c]
         }
-        chosen = {name: value[good] for name, value in sent.delta.items()}
+        first = good == list(range(len(good)))  # as usual: no copy is needed
+        chosen = {k: v[: len(good)] if first else v[good] for k, v in sent.delta.items()}
         weight = sent.weight[good].to(self.device)
         if self.method.reduction == "sum":
             done.total.add(chosen, weight)
