@@ -24,16 +24,8 @@ from torch import Tensor
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent
 from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
-from fedsim.distill.matching import match_gradient
-from fedsim.distill.trajectory import (
-    DISTANCES,
-    Match,
-    Network,
-    Step,
-    match_trajectory,
-    squared_distance,
-    train_student,
-)
+from fedsim.distill.student import student_of
+from fedsim.distill.trajectory import Match, Network, Step
 from fedsim.distillation import DistillConfig
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
@@ -162,6 +154,7 @@ class _Run:
 
     def __init__(self, work: Work, prior: Prior) -> None:
         self.work, self.settings, self.prior = work, work.settings, prior
+        self._student = student_of(work.network, work.settings)
         self.device = torch.device(work.device)
         per_class = self.settings.images_per_class
         self.labels = [
@@ -243,38 +236,23 @@ class _Run:
 
     def _match(self, images: Tensor, steps: Sequence[Step]) -> Match:
         start, end = self._segments[self._steps_done % len(self._segments)]
-        network, settings = self.work.network, self.settings
-        if settings.loss == "gradient":
-            return match_gradient(network, start, end, images, self._padded, steps[0])
-        return match_trajectory(
-            network,
-            start,
-            end,
-            images,
-            self._padded,
-            self.log_lr.exp(),
-            steps,
-            settings.gradient,
-            DISTANCES[settings.distance],
-        )
+        return self._student.match(start, end, images, self._padded, self.log_lr.exp(), steps)
 
     def measure(self, images: Tensor) -> Tensor:
         """The loss averaged over segments, on fixed batches without augmentation."""
         steps = self._fixed_steps()
-        return torch.stack([self._loss(images, steps, a, b) for a, b in self._segments]).mean(0)
+        losses = [self._distance(images, steps, a, b)[0] for a, b in self._segments]
+        return torch.stack(losses).mean(0)
 
     def _fixed_steps(self) -> list[Step]:
         """Always the same batches, without augmentation."""
         rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
         return [self._draw_step(rngs, augmented=False) for _ in range(self._num_steps)]
 
-    def _loss(self, images: Tensor, steps: Sequence[Step], start: Params, end: Params) -> Tensor:
-        network, settings = self.work.network, self.settings
-        if settings.loss == "gradient":
-            return match_gradient(network, start, end, images, self._padded, steps[0]).loss
-        lr = self.log_lr.exp()
-        found = train_student(network, start, images, self._padded, lr, steps)[-1]
-        return DISTANCES[settings.distance](found, start, end)
+    def _distance(
+        self, images: Tensor, steps: Sequence[Step], start: Params, end: Params
+    ) -> tuple[Tensor, Tensor]:
+        return self._student.distance(start, end, images, self._padded, self.log_lr.exp(), steps)
 
     def search_lr(self, images: Tensor) -> None:
         """From the first step size on, double or halve it as long as that matches better.
@@ -302,13 +280,7 @@ class _Run:
 
     def _try(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on the first segment, and how far the student moves, in the client's moves."""
-        start, end = self._segments[0]
-        steps = self._fixed_steps()
-        found = train_student(
-            self.work.network, start, images, self._padded, self.log_lr.exp(), steps
-        )[-1]
-        loss = DISTANCES[self.settings.distance](found, start, end)
-        return loss, squared_distance(found, end, start).sqrt()
+        return self._distance(images, self._fixed_steps(), *self._segments[0])
 
     def _draw_step(
         self, rngs: Sequence[torch.Generator] | None = None, augmented: bool = True

@@ -29,7 +29,6 @@ and `distill.latent_steps: 0` (directions read off the moves).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -39,6 +38,7 @@ from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.distill.features import EncodedImages, encoded_priors, feature_priors
+from fedsim.distill.keys import CacheModel
 from fedsim.distill.latents import LoadPrior
 from fedsim.distill.sets import Source, SyntheticSet, Work, distil
 from fedsim.errors import ConfigError
@@ -46,7 +46,6 @@ from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, Sta
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.feddgm import client_set
 from fedsim.methods.training import Optimizer
-from fedsim.models.cache import cache_logits, text_logits
 from fedsim.models.images import from_unit_range
 from fedsim.params import Params, to_device
 from fedsim.sections import TrainConfig
@@ -248,22 +247,6 @@ class CacheDGM(CacheFL):
             cache.sharpness,
             self.task.logit_scale,
         )
-
-
-@dataclass(frozen=True)
-class CacheModel:
-    """The cache model as a function of its keys; sent to other processes as it is."""
-
-    text: Tensor
-    values: Tensor
-    residual_ratio: float
-    sharpness: float
-    logit_scale: float
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        """Features `(B, d)` -> logits `(B, num_classes)`."""
-        cached = cache_logits(x, params["keys"], self.values, self.sharpness)
-        return text_logits(x, self.text, self.logit_scale) + self.residual_ratio * cached
 
 
 def held_classes(keys: Tensor, move: Tensor, labels: Tensor) -> list[int]:
