@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.func import functional_call, grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.errors import DataError, ModelError
 from fedsim.models.clip import PRETRAINED, Clip, load_clip
@@ -238,3 +239,24 @@ def test_openai_weights_get_their_own_activation(monkeypatch):
     with pytest.raises(ModelError):
         load_clip("ViT-B-32/laion2b_s34b_b79k")
     assert asked["force_quick_gelu"] is False
+
+
+def test_clients_of_their_own_weights_need_no_copies_of_them():
+    """torch would copy the weights of attention's first layer once per token."""
+    tower = load_clip("tiny-clip").visual
+    weights = {name: p.detach().expand(3, *p.shape) for name, p in tower.named_parameters()}
+    x = torch.randn(3, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    largest = max(3 * max(p[0].numel() for p in weights.values()), 3 * 2 * 3 * 32 * 32 * 4)
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            for made in found if isinstance(found, tuple | list) else [found]:
+                if isinstance(made, torch.Tensor):
+                    size = made.untyped_storage().nbytes() // made.element_size()
+                    assert size <= largest, (func, made.shape)
+            return found
+
+    with Sizes():
+        found = vmap(lambda params, images: functional_call(tower, params, (images,)))(weights, x)
+    torch.testing.assert_close(found[1], tower(x[1]), rtol=1e-4, atol=1e-5)
