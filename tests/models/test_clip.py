@@ -244,7 +244,9 @@ def test_openai_weights_get_their_own_activation(monkeypatch):
 def test_clients_of_their_own_weights_need_no_copies_of_them():
     """torch would copy the weights of attention's first layer once per token."""
     tower = load_clip("tiny-clip").visual
-    weights = {name: p.detach().expand(3, *p.shape) for name, p in tower.named_parameters()}
+    weights = {
+        name: torch.stack([p.detach()] * 3).requires_grad_() for name, p in tower.named_parameters()
+    }
     x = torch.randn(3, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     largest = max(3 * max(p[0].numel() for p in weights.values()), 3 * 2 * 3 * 32 * 32 * 4)
 
