@@ -23,10 +23,6 @@ ENCODERS = {  # millions of numbers in the image and the text tower
     "ViT-B-32/random": {"visual": 87.85, "text": 63.43},
     "ViT-B-16/random": {"visual": 86.19, "text": 63.43},
 }
-PIXELS = {  # what trains on images, where it shows most for its time
-    "fedavg_finetune": ("RN50/random",),  # BatchNorm; half the weights of a ViT-B/32
-    "lora": ("RN50/random", "ViT-B-32/random"),  # convolutions; attention
-}
 OWN: dict[str, dict[str, Any]] = {
     "fedprox_head": {"train.proximal_mu": 0.1},
     "stat_cache": {"train.rounds": 2},
@@ -49,10 +45,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def study(images: Path, clip: str) -> dict[str, Any]:
     of_clip = [m for m in METHODS if method_class(m).inputs != "images"]
-    can = [m for m in of_clip if clip in PIXELS.get(m, ENCODERS)]
     return {
         "study": "real-size",
-        "methods": {m: OWN.get(m) for m in can},
+        "methods": {m: OWN.get(m) for m in of_clip},
         "data": {"name": str(images)},
         "models": {"clip": clip, "generator": "tiny-diffusion"},
         "cache": {"images_per_class": 1},
@@ -61,10 +56,6 @@ def study(images: Path, clip: str) -> dict[str, Any]:
         "evaluation": {"holdout_fraction": 0.0},
         "engine": {"backend": "local", "group_size": 2},
     }
-
-
-def test_every_method_on_pixels_has_an_encoder():
-    assert set(PIXELS) == {m for m in METHODS if method_class(m).inputs == "pixels"}
 
 
 @pytest.mark.parametrize("clip", ENCODERS)
