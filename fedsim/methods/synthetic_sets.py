@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -61,7 +61,7 @@ class ClientSet:
 class TrainsOnSets(FedAvg):
     """Base of methods that never average weights: the server trains on its clients' sets."""
 
-    reduction = "keep"
+    reduction: ClassVar[Literal["sum", "keep"]] = "keep"
     averages = False
     sections = ("distill",)
     Options = SetOptions
