@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.errors import FedsimError
+from fedsim.interrupt import check, watch
 from fedsim.options import Address, Config, Csv, DryRun, Folder, Latex, Overrides
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def _go(
     from fedsim.progress import Display
 
     check_data(experiments)
+    check()
     if dry_run:
         from fedsim.dry_run import describe
 
@@ -315,6 +317,7 @@ def _say_written(files: Iterable[Path]) -> None:
 
 def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.exit) -> None:
     """Entry point: every error of fedsim is one message and an exit code."""
+    watch()
     code = 0
     try:
         code = app(arguments, prog_name="fedsim", standalone_mode=False) or 0

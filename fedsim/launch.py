@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
+from fedsim.interrupt import check
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
 """Called with an experiment and its latest `round`, `accuracy`, `finished` or `error`; before the
@@ -199,6 +200,7 @@ def launch(
     backends = {e.engine.backend for e in experiments}
     if len(backends) > 1:
         raise ConfigError("engine.backend: all runs of a study use the same, ray or local")
+    check()
     alone = len(experiments) == 1 and not keep_going
     if experiments[0].engine.backend == "local":
         _launch_local(experiments, folder, watch, alone)

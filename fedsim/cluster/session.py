@@ -36,6 +36,7 @@ from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 from fedsim.cluster.placement import Node  # noqa: E402
 from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
+from fedsim.interrupt import check  # noqa: E402
 
 INTERRUPTED_EXIT_CODE = 130
 _KNOCK_S = 10.0
@@ -133,6 +134,7 @@ def session(address: str | None = None) -> Iterator[Stop]:
     stop = Stop()
     try:
         with stop.handled():  # after ray.init, which installs handlers of its own
+            check()  # until here Ctrl+C may have got lost
             yield stop
     finally:
         if started:

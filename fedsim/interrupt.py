@@ -1,0 +1,39 @@
+"""Ctrl+C that does not get lost.
+
+Python turns it into an exception wherever the program happens to be, and libraries swallow that one
+in places: inside an import, a callback, a destructor. So the request is noted, and looked at again
+before the first run begins; from then on `fedsim.cluster.session.Stop` listens.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from types import FrameType
+
+_requested = False
+
+
+def watch() -> None:
+    """Note every Ctrl+C from now on, beside raising `KeyboardInterrupt`; main thread only."""
+    with suppress(ValueError):  # another thread: who started it listens
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _note)
+
+
+def check() -> None:
+    """Raise the `KeyboardInterrupt` that got lost, once.
+
+    Raises:
+        KeyboardInterrupt: If there was one.
+    """
+    global _requested
+    if _requested:
+        _requested = False
+        raise KeyboardInterrupt
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _requested
+    _requested = True
+    signal.default_int_handler(number, frame)

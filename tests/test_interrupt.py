@@ -1,0 +1,70 @@
+"""Ctrl+C that some library swallowed stops the command all the same."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fedsim import interrupt
+from fedsim.launch import launch
+from tests.helpers import experiment
+
+
+@pytest.fixture
+def watched() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt.watch()
+    yield
+    signal.signal(signal.SIGINT, before)
+    with suppress(KeyboardInterrupt):
+        interrupt.check()
+
+
+def swallow() -> None:
+    with suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("Ctrl+C raises at once, as ever")
+
+
+def test_a_swallowed_interrupt_is_raised_again_once(watched: None):
+    interrupt.check()
+    swallow()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.check()
+    interrupt.check()
+
+
+def test_nothing_is_started_after_it(watched: None, tmp_path: Path):
+    swallow()
+    config = experiment("digits", "zero_shot", engine__backend="local")
+    with pytest.raises(KeyboardInterrupt):
+        launch([config], tmp_path / "study", lambda config, row: None)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_handler_of_someone_else_is_left_alone():
+    def mine(*_: object) -> None:
+        """Somebody's own."""
+
+    before = signal.signal(signal.SIGINT, mine)
+    interrupt.watch()
+    assert signal.getsignal(signal.SIGINT) is mine
+    signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_may_ask_for_it_too():
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            interrupt.watch()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert failed == []
