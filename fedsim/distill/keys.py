@@ -15,15 +15,14 @@ starts from fixed, as it does there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.distill.trajectory import Match, Step
+from fedsim.distill.trajectory import Lesson, Match
 from fedsim.models.cache import affinity_of_cosine, cache_logits, text_logits
 from fedsim.params import Params
 
@@ -58,51 +57,27 @@ class KeyStudent:
     model: CacheModel
     gradient: Literal["constant", "unroll"]
 
-    def match(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> Match:
-        """See `Student`; `images` are features `(C, n, d)`."""
-        x, rate = images.detach().requires_grad_(), lr.detach().requires_grad_()
-        loss, _ = self._ends(start, end, x, labels, rate, steps)
-        by_images, by_lr = torch.autograd.grad(loss.sum(), (x, rate))
+    def match(self, lesson: Lesson) -> Match:
+        """See `Student`; images are features `(C, n, d)`."""
+        x, lr = (v.detach().requires_grad_() for v in (lesson.images, lesson.lr))
+        loss, _ = self._ends(replace(lesson, images=x, lr=lr))
+        by_images, by_lr = torch.autograd.grad(loss.sum(), (x, lr))
         return Match(loss.detach(), by_images, by_lr)
 
     @torch.no_grad()
-    def distance(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> tuple[Tensor, Tensor]:
+    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """See `Student`."""
-        return self._ends(start, end, images, labels, lr, steps)
+        return self._ends(lesson)
 
-    def _ends(
-        self,
-        start: Params,
-        end: Params,
-        x: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> tuple[Tensor, Tensor]:
+    def _ends(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """Where the students end: their distances and the lengths of their moves, `(C,)` each."""
-        model, keys = self.model, start[KEYS]
-        wanted = end[KEYS] - keys
+        model, keys, x = self.model, lesson.start[KEYS], lesson.images
+        wanted = lesson.end[KEYS] - keys
         length = wanted.square().sum((1, 2)).clamp_min(1e-12)
         known, first, gram = text_logits(x, model.text, model.logit_scale), x @ keys.mT, x @ x.mT
-        one_hot = F.one_hot(labels, len(model.text)).to(x.dtype)
+        one_hot = F.one_hot(lesson.labels, len(model.text)).to(x.dtype)
         coefficients = torch.zeros_like(first)
-        for step in steps:
+        for step in lesson.steps:
             share = torch.zeros_like(x[..., 0]).scatter_add(1, step.rows, step.mask.to(x.dtype))
             share = share / step.mask.sum(1, keepdim=True).clamp_min(1)
             if self.gradient == "unroll":
@@ -113,7 +88,7 @@ class KeyStudent:
             logits = known + model.residual_ratio * near @ model.values
             wrong = (logits.softmax(-1) - one_hot) * share[..., None]
             slope = model.residual_ratio * model.sharpness * near * (wrong @ model.values.mT)
-            coefficients = coefficients - lr[:, None, None] * slope
+            coefficients = coefficients - lesson.lr[:, None, None] * slope
         moved = (coefficients * (gram @ coefficients)).sum((1, 2))
         along = (coefficients * (x @ wanted.mT)).sum((1, 2))
         return (moved - 2 * along + length) / length, (moved / length).clamp_min(0).sqrt()

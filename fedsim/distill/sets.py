@@ -25,7 +25,7 @@ from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent
 from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
 from fedsim.distill.student import student_of
-from fedsim.distill.trajectory import Match, Network, Step
+from fedsim.distill.trajectory import Lesson, Match, Network, Step
 from fedsim.distillation import DistillConfig
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
@@ -235,24 +235,22 @@ class _Run:
         return 1 if self.settings.loss == "gradient" else self.settings.student_steps
 
     def _match(self, images: Tensor, steps: Sequence[Step]) -> Match:
-        start, end = self._segments[self._steps_done % len(self._segments)]
-        return self._student.match(start, end, images, self._padded, self.log_lr.exp(), steps)
+        segment = self._segments[self._steps_done % len(self._segments)]
+        return self._student.match(self._lesson(images, steps, *segment))
 
     def measure(self, images: Tensor) -> Tensor:
         """The loss averaged over segments, on fixed batches without augmentation."""
         steps = self._fixed_steps()
-        losses = [self._distance(images, steps, a, b)[0] for a, b in self._segments]
-        return torch.stack(losses).mean(0)
+        lessons = [self._lesson(images, steps, a, b) for a, b in self._segments]
+        return torch.stack([self._student.distance(lesson)[0] for lesson in lessons]).mean(0)
 
     def _fixed_steps(self) -> list[Step]:
         """Always the same batches, without augmentation."""
         rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
         return [self._draw_step(rngs, augmented=False) for _ in range(self._num_steps)]
 
-    def _distance(
-        self, images: Tensor, steps: Sequence[Step], start: Params, end: Params
-    ) -> tuple[Tensor, Tensor]:
-        return self._student.distance(start, end, images, self._padded, self.log_lr.exp(), steps)
+    def _lesson(self, images: Tensor, steps: Sequence[Step], start: Params, end: Params) -> Lesson:
+        return Lesson(start, end, images, self._padded, self.log_lr.exp(), steps)
 
     def search_lr(self, images: Tensor) -> None:
         """From the first step size on, double or halve it as long as that matches better.
@@ -280,7 +278,8 @@ class _Run:
 
     def _try(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on the first segment, and how far the student moves, in the client's moves."""
-        return self._distance(images, self._fixed_steps(), *self._segments[0])
+        lesson = self._lesson(images, self._fixed_steps(), *self._segments[0])
+        return self._student.distance(lesson)
 
     def _draw_step(
         self, rngs: Sequence[torch.Generator] | None = None, augmented: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,44 +11,23 @@ from fedsim.distill.keys import CacheModel, KeyStudent
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
     DISTANCES,
+    Lesson,
     Match,
     Network,
-    Step,
     match_trajectory,
     squared_distance,
     train_student,
 )
 from fedsim.distillation import DistillConfig
-from fedsim.params import Params
 
 
 class Student(Protocol):
-    """Learns from sets, one per client.
+    """Learns from sets, one per client."""
 
-    Arguments of both functions: `start` and `end` of the clients' training, `(C, ...)` by name;
-    `images` `(C, n, ...)` and `labels` `(C, n)`; step sizes `lr` `(C,)`; what is seen in each step.
-    """
-
-    def match(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> Match:
+    def match(self, lesson: Lesson) -> Match:
         """Distances, and their gradients by images and step sizes."""
 
-    def distance(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> tuple[Tensor, Tensor]:
+    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """Distances `(C,)`, and how far students move, in their clients' moves `(C,)`."""
 
 
@@ -69,34 +47,28 @@ class NetworkStudent:
     network: Network
     settings: DistillConfig
 
-    def match(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> Match:
+    def match(self, lesson: Lesson) -> Match:
         """See `Student`."""
         gradient, distance = self.settings.gradient, DISTANCES[self.settings.distance]
+        one = lesson
         return match_trajectory(
-            self.network, start, end, images, labels, lr, steps, gradient, distance
+            self.network,
+            one.start,
+            one.end,
+            one.images,
+            one.labels,
+            one.lr,
+            one.steps,
+            gradient,
+            distance,
         )
 
-    def distance(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> tuple[Tensor, Tensor]:
+    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """See `Student`."""
-        found = train_student(self.network, start, images, labels, lr, steps)[-1]
-        loss = DISTANCES[self.settings.distance](found, start, end)
-        return loss, squared_distance(found, end, start).sqrt()
+        one = lesson
+        path = train_student(self.network, one.start, one.images, one.labels, one.lr, one.steps)
+        loss = DISTANCES[self.settings.distance](path[-1], one.start, one.end)
+        return loss, squared_distance(path[-1], one.end, one.start).sqrt()
 
 
 @dataclass(frozen=True)
@@ -105,27 +77,14 @@ class GradientStudent:
 
     network: Network
 
-    def match(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> Match:
+    def match(self, lesson: Lesson) -> Match:
         """See `Student`."""
-        return match_gradient(self.network, start, end, images, labels, steps[0])
+        one = lesson
+        return match_gradient(
+            self.network, one.start, one.end, one.images, one.labels, one.steps[0]
+        )
 
-    def distance(
-        self,
-        start: Params,
-        end: Params,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        steps: Sequence[Step],
-    ) -> tuple[Tensor, Tensor]:
+    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """See `Student`; a direction has no length."""
-        loss = self.match(start, end, images, labels, lr, steps).loss
+        loss = self.match(lesson).loss
         return loss, loss.new_ones(loss.shape)

@@ -56,6 +56,27 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What students of all clients learn from, and what they are to imitate.
+
+    Attributes:
+        start: What the clients received, `(C, ...)` by name.
+        end: What they sent, `(C, ...)` by name.
+        images: `(C, n, ...)`.
+        labels: `(C, n)` int64.
+        lr: `(C,)` step sizes of the students.
+        steps: What the students see.
+    """
+
+    start: Params
+    end: Params
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
 class Match:
     """A distance and what changes it.
 

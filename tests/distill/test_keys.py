@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fedsim.distill.keys import CacheModel, KeyStudent
 from fedsim.distill.student import GradientStudent, NetworkStudent, student_of
-from fedsim.distill.trajectory import Step
+from fedsim.distill.trajectory import Lesson, Step
 from fedsim.distillation import DistillConfig
 from fedsim.params import Params
 from tests.helpers import unit
@@ -48,8 +48,8 @@ def steps(count: int = 3) -> list[Step]:
 def test_matching_is_that_of_the_keys_themselves(gradient: Literal["constant", "unroll"]):
     settings = DistillConfig(gradient=gradient, augment=())
     start, end, x, y, lr = clients()
-    direct = NetworkStudent(model(), settings).match(start, end, x, y, lr, steps())
-    dual = KeyStudent(model(), gradient).match(start, end, x, y, lr, steps())
+    direct = NetworkStudent(model(), settings).match(Lesson(start, end, x, y, lr, steps()))
+    dual = KeyStudent(model(), gradient).match(Lesson(start, end, x, y, lr, steps()))
     torch.testing.assert_close(dual.loss, direct.loss)
     assert direct.images.abs().amax((1, 2)).min() > 1e-3
     torch.testing.assert_close(dual.images, direct.images, rtol=1e-4, atol=1e-6)
@@ -58,17 +58,16 @@ def test_matching_is_that_of_the_keys_themselves(gradient: Literal["constant", "
 
 def test_distances_and_lengths_are_those_of_the_keys_themselves():
     start, end, x, y, lr = clients()
-    direct = NetworkStudent(model(), DistillConfig(augment=())).distance(
-        start, end, x, y, lr, steps(5)
-    )
-    dual = KeyStudent(model(), "unroll").distance(start, end, x, y, lr, steps(5))
+    lesson = Lesson(start, end, x, y, lr, steps(5))
+    direct = NetworkStudent(model(), DistillConfig(augment=())).distance(lesson)
+    dual = KeyStudent(model(), "unroll").distance(lesson)
     for found, wanted in zip(dual, direct, strict=True):
         torch.testing.assert_close(found, wanted)
 
 
 def test_a_client_that_did_not_move_is_no_division_by_zero():
     start, _, x, y, lr = clients()
-    match = KeyStudent(model(), "unroll").match(start, start, x, y, lr, steps())
+    match = KeyStudent(model(), "unroll").match(Lesson(start, start, x, y, lr, steps()))
     assert match.loss.isfinite().all()
     assert match.images.isfinite().all()
 
