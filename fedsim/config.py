@@ -83,6 +83,18 @@ class Experiment(Section):
                 f"name this one apart, e.g. 'cache_{self.cache.init}: {{use: cachefl, "
                 f"cache.init: {self.cache.init}}}'"
             )
+        if self.train.cohort_size is not None and self.train.participation != 1:
+            raise ValueError("train.cohort_size and train.participation: set one of the two")
+        if (self.train.cohort_size or 0) > self.partition.num_clients:
+            raise ValueError(
+                f"train.cohort_size is {self.train.cohort_size}, but partition.num_clients is "
+                f"{self.partition.num_clients}"
+            )
+        if self.noise.active and self.partition.scheme == "dirichlet_drawn":
+            raise ValueError(
+                "noise spoils the samples of some clients, which under partition.scheme "
+                "'dirichlet_drawn' others hold as well: choose another scheme, or no noise"
+            )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
                 f"cache.form is dual, which train.optimizer {self.train.optimizer!r} has no form "
@@ -137,7 +149,8 @@ class Experiment(Section):
     @property
     def cohort_size(self) -> int:
         """Clients sampled per round."""
-        return max(1, round(self.train.participation * self.partition.num_clients))
+        size = self.train.cohort_size
+        return size or max(1, round(self.train.participation * self.partition.num_clients))
 
     def enter(self) -> None:
         """Go where relative paths are meant from, if this machine has that folder."""
@@ -165,6 +178,10 @@ class Experiment(Section):
             payload["cache"].pop("form")
         if not self.train.augment_flip:
             payload["train"].pop("augment_flip")
+        if self.train.cohort_size is None:
+            payload["train"].pop("cohort_size")
+        if self.partition.samples_per_client is None:
+            payload["partition"].pop("samples_per_client")
         if self.distill == DistillConfig():
             payload.pop("distill")
         payload["failures"].pop("deadline_s")

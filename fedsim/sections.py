@@ -20,6 +20,7 @@ Scheme = Literal[
     "dirichlet_label",
     "dirichlet_client",
     "dirichlet_balanced",
+    "dirichlet_drawn",
     "pathological",
     "quantity",
     "domain",
@@ -32,6 +33,7 @@ SCHEME_OPTIONS: dict[str, frozenset[str]] = {
     "dirichlet_label": frozenset({"dirichlet_alpha"}),
     "dirichlet_client": frozenset({"dirichlet_alpha"}),
     "dirichlet_balanced": frozenset({"dirichlet_alpha"}),
+    "dirichlet_drawn": frozenset({"dirichlet_alpha", "samples_per_client", "size_sigma"}),
     "pathological": frozenset({"classes_per_client"}),
     "quantity": frozenset({"dirichlet_alpha", "size_sigma"}),
     "domain": frozenset({"dirichlet_alpha"}),
@@ -87,8 +89,11 @@ class PartitionConfig(Section):
     dirichlet_alpha: float | None = Field(None, gt=0)
     """Concentration of every Dirichlet draw; small is heterogeneous."""
     classes_per_client: int | None = Field(None, gt=0)
+    samples_per_client: int | None = Field(None, gt=0)
+    """`dirichlet_drawn`: mean of the clients' sizes."""
     size_sigma: float | None = Field(None, ge=0)
-    """`quantity`: log-normal spread of client sizes; needs no `dirichlet_alpha`."""
+    """Log-normal spread of client sizes: `quantity`, where it replaces `dirichlet_alpha`, and
+    `dirichlet_drawn`."""
     imbalance_factor: float | None = Field(None, ge=1)
     """`longtail`: largest class over smallest class."""
     min_samples: int = Field(2, gt=0)
@@ -107,6 +112,8 @@ class PartitionConfig(Section):
             )
         if self.scheme == "pathological" and self.classes_per_client is None:
             raise ValueError("scheme 'pathological' needs partition.classes_per_client")
+        if self.scheme == "dirichlet_drawn" and self.samples_per_client is None:
+            raise ValueError("scheme 'dirichlet_drawn' needs partition.samples_per_client")
         if self.scheme == "longtail" and self.imbalance_factor is None:
             raise ValueError("scheme 'longtail' needs partition.imbalance_factor")
         return self
@@ -206,6 +213,8 @@ class TrainConfig(Section):
     rounds: int = Field(10, ge=0)
     participation: float = Field(1.0, gt=0, le=1)
     """Share of clients sampled per round, at least one."""
+    cohort_size: int | None = Field(None, gt=0)
+    """Clients sampled per round, instead of `participation`."""
     local_epochs: Epochs | Annotated[tuple[Epochs, ...], Field(strict=False, min_length=1)] = 1
     """Passes over the local data per round. A list has one entry per round; its last one stays."""
     batch_size: int = Field(32, gt=0)

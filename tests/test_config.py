@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {
     "partition.num_clients": 11,
     "partition.dirichlet_alpha": 0.7,
     "partition.classes_per_client": 2,
+    "partition.samples_per_client": 50,
     "partition.size_sigma": 1.0,
     "partition.imbalance_factor": 10.0,
     "partition.min_samples": 3,
@@ -101,6 +102,7 @@ OTHER: dict[str, Any] = {
     "distill.clients_at_once": 2,
     "train.rounds": 11,
     "train.participation": 0.9,
+    "train.cohort_size": 3,
     "train.local_epochs": 2,
     "train.batch_size": 16,
     "train.optimizer": "adamw",
@@ -148,7 +150,12 @@ OTHER: dict[str, Any] = {
     "report.reference_method": "zero_shot",
     "report.targets": [0.3],
 }
-UNREAD = {"partition.classes_per_client", "partition.size_sigma", "partition.imbalance_factor"}
+UNREAD = {
+    "partition.classes_per_client",
+    "partition.samples_per_client",
+    "partition.size_sigma",
+    "partition.imbalance_factor",
+}
 """Not read by the scheme of `make`, and therefore left out."""
 WITHOUT_EFFECT = {
     *UNREAD,
@@ -375,6 +382,8 @@ def test_gpu_fractions_are_as_ray_allows(gpus: float | str):
         ({"scheme": "quantity"}, "size_sigma"),
         ({"scheme": "quantity", "size_sigma": 1.0, "dirichlet_alpha": 1.0}, "size_sigma"),
         ({"scheme": "pathological"}, "classes_per_client"),
+        ({"scheme": "dirichlet_drawn", "dirichlet_alpha": 1.0}, "samples_per_client"),
+        ({"scheme": "dirichlet_drawn", "samples_per_client": 10}, "dirichlet_alpha"),
     ],
 )
 def test_a_scheme_asks_for_what_it_needs(given_settings: dict[str, Any], missing: str):

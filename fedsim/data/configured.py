@@ -5,6 +5,7 @@ NumPy only, so that the command line can check them before torch is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedsim.data.coop import coop_identity, is_coop
 from fedsim.data.datasets import Dataset, load_dataset
 from fedsim.data.noise import spoilt_clients
 from fedsim.data.partition import Partition, make_partition
+from fedsim.data.population import Population
 from fedsim.data.splits import holdout
 from fedsim.data.store import file_identity
 from fedsim.sections import DataConfig
@@ -48,9 +50,29 @@ class ClientSplit:
     """
 
     partition: Partition
-    fit: tuple[np.ndarray, ...]
-    held: tuple[np.ndarray, ...]
+    fit: Sequence[np.ndarray]
+    held: Sequence[np.ndarray]
     spoilt: tuple[int, ...] = ()
+
+    @property
+    def fit_rows(self) -> np.ndarray:
+        """All rows that clients train on, sorted."""
+        return _all_rows(self.fit)
+
+    @property
+    def held_rows(self) -> np.ndarray:
+        """All rows held out, sorted."""
+        return _all_rows(self.held)
+
+    @property
+    def num_samples(self) -> float:
+        """What all clients together train on; of a population, as expected."""
+        return self.fit.num_samples if isinstance(self.fit, Population) else sum(map(len, self.fit))
+
+    @property
+    def shown(self) -> range:
+        """Clients that are described one by one: all, or a population's first."""
+        return range(len(self.partition.label_counts))
 
 
 def split_clients(
@@ -73,24 +95,29 @@ def split_clients(
         num_clients=settings.num_clients,
         dirichlet_alpha=settings.dirichlet_alpha,
         classes_per_client=settings.classes_per_client,
+        samples_per_client=settings.samples_per_client,
         min_samples=settings.min_samples,
         size_sigma=settings.size_sigma,
         imbalance_factor=settings.imbalance_factor,
         clients=None if clients is None else np.asarray(clients),
         domains=None if domains is None else np.asarray(domains),
     )
+    share = config.evaluation.holdout_fraction
+    if isinstance(partition.indices, Population):
+        return ClientSplit(partition, *partition.indices.hold_out(share))
     parts = [
-        holdout(
-            rows,
-            np.asarray(labels),
-            config.evaluation.holdout_fraction,
-            numpy_rng(seed, "holdout", client),
-        )
+        holdout(rows, np.asarray(labels), share, numpy_rng(seed, "holdout", client))
         for client, rows in enumerate(partition.indices)
     ]
     fit, held = tuple(p[0] for p in parts), tuple(p[1] for p in parts)
     spoilt = spoilt_clients(config.noise, partition.num_clients, seed)
     return ClientSplit(partition, fit, held, spoilt)
+
+
+def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:
+    if isinstance(clients, Population):
+        return clients.rows
+    return np.sort(np.concatenate(clients))
 
 
 def data_identity(data: DataConfig) -> Any:

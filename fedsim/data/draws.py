@@ -22,6 +22,7 @@ class Ask:
     min_samples: int
     dirichlet_alpha: float | None
     classes_per_client: int | None
+    samples_per_client: int | None
     size_sigma: float | None
     imbalance_factor: float | None
     clients: np.ndarray | None

@@ -5,14 +5,14 @@
     split = make_partition(data.train.labels, scheme="dirichlet_label", num_clients=10,
                            dirichlet_alpha=0.1, rng=0)
 
-Every scheme is seeded, disjoint and always ends. A minimum client size is met by moving samples,
-and what that changed is in the partition's log.
+Every scheme is seeded and always ends. All but `dirichlet_drawn` are disjoint; there a minimum
+client size is met by moving samples, and what that changed is in the partition's log.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.draws import Ask, Draft
+from fedsim.data.population import Population, dirichlet_drawn
 from fedsim.data.repair import repair
 from fedsim.data.schemes import SCHEMES
 from fedsim.data.statistics import PartitionStatistics, partition_statistics, total_variation
@@ -29,8 +30,13 @@ from fedsim.seeding import numpy_rng
 
 __all__ = ["PARTITIONS", "Partition", "make_partition"]
 
-PARTITIONS: dict[str, Callable[[Ask], Draft]] = SCHEMES
+PARTITIONS: dict[str, Callable[[Ask], Draft | Population]] = {
+    **SCHEMES,
+    "dirichlet_drawn": dirichlet_drawn,
+}
 """Name of a scheme -> the function that makes it (see `fedsim.data.schemes`)."""
+
+_MOST_SHOWN = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +45,17 @@ class Partition:
 
     Attributes:
         scheme: Name in `PARTITIONS`.
-        indices: One sorted int64 array per client, rows of the training split; disjoint.
-        label_counts: int64 (num_clients, num_classes).
+        indices: One sorted int64 array per client, rows of the training split; disjoint, but for
+            `dirichlet_drawn`, whose arrays are drawn when they are asked for.
+        label_counts: int64 (num_shown, num_classes): of all clients, or of the first 1,000 of
+            clients that are drawn, who are as good a sample as any.
         unused: int64, sorted rows that no client holds (only `longtail` leaves any).
         log: What was done beyond the plain scheme: samples moved, clients merged, options unused.
-        statistics: How non-IID it is.
+        statistics: How non-IID these clients are.
     """
 
     scheme: str
-    indices: tuple[np.ndarray, ...]
+    indices: Sequence[np.ndarray]
     label_counts: np.ndarray
     unused: np.ndarray
     log: tuple[str, ...]
@@ -60,7 +68,7 @@ class Partition:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Samples of each client, int64 (num_clients,)."""
+        """Samples of each client, int64 (num_shown,)."""
         return np.asarray(self.label_counts.sum(axis=1))
 
 
@@ -72,6 +80,7 @@ def make_partition(
     num_clients: int | None = None,
     dirichlet_alpha: float | None = None,
     classes_per_client: int | None = None,
+    samples_per_client: int | None = None,
     min_samples: int = 1,
     size_sigma: float | None = None,
     imbalance_factor: float | None = None,
@@ -85,19 +94,22 @@ def make_partition(
         labels: int (N,), 0 to num_classes - 1.
         scheme: Name in `PARTITIONS`.
         rng: A generator, or the partition's seed.
-        num_clients: 1 to N. May be None for `natural`: all recorded clients.
-        dirichlet_alpha: Concentration, above 0; small = skewed. For the three `dirichlet_*` and
+        num_clients: 1 to N; any number for `dirichlet_drawn`. May be None for `natural`: all
+            recorded clients.
+        dirichlet_alpha: Concentration, above 0; small = skewed. For the four `dirichlet_*` and
             `longtail`; label skew within `domain`; sizes of `quantity`.
         classes_per_client: 1 to num_classes, for `pathological`.
+        samples_per_client: Mean, 1 to N, for `dirichlet_drawn`.
         min_samples: Smallest client, 1 or more; met by moving samples from the largest clients.
-        size_sigma: Standard deviation of log sizes, 0 or more, for `quantity`.
+        size_sigma: Standard deviation of log sizes, 0 or more, for `quantity` and
+            `dirichlet_drawn`.
         imbalance_factor: Largest over smallest class, 1 or more, for `longtail`.
         clients: int (N,), recorded client of each sample, for `natural`.
         domains: int (N,), domain of each sample, for `domain`.
         num_classes: Columns of `label_counts`; None = largest label + 1.
 
     Returns:
-        The partition: disjoint, the same for the same arguments.
+        The partition: the same for the same arguments.
 
     Raises:
         ConfigError: An option is missing, unknown or outside its range.
@@ -121,6 +133,7 @@ lower num_clients or min_samples
     options = {
         "dirichlet_alpha": dirichlet_alpha,
         "classes_per_client": classes_per_client,
+        "samples_per_client": samples_per_client,
         "size_sigma": size_sigma,
         "imbalance_factor": imbalance_factor,
     }
@@ -138,7 +151,7 @@ lower num_clients or min_samples
         if scheme != "natural":
             raise ConfigError(f"partition {scheme!r} needs num_clients: set it")
         num_clients = 1 if clients is None else len(np.unique(clients))
-    if num_clients * min_samples > len(labels):
+    if scheme != "dirichlet_drawn" and num_clients * min_samples > len(labels):
         raise PartitionError(
             f"{num_clients} clients x min_samples {min_samples} = {num_clients * min_samples} "
             f"samples, but there are {len(labels)}: lower num_clients or min_samples"
@@ -152,6 +165,7 @@ lower num_clients or min_samples
         min_samples=min_samples,
         dirichlet_alpha=dirichlet_alpha,
         classes_per_client=classes_per_client,
+        samples_per_client=samples_per_client,
         size_sigma=size_sigma,
         imbalance_factor=imbalance_factor,
         clients=clients,
@@ -161,6 +175,8 @@ lower num_clients or min_samples
     extra = [name for name, value in options.items() if value is not None]
     unread = [name for name in extra if name not in SCHEME_OPTIONS.get(scheme, frozenset())]
     log = [f"{name} has no effect on partition {scheme!r}" for name in unread]
+    if isinstance(draft, Population):
+        return _described(scheme, ask, draft, log)
     return _finish(scheme, ask, draft, log)
 
 
@@ -183,6 +199,24 @@ def _finish(scheme: str, ask: Ask, draft: Draft, log: list[str]) -> Partition:
     unused = order[: edges[0]]
     statistics = partition_statistics(counts, num_moved=num_moved, num_unused=len(unused))
     return Partition(scheme, parts, counts, unused, tuple(log), statistics)
+
+
+def _described(scheme: str, ask: Ask, drawn: Population, log: list[str]) -> Partition:
+    """A population by its first clients."""
+    rows = drawn[:_MOST_SHOWN]
+    counts = np.stack([np.bincount(ask.labels[r], minlength=ask.num_classes) for r in rows])
+    total, different = int(counts.sum()), len(np.unique(np.concatenate(rows)))
+    each = drawn.num_samples / len(ask.labels)
+    clients = f"{each:,.0f}" if each >= 10 else f"{each:.2g}"
+    first = f"the first {len(rows)} of {len(drawn)} clients" if len(drawn) > len(rows) else "all"
+    told = (
+        f"{scheme}: clients may hold the same samples, each of which {clients} clients hold on "
+        f"average; {first} hold {total} samples, {different} of them different"
+    )
+    if len(drawn) > len(rows):
+        told += "; statistics and label counts are theirs"
+    none = np.empty(0, dtype=np.int64)
+    return Partition(scheme, drawn, counts, none, (told, *log), partition_statistics(counts))
 
 
 def _tell(ask: Ask, before: np.ndarray, after: np.ndarray, num_moved: int) -> str:
@@ -208,8 +242,10 @@ def _count(owner: np.ndarray, ask: Ask) -> np.ndarray:
 def _check_options(options: dict[str, Any], num_clients: int | None, min_samples: int) -> None:
     """Refuse numbers outside their range, all of them at once."""
     whole_numbers = {"num_clients": num_clients, "min_samples": min_samples}
-    whole_numbers["classes_per_client"] = options["classes_per_client"]
-    at_least = {"classes_per_client": 1, "size_sigma": 0, "imbalance_factor": 1}
+    for name in ("classes_per_client", "samples_per_client"):
+        whole_numbers[name] = options[name]
+    at_least = dict.fromkeys(("classes_per_client", "samples_per_client", "imbalance_factor"), 1)
+    at_least["size_sigma"] = 0
     problems = [
         f"{name} is {value!r}: it must be a whole number"
         for name, value in whole_numbers.items()

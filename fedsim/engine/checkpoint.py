@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from fedsim.errors import CheckpointError
 
 _KEPT = 2
-_FORMAT = 1
+_FORMAT = 2
 _CLAIM_DEADLINE_S = 20.0
 
 
@@ -52,7 +52,7 @@ class CheckpointFolder:
                 f"run {self.run_id} is being computed by another process; "
                 f"wait for it, or end it (lock: {self.path / '.lock'})"
             ) from error
-        for draft in self.path.glob("round-*.tmp*"):  # of a process that was killed
+        for draft in self.path.glob("*.tmp*"):  # of a process that was killed
             draft.unlink(missing_ok=True)
 
     @property
@@ -70,17 +70,8 @@ class CheckpointFolder:
         Raises:
             CheckpointError: If a value could be written but not be read back.
         """
-        if foreign := next(_foreign(content), None):
-            raise CheckpointError(
-                f"a state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
-            )
-        final = self.path / f"round-{round:06d}.pt"
-        draft = final.with_suffix(f".tmp{os.getpid()}")
-        with open(draft, "wb") as file:
-            torch.save({"format": _FORMAT, "run_id": self.run_id, "round": round, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, final)
+        whole = {"format": _FORMAT, "run_id": self.run_id, "round": round, **content}
+        write_whole(self.path / f"round-{round:06d}.pt", whole)
         for old in self._files()[:-_KEPT]:
             old.unlink(missing_ok=True)
 
@@ -114,6 +105,24 @@ class CheckpointFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("round-*.pt"))
+
+
+def write_whole(path: Path, content: dict[Any, Any]) -> None:
+    """Write a file that is there as a whole or not at all.
+
+    Raises:
+        CheckpointError: If a value could be written but not be read back.
+    """
+    if foreign := next(_foreign(content), None):
+        raise CheckpointError(
+            f"a state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
+        )
+    draft = path.with_suffix(f".tmp{os.getpid()}")
+    with open(draft, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
 
 
 _PLAIN = (type(None), bool, int, float, str, bytes)

@@ -53,6 +53,7 @@ def preflight(
             cls = _method(config)
             check_options(config, cls)
             _check_averaging(config, cls)
+            _check_population(config, cls)
             clip = config.models.clip
             if cls.needs_synthetic(config):
                 _check_models(config, cls)
@@ -118,6 +119,15 @@ def _check_models(config: Experiment, cls: type[Method]) -> None:
         raise ConfigError(
             f"{where}: synthetic.filter {config.synthetic.filter!r} lets models.clip judge the "
             f"images, which is null: name an encoder, or set synthetic.filter to none"
+        )
+
+
+def _check_population(config: Experiment, cls: type[Method]) -> None:
+    """Refuse a model for each of any number of clients."""
+    if cls.personal and config.partition.scheme == "dirichlet_drawn":
+        raise ConfigError(
+            f"methods.{config.method}: {config.use} has no global model but one for every client, "
+            f"which partition.scheme 'dirichlet_drawn' is not for: choose another scheme"
         )
 
 

@@ -88,7 +88,8 @@ class Recorder:
         self._samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if config.phase == "final":  # test data is never looked at while choosing settings
             self._samples["test"] = arrays["test_inputs"], np.asarray(arrays["test_labels"])
-        self._held, held = split.held, np.sort(np.concatenate(split.held))
+        self._held, self._held_rows, self._shown = split.held, split.held_rows, split.shown
+        held = self._held_rows
         if len(held):
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
@@ -193,10 +194,10 @@ class Recorder:
 
     def _write_clients(self, correct: Sequence[np.ndarray], round: int) -> None:
         """Accuracy on what every client held out, of the served model or of its own."""
-        rows = np.sort(np.concatenate(self._held))
         accuracy = {
-            client: (float(right[np.searchsorted(rows, held)].mean()), len(held))
-            for client, held in enumerate(self._held)
+            client: (float(right[np.searchsorted(self._held_rows, held)].mean()), len(held))
+            for client in self._shown
+            for held in (self._held[client],)
             for right in (correct[client if len(correct) > 1 else 0],)
             if len(held)
         }
@@ -206,9 +207,9 @@ class Recorder:
         """The accuracy of clients' own models, after their last local training."""
         name = "holdout_accuracy_after"
         accuracy = {
-            row["client_id"]: (row[name], len(self._held[row["client_id"]]))
+            row["client_id"]: (row[name], held)
             for row in clients
-            if name in row and len(self._held[row["client_id"]])
+            if name in row and (held := len(self._held[row["client_id"]]))
         }
         self._write_spread("personal", accuracy, round)
 
@@ -245,7 +246,7 @@ class Recorder:
         )
 
     def partition(self, partition: Partition) -> None:
-        """Round 0 of `clients`: every client and its data; what repair did is an event."""
+        """Round 0 of `clients`: every client shown and its data; what repair did is an event."""
         for text in self.data.meta["notes"]:
             self.event("data", text, 0)
         for text in partition.log:
@@ -262,7 +263,8 @@ class Recorder:
         ]
         if "train_domains" in self.data.arrays:
             domains = np.asarray(self.data.arrays["train_domains"])
-            for row, held in zip(rows, partition.indices, strict=True):
+            for row in rows:
+                held = partition.indices[row["client_id"]]
                 row["domain"] = domain_text(domains[held], self.data.meta["domain_names"])
         self.sink.append("clients", rows)
 

@@ -20,6 +20,7 @@ from fedsim.config import Experiment
 from fedsim.data.configured import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.client_states import ClientStates
 from fedsim.engine.collect import ClientPool, Collected, collect
 from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, about_run, now
@@ -78,7 +79,7 @@ class Federation:
         self.num_rounds = self.cls.num_rounds(config)
         self.round = 0
         self._state: State = {}
-        self._client_states: dict[int, State] = {}
+        self._client_states = ClientStates(checkpoints.path)
         self._downloaded: set[int] = set()
         self._moments: Moments = {}
         self._scores: dict[str, Any] = {}
@@ -109,7 +110,7 @@ class Federation:
         )
         self._fit, self._held = self.split.fit, self.split.held
         if self.cls.pooled:  # a ceiling: one client has everything
-            self._fit, self._held = (np.sort(np.concatenate(self._fit)),), ()
+            self._fit, self._held = (self.split.fit_rows,), ()
         task = make_task(config, self.data, self.cls, self.device, server=True)
         self.method = build_method(config, task)
         self.record = Recorder(config, self.sink, self.data, self.split, self.device)
@@ -140,7 +141,7 @@ class Federation:
         if self.cls.uses_clients:
             # 1. Sample the cohort, keyed by (seed, round) alone.
             num_clients = len(self._fit)
-            cohort_size = max(1, round(config.train.participation * num_clients))
+            cohort_size = min(config.cohort_size, num_clients)
             cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
             held = self._held if config.evaluation.personal and number == self.num_rounds else ()
             groups = make_groups(cohort, self._fit, config.group_size, held)
@@ -169,7 +170,7 @@ class Federation:
         received = replace(received, round=number, share=self._share(got))
         if received.mean and self.cls.averages:
             received = self._stepped(received)
-        self._client_states |= got.states
+        self._client_states.update(got.states)
         self._comparable &= got.comparable
         self._state = self.method.aggregate(self._state, received)
         if received.mean:
@@ -185,7 +186,7 @@ class Federation:
 
     def _share(self, got: Collected) -> float:
         """The part of all clients' training samples that those who answered hold."""
-        return sum(row["num_samples"] for row in got.rows) / sum(map(len, self._fit))
+        return sum(row["num_samples"] for row in got.rows) / self.split.num_samples
 
     def _stepped(self, received: Received) -> Received:
         """The averaged update as the server's optimiser makes it."""
@@ -263,9 +264,9 @@ class Federation:
         self.sink.commit()
         snapshot = {
             "state": to_device(self._state, "cpu"),
-            "client_states": self._client_states,
+            "client_states": self._client_states.commit(self.round),
             "moments": to_device(self._moments, "cpu"),
-            "downloaded": sorted(self._downloaded),
+            "downloaded": torch.tensor(sorted(self._downloaded), dtype=torch.int64),
             "scores": self._scores,
             "threads": self.config.engine.threads,
             "comparable": self._comparable,
@@ -295,9 +296,9 @@ class Federation:
             )
         self.round = snapshot["round"]
         self._state = to_device(snapshot["state"], self.device)
-        self._client_states = snapshot["client_states"]
+        self._client_states.restore(snapshot["client_states"])
         self._moments = to_device(snapshot["moments"], self.device)
-        self._downloaded = set(snapshot["downloaded"])
+        self._downloaded = set(snapshot["downloaded"].tolist())
         self._scores = snapshot["scores"]
         self._comparable, self._wall_s = snapshot["comparable"], snapshot["wall_s"]
         self._resumes = snapshot["resumes"] + 1

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import PARTITIONS, make_partition
+from fedsim.data.schemes import SCHEMES
 from fedsim.errors import PartitionError
 
 alphas = st.floats(-4, 4).map(lambda exponent: 10.0**exponent)
@@ -13,7 +14,7 @@ alphas = st.floats(-4, 4).map(lambda exponent: 10.0**exponent)
 
 @st.composite
 def asks(draw: st.DrawFn):
-    scheme = draw(st.sampled_from(sorted(PARTITIONS)))
+    scheme = draw(st.sampled_from(sorted(SCHEMES)))
     num_classes = draw(st.integers(1, 12))
     total = draw(st.integers(num_classes, 400))
     source = np.random.default_rng(draw(st.integers(0, 10**6)))
@@ -102,6 +103,7 @@ def test_the_seed_decides(scheme: str):
         "domain": {"domains": np.arange(500) % 3},
         "natural": {"clients": np.arange(500) // 50},
         "longtail": {"dirichlet_alpha": 0.5, "imbalance_factor": 3.0},
+        "dirichlet_drawn": {"samples_per_client": 20},
     }
     if scheme.startswith("dirichlet"):
         options["dirichlet_alpha"] = 0.5

@@ -12,6 +12,7 @@ import torch
 import fedsim
 from fedsim.config import Experiment
 from fedsim.engine import checkpoint
+from fedsim.engine.client_states import ClientStates
 from fedsim.engine.draw import Job, Recipe
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool, drive
@@ -316,7 +317,8 @@ def test_client_states_survive_rounds_and_resumption(toy: Toy, tmp_path: Path):
     clients = fedsim.load(tmp_path).clients.query("round > 0")
     expected = clients.groupby("client_id").size().to_dict()
     (path,) = tmp_path.glob("checkpoints/*/round-000004.pt")
-    states = torch.load(path, weights_only=True)["client_states"]
+    states = ClientStates(path.parent)
+    states.restore(torch.load(path, weights_only=True)["client_states"])
     assert {c: state["times"] for c, state in states.items()} == expected
     assert len(expected) > 3
     assert max(expected.values()) > 1
@@ -334,6 +336,44 @@ def test_partial_participation(features: Path, tmp_path: Path):
     cohorts = study.clients.query("round > 0").groupby("round")["client_id"].apply(set)
     assert all(len(cohort) == 2 for cohort in cohorts)
     assert len({frozenset(cohort) for cohort in cohorts}) > 1
+
+
+DRAWN = {
+    "partition__scheme": "dirichlet_drawn",
+    "partition__num_clients": 1_000_000,
+    "partition__dirichlet_alpha": 0.5,
+    "partition__samples_per_client": 12,
+    "train__cohort_size": 5,
+}
+
+
+def test_a_cohort_of_a_million_clients_that_draw_their_samples(features: Path, tmp_path: Path):
+    config = experiment(features, **DRAWN, engine__group_size=2, evaluation__personal=True)
+    study = fedsim.load(run(config, tmp_path / "whole"))
+    assert study.runs["num_clients"].item() == 1_000_000
+    assert study.rounds["num_clients_ok"].tolist() == [0, 5, 5, 5]
+    assert study.rounds["loss"].iloc[-1] < study.rounds["loss"].iloc[0]
+    trained = study.clients.query("round > 0")
+    assert trained["client_id"].max() > 1000
+    assert set(trained["num_samples"]) <= {9, 10, 11}  # of twelve, a tenth or so held out
+    shown = study.clients.query("round == 0")
+    assert shown["client_id"].tolist() == list(range(1000))
+    assert (
+        study.events.query("kind == 'partition'")["message"].str.contains("1000 of 1000000").any()
+    )
+    of_clients = study.evaluations.query("scope == 'client'")
+    assert {"global", "personal"} >= set(of_clients["model"])
+    assert len(of_clients.query("model == 'global'")) == 1000
+    assert equal_results(tmp_path / "whole", resumed(config, tmp_path / "killed", [1])) == []
+
+
+def test_what_clients_of_a_population_keep_is_kept(toy: Toy, tmp_path: Path):
+    config = toy("Stateful", **DRAWN, train__rounds=3)
+    study = fedsim.load(run(config, tmp_path))
+    (path,) = tmp_path.glob("checkpoints/*/round-000003.pt")
+    states = ClientStates(path.parent)
+    states.restore(torch.load(path, weights_only=True)["client_states"])
+    assert set(states) == set(study.clients.query("round > 0")["client_id"])
 
 
 def test_constants_and_encoder_are_downloaded_once(features: Path, tmp_path: Path):

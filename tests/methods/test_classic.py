@@ -18,6 +18,7 @@ from torch import Tensor
 import fedsim
 from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.client_states import ClientStates
 from fedsim.engine.preflight import preflight
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, method_class
@@ -514,10 +515,13 @@ def test_what_clients_keep_survives_a_kill(tmp_path: Path, name: str):
     again.setup()
     again.step()
     again.finish()
-    ends = [CheckpointFolder(tmp_path / f, made.run_id).latest() for f in ("whole", "killed")]
+    folders = [CheckpointFolder(tmp_path / f, made.run_id) for f in ("whole", "killed")]
+    ends = [folder.latest() for folder in folders]
     assert ends[0] is not None
     assert ends[1] is not None
-    states = [end["client_states"] for end in ends if end]
+    states = [ClientStates(folder.path) for folder in folders]
+    for kept, end in zip(states, ends, strict=True):
+        kept.restore(end["client_states"])
     assert set(states[0]) == set(states[1])
     for client, own in states[0].items():
         assert all(torch.equal(v, states[1][client][k]) for k, v in own.items())

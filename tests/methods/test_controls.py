@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import fedsim
 from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
+from fedsim.engine.client_states import ClientStates
 from fedsim.engine.preflight import preflight
 from fedsim.engine.traffic import Traffic, traffic
 from fedsim.errors import ConfigError
@@ -154,7 +155,8 @@ def test_figures_of_everybody_alone_are_means_over_their_models(tmp_path, partic
     arrays = feature_arrays()
     snapshot = CheckpointFolder(tmp_path, made.run_id).latest()
     assert snapshot is not None
-    owned = snapshot["client_states"]
+    owned = ClientStates(CheckpointFolder(tmp_path, made.run_id).path)
+    owned.restore(snapshot["client_states"])
     assert (len(owned) == 6) == (participation == 1)
     correct = []
     for c in range(6):

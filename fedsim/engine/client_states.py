@@ -1,0 +1,102 @@
+"""What clients keep between rounds: on disk, for clients that have ever kept anything.
+
+A round's new states are one file beside the run's checkpoints, mapped into memory once written, so
+that the system may take the pages back. It is a log: who keeps something anew is in a later file,
+and the checkpoint names the files that count. When most of what they hold is outdated, the next
+round's file gets all states and stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim.engine.checkpoint import write_whole
+from fedsim.errors import CheckpointError
+from fedsim.methods.base import State
+
+_OUTDATED = 2
+"""States in all files over clients that keep one, above which they are written anew."""
+
+
+class ClientStates(Mapping[int, State]):
+    """Client id -> what it kept; clients that keep nothing take no space.
+
+    Args:
+        folder: The run's checkpoint folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._states: dict[int, State] = {}
+        self._new: dict[int, State] = {}
+        self._files: dict[int, int] = {}  # round -> states in its file
+        self._before: tuple[int, ...] = ()
+
+    def __getitem__(self, client: int) -> State:
+        return self._new[client] if client in self._new else self._states[client]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._states | self._new)
+
+    def __len__(self) -> int:
+        return len(self._states.keys() | self._new.keys())
+
+    def update(self, states: Mapping[int, State]) -> None:
+        """Take what clients kept in this round, whole states each."""
+        self._new |= states
+
+    def commit(self, round: int) -> list[int]:
+        """Write what is new.
+
+        Files that neither this nor the previous commit counts are removed: a checkpoint written
+        after this call, and the one before it, find theirs.
+
+        Returns:
+            What `restore` wants: the rounds whose files count, in order.
+        """
+        if self._new:
+            stored = sum(self._files.values()) + len(self._new)
+            if stored > _OUTDATED * len(self):
+                self._new, self._files = {**self._states, **self._new}, {}
+            write_whole(self._path(round), self._new)
+            self._files[round] = len(self._new)
+            self._states |= self._read(round)
+            self._new = {}
+        now = sorted(self._files)
+        for path in self._folder.glob("states-*.pt"):
+            if int(path.stem.removeprefix("states-")) not in {*now, *self._before}:
+                path.unlink(missing_ok=True)
+        self._before = tuple(now)
+        return now
+
+    def restore(self, rounds: list[int]) -> None:
+        """Go back to a commit.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged.
+        """
+        self._states, self._new, self._files = {}, {}, {}
+        for round in rounds:
+            found = self._read(round)
+            self._states |= found
+            self._files[round] = len(found)
+        self._before = tuple(rounds)
+
+    def _path(self, round: int) -> Path:
+        return self._folder / f"states-{round:06d}.pt"
+
+    def _read(self, round: int) -> dict[int, State]:
+        path = self._path(round)
+        try:
+            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise CheckpointError(
+                f"{path}, which holds what clients kept, cannot be read ({type(error).__name__}); "
+                f"delete the run's folder to start it anew"
+            ) from error
+        assert isinstance(found, dict)
+        return found
