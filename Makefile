@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-heavy check format clean
+.PHONY: help setup demo test test-heavy bench check format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,10 @@ test: $(STAMP) ## run the tests, doctests included
 
 test-heavy: $(STAMP) ## run every method on RN50, ViT-B/32 and ViT-B/16 at their real size
 	$(BIN)/python -m pytest -m heavy
+
+bench: $(STAMP) ## time the hot paths: medians per layer
+	$(BIN)/python -m pytest benchmarks/suite -o addopts= --benchmark-disable-gc -q \
+	  --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 check: $(STAMP) ## style, types, layers and docs; changes nothing
 	$(BIN)/ruff check .

@@ -128,17 +128,13 @@ def make_batches(
 def _epochs(
     client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
 ) -> list[np.ndarray]:
-    rng = numpy_rng(seed, "batches", round, client)
-    views, rng_views = train.augment_views, numpy_rng(seed, "views", round, client)
+    rng, views = numpy_rng(seed, "batches", round, client), train.augment_views
     rows = np.array(rows)  # permuting no rows shuffles them in place: not what Ray sent
-    return [
-        batch
-        for _ in range(train.epochs(round))
-        for batch in _cut(
-            rng.permutation(rows) * views + rng_views.integers(views, size=len(rows)),
-            train.batch_size,
-        )
-    ]
+    orders = [rng.permutation(rows) for _ in range(train.epochs(round))]
+    if views > 1:
+        rng = numpy_rng(seed, "views", round, client)
+        orders = [order * views + rng.integers(views, size=len(rows)) for order in orders]
+    return [batch for order in orders for batch in _cut(order, train.batch_size)]
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
