@@ -96,10 +96,16 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"{path} is no checkpoint; delete it to resume from the one before"
             )
-        if content.get("run_id") != self.run_id or content.get("format") != _FORMAT:
+        if content.get("run_id") != self.run_id:
             raise CheckpointError(
-                f"checkpoint {path} belongs to run {content.get('run_id')!r} "
-                f"(format {content.get('format')}), not to {self.run_id!r} (format {_FORMAT})"
+                f"checkpoint {path} belongs to run {content.get('run_id')!r}, not to "
+                f"{self.run_id!r}; delete {self.path} to start that run anew"
+            )
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint {path} was written by another version of fedsim (format "
+                f"{content.get('format')}, this one writes {_FORMAT}): finish the run with that "
+                f"version, or delete {self.path} to start it anew"
             )
         return content
 

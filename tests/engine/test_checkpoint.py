@@ -119,7 +119,15 @@ def test_other_files_are_refused(folder: CheckpointFolder, content: bytes):
         folder.latest()
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), {"format": 99, "run_id": "run-1"}])
+def test_a_snapshot_of_another_version_is_refused_with_a_way_out(folder: CheckpointFolder):
+    torch.save({"format": 99, "run_id": "run-1"}, folder.path / "round-000001.pt")
+    with pytest.raises(
+        CheckpointError, match=r"another version of fedsim \(format 99.*start it anew"
+    ):
+        folder.latest()
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), {"format": 99, "run_id": "run-2"}])
 def test_tensors_that_are_no_snapshot_are_refused(folder: CheckpointFolder, content: Any):
     torch.save(content, folder.path / "round-000001.pt")
     with pytest.raises(CheckpointError):
