@@ -172,8 +172,8 @@ def unfinished(folder: Path, experiments: Sequence[Experiment]) -> list[Experime
         return list(experiments)
     from fedsim.results.tables import load
 
-    runs = load(folder).runs
-    finished = set(runs.run_id[runs.status == "finished"]) if len(runs) else set()
+    runs = load(folder).read("runs", ["run_id", "status"])
+    finished = set(runs.run_id[runs.status == "finished"])
     return [e for e in experiments if e.run_id not in finished]
 
 

@@ -1,7 +1,7 @@
 """Clients stacked on a leading axis C: groups of a cohort, and their padded local batches.
 
-The unit of work is a group: consecutive clients of the cohort in sampled order. Shapes are
-computed from the group alone, so a group gives the same bits wherever it runs.
+The unit of work is a group: clients of the cohort that hold about as many samples, so that little is
+padded. Shapes are computed from the group alone, so a group gives the same bits wherever it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Group:
 
     Attributes:
         position: Place among the round's groups.
-        client_ids: The simulated clients, in cohort order.
+        client_ids: The simulated clients, those with more samples first.
         indices: Per client, its training rows, `(n_k,)` int64.
         held: Per client, rows to measure its own model on; empty when it is not measured.
     """
@@ -60,15 +60,21 @@ def make_groups(
     group_size: int,
     held: Sequence[np.ndarray] = (),
 ) -> list[Group]:
-    """Cut a cohort into consecutive groups of at most `group_size` clients."""
+    """Cut a cohort into groups of at most `group_size` clients, the largest clients first.
+
+    Clients that are stacked take as many steps as the longest of them. Of equal clients, those
+    sampled first come first.
+    """
+    rows = {int(client): indices[client] for client in cohort}
+    ordered = sorted(rows, key=lambda client: -len(rows[client]))
     return [
         Group(
             position,
-            tuple(int(client) for client in cohort[at : at + group_size]),
-            tuple(indices[client] for client in cohort[at : at + group_size]),
-            tuple(held[client] for client in cohort[at : at + group_size] if held),
+            tuple(ordered[at : at + group_size]),
+            tuple(rows[client] for client in ordered[at : at + group_size]),
+            tuple(held[client] for client in ordered[at : at + group_size] if held),
         )
-        for position, at in enumerate(range(0, len(cohort), group_size))
+        for position, at in enumerate(range(0, len(ordered), group_size))
     ]
 
 

@@ -24,7 +24,9 @@ def text_logits(features: Tensor, text: Tensor, logit_scale: float) -> Tensor:
 
 def affinity(features: Tensor, keys: Tensor, sharpness: float | Tensor) -> Tensor:
     """`exp(-sharpness * (1 - features keys^T))`, `(..., B, num_keys)`; see `cache_logits`."""
-    return affinity_of_cosine(features @ keys.transpose(-1, -2), sharpness)
+    # The keys come first: their gradient then has their layout and need not be copied.
+    cosine = (keys @ features.transpose(-1, -2)).transpose(-1, -2)
+    return affinity_of_cosine(cosine, sharpness)
 
 
 def affinity_of_cosine(cosine: Tensor, sharpness: float | Tensor) -> Tensor:

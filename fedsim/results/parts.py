@@ -31,6 +31,7 @@ __all__ = [
     "open_path",
     "read_run",
     "remove",
+    "run_of",
     "runs_in",
     "sealed_numbers",
     "sealed_path",
@@ -72,11 +73,13 @@ def runs_in(folder: Path) -> list[str]:
         names = [name for name in os.listdir(folder) if name.endswith(".parquet")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    runs = set()
-    for name in names:
-        sealed = _SEALED.match(name)
-        runs.add(sealed["run_id"] if sealed else name.removesuffix(".parquet"))
-    return sorted(run for run in runs if not run.startswith("."))
+    return sorted({run_of(name) for name in names if not name.startswith(".")})
+
+
+def run_of(name: str) -> str:
+    """Whose part a file is, by its name."""
+    sealed = _SEALED.match(name)
+    return sealed["run_id"] if sealed else name.removesuffix(".parquet")
 
 
 def sealed_numbers(folder: Path, run_id: str) -> list[int]:
@@ -145,7 +148,8 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
     """
     problem = "its files keep changing"
     for attempt in range(_READ_ATTEMPTS):
-        time.sleep(0.001 * attempt)
+        if attempt:
+            time.sleep(0.001 * attempt)
         try:
             opened = _read_file(open_path(folder, run_id), columns)
         except FileNotFoundError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.equality import equal_results
-from fedsim.results.schema import TABLES, arrow_schema
+from fedsim.results.schema import TABLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,15 +207,9 @@ class Study:
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """One of the tables, as it lies on disk."""
-        import pyarrow as pa
+        from fedsim.results.digest import read_table
 
-        from fedsim.results import parts
-
-        folder = self.path / name
-        read = [parts.read_run(folder, run_id, columns) for run_id in parts.runs_in(folder)]
-        tables = [run.table() for run in read if run is not None]
-        tables.insert(0, arrow_schema(name).empty_table())
-        return parts.conform(pa.concat_tables(tables, promote_options="permissive"), name)
+        return read_table(self.path / name, name, columns)
 
 
 def _read_images(path: Path) -> SyntheticImages:
@@ -282,5 +276,13 @@ def _decoded(column: pd.Series) -> pd.Series:
     """A `config.*` column with its JSON texts turned into values."""
     import pandas as pd
 
-    values = [None if pd.isna(text) else json.loads(text) for text in column]
+    known = {text: json.loads(text) for text in column.dropna().unique()}
+    for text, value in list(known.items()):
+        if isinstance(value, list | dict):  # every row gets its own
+            del known[text]
+    texts = zip(column.tolist(), column.isna(), strict=True)
+    values = [
+        None if missing else known[text] if text in known else json.loads(text)
+        for text, missing in texts
+    ]
     return pd.Series(values, index=column.index, name=column.name)

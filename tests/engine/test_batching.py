@@ -181,10 +181,16 @@ def test_inputs_are_prepared_batch_by_batch():
 
 @settings(max_examples=50, deadline=None)
 @given(st.permutations(range(13)), st.integers(1, 15))
-def test_groups_are_the_cohort_in_order(cohort: list[int], size: int):
+def test_groups_are_the_cohort_largest_clients_first(cohort: list[int], size: int):
     rows = [np.arange(c, c + 1 + c % 3) for c in range(13)]
     groups = make_groups(cohort, rows, size)
-    assert [c for group in groups for c in group.client_ids] == list(cohort)
+    ordered = [c for group in groups for c in group.client_ids]
+    sizes = [len(rows[c]) for c in ordered]
+    assert sizes == sorted(sizes, reverse=True)
+    for count in (1, 2, 3):  # of equal clients, those sampled first
+        assert [c for c in ordered if len(rows[c]) == count] == [
+            c for c in cohort if len(rows[c]) == count
+        ]
     assert [group.position for group in groups] == list(range(len(groups)))
     assert all(len(group.client_ids) == size for group in groups[:-1])
     for group in groups:

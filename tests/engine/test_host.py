@@ -216,5 +216,7 @@ def test_clients_never_hold_the_servers_data(toy: Toy):
 
 def test_the_groups_of_a_cohort_are_whole(features: Path):
     bench = Bench(experiment(features, "fedavg_head", engine__group_size=4))
-    groups = make_groups([5, 3, 1, 0, 2, 4], bench.rows, bench.config.group_size)
-    assert [group.client_ids for group in groups] == [(5, 3, 1, 0), (2, 4)]
+    cohort = [5, 3, 1, 0, 2, 4]
+    groups = make_groups(cohort, bench.rows, bench.config.group_size)
+    ordered = sorted(cohort, key=lambda client: -len(bench.rows[client]))
+    assert [group.client_ids for group in groups] == [tuple(ordered[:4]), tuple(ordered[4:])]
