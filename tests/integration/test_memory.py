@@ -37,9 +37,7 @@ def slope(sizes: list[int]) -> float:
 def test_of_a_run_in_this_process(tmp_path: Path):
     sizes: list[int] = []
     me = psutil.Process()
-    drive(
-        federation(config(tmp_path), tmp_path), lambda row: sizes.append(me.memory_full_info().uss)
-    )
+    drive(federation(config(tmp_path), tmp_path), lambda row: sizes.append(me.memory_info().rss))
     assert len(sizes) == ROUNDS + 1
     assert slope(sizes) < LIMIT
 
@@ -50,11 +48,11 @@ def test_of_a_runs_actors_and_of_their_driver(tmp_path: Path, ray_cluster: None)
     made, sizes, me = config(tmp_path), dict[str, list[int]](), psutil.Process()
 
     def look(progress) -> None:
-        found = {"driver": me.memory_full_info().uss}
+        found = {"driver": me.memory_info().rss}
         for child in me.children(recursive=True):
             name = child.name()
             if name.startswith("ray::"):
-                found[f"{name.split('.')[0]} {child.pid}"] = child.memory_full_info().uss
+                found[f"{name.split('.')[0]} {child.pid}"] = child.memory_info().rss
         for name, size in found.items():
             sizes.setdefault(name, []).append(size)
 
