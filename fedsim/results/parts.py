@@ -179,13 +179,16 @@ def conform(table: pa.Table, name: str) -> pa.Table:
     if table_named(name).has_config:
         known = {field.name for field in fields}
         fields += [field for field in table.schema if field.name not in known]
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.schema.names
-        else pa.nulls(table.num_rows, field.type)
-        for field in fields
-    ]
-    return pa.table(columns, schema=pa.schema(fields))
+    return pa.table([_column(table, field) for field in fields], schema=pa.schema(fields))
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    """One column of the type wanted, of nulls where the table has none; a cast costs as a copy."""
+    place = table.schema.get_field_index(field.name)
+    if place < 0:
+        return pa.nulls(table.num_rows, field.type)
+    column = table.column(place)
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -52,6 +52,7 @@ class TableWriter:
         self._seal_rows, self._durable, self._closed = seal_rows, durable, False
         self._run: dict[str, Any] = {"run_id": run_id}
         self._run_changed, self._set_here = False, {"run_id"}
+        self._cells: dict[str, tuple[Any, pa.Array]] = {}
         self._open: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._changed: set[str] = set()
         self._sealed = dict.fromkeys(TABLES, 0)
@@ -152,10 +153,7 @@ class TableWriter:
                 self._open[name] = []
         self._changed.clear()
         if self._run_changed:
-            row = {
-                name: cell_array("runs", TABLES["runs"].column(name), [value])
-                for name, value in self._run.items()
-            }
+            row = {name: self._cell(name, value) for name, value in self._run.items()}
             path = parts.open_path(self._folder("runs"), self.run_id)
             parts.write(path, parts.conform(pa.table(row), "runs"), 0, self._durable)
             self._run_changed = False
@@ -200,6 +198,14 @@ class TableWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _cell(self, name: str, value: Any) -> pa.Array:
+        """A value of the run's row; of two hundred, few change from commit to commit."""
+        before = self._cells.get(name)
+        if before is None or before[0] is not value:
+            before = value, cell_array("runs", TABLES["runs"].column(name), [value])
+            self._cells[name] = before
+        return before[1]
 
     def _open_existing(self) -> bool:
         """Take up what is on disk and clear away a killed writer's leavings; whether rows exist."""
