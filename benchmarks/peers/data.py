@@ -1,4 +1,4 @@
-"""The data of the workloads, drawn from a seed: for timing and parity, never as learning results."""
+"""The workloads' data, drawn from a seed: for timing and parity, never as learning results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The repetitions so far, one JSON line each: a kill loses the one in flight, a new start goes on."""
+"""The repetitions so far, one JSON line each: a kill loses one of them, a new start goes on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ Row = dict[str, Any]
 
 def append(path: Path, row: Row) -> None:
     """Add one row, on disk before this returns."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with path.open("ab+") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")  # the last line was cut short
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

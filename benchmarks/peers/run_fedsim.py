@@ -42,7 +42,7 @@ def main(work: str, out: str, backend: str = "ray") -> None:
     assert last is not None
     trained = ("keys",) if config.use == "cachefl" else tuple(last["state"])
     weights = {name: last["state"][name].numpy() for name in trained}
-    watch.emit(weights, Path(out), "fedsim", "torch", "ray")
+    watch.emit(weights, Path(out), "fedsim", "ray")
 
 
 if __name__ == "__main__":

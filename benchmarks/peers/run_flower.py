@@ -72,7 +72,7 @@ def main(folder: str, out: str, fused: str = "") -> None:
         },
     )
     weights = {k: v.numpy() for k, v in final[0].arrays.to_torch_state_dict().items()}
-    watch.emit(weights, Path(out), "flwr", "torch", "ray")
+    watch.emit(weights, Path(out), "flwr", "ray")
 
 
 if __name__ == "__main__":

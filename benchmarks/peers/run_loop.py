@@ -27,7 +27,7 @@ def main(folder: str, out: str) -> None:
                 total[name].add_(value, alpha=samples)
         served = {k: v / count for k, v in total.items()}
         watch.round_done()
-    watch.emit({k: v.numpy() for k, v in served.items()}, Path(out), "torch")
+    watch.emit({k: v.numpy() for k, v in served.items()}, Path(out))
 
 
 if __name__ == "__main__":

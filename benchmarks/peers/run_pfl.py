@@ -100,9 +100,7 @@ def main(folder: str, out: str) -> None:
             train_cohort_size=len(cohorts[0]),
             val_cohort_size=0,
         ),
-        SimulatedBackend(
-            training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]
-        ),
+        SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]),
         model,
         NNTrainHyperParams(
             local_batch_size=spec["batch"], local_num_epochs=1, local_learning_rate=spec["lr"]
@@ -112,7 +110,7 @@ def main(folder: str, out: str) -> None:
         send_metrics_to_platform=False,
     )
     weights = {k: v.numpy() for k, v in net.net.state_dict().items()}
-    watch.emit(weights, Path(out), "pfl", "torch")
+    watch.emit(weights, Path(out), "pfl")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ class Spec:
     lr: float
     rounds: int
     """The first one is counted as start-up."""
+    tolerance: float
+    """How far final weights may be from the plain loop's (`benchmarks.peers.parity`)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     epochs: int = 1
     noop: bool = False
@@ -39,7 +41,7 @@ class Spec:
         small = replace(self, clients=20, cohort=6, rounds=2)
         if self.kind == "cnn":
             return replace(small, samples=600)
-        return replace(small, smallest=8, largest=24, dim=32, classes=5, shots=4)
+        return replace(small, smallest=8, largest=24, dim=32, classes=5, shots=4, batch=8)
 
 
 _W1 = Spec(
@@ -51,6 +53,7 @@ _W1 = Spec(
     batch=10,
     lr=0.05,
     rounds=4,
+    tolerance=0.02,
     classes=10,
 )
 _W2B = Spec(
@@ -62,6 +65,7 @@ _W2B = Spec(
     batch=32,
     lr=1e-3,
     rounds=3,
+    tolerance=1e-3,
     optimizer="adamw",
 )
 _W2B_SGD = replace(
@@ -69,7 +73,7 @@ _W2B_SGD = replace(
     name="w2b_sgd",
     title="W2b, SGD (fedsim: dual)",
     optimizer="sgd",
-    lr=1.0,
+    lr=0.1,
     dual=True,
     runners=("loop", "fedsim", "flower"),
 )

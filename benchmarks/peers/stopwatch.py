@@ -28,6 +28,9 @@ class Stopwatch:
 
     def emit(self, weights: Mapping[str, np.ndarray], out: Path, *packages: str) -> None:
         """Save the final weights, and print everything else as one line of JSON."""
+        import torch
+
         np.savez(out, **weights)
-        versions = {name: version(name) for name in packages}
+        versions = {name: version(name) for name in packages} | {"torch": torch.__version__}
+        versions["torch commit"] = torch.version.git_version
         print(PREFIX + json.dumps({"ends": self._ends, "versions": versions}), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from benchmarks.peers.rows import Row
 from benchmarks.peers.runners import RUNNERS
@@ -16,7 +17,7 @@ COLUMNS = ("fedsim", "flower", "pfl", "loop")
 def seconds(row: Row) -> float:
     """Seconds per round of one repetition: the median of its rounds but the first."""
     ends = row["ends"]
-    return statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return statistics.median(b - a for a, b in pairwise(ends))
 
 
 def start_up(row: Row) -> float:

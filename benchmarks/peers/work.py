@@ -1,4 +1,4 @@
-"""A written workload as runners without fedsim read it: samples, order, model and local training."""
+"""A written workload as runners without fedsim read it: samples, order, model, local training."""
 
 from __future__ import annotations
 

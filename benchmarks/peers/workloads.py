@@ -70,9 +70,7 @@ def write(spec: Spec, folder: Path) -> Path:
     return place
 
 
-def schedule(
-    config: Experiment, split: ClientSplit, prepared: TaskData
-) -> dict[str, np.ndarray]:
+def schedule(config: Experiment, split: ClientSplit, prepared: TaskData) -> dict[str, np.ndarray]:
     """Cohorts of all rounds, and what each of their clients steps on, in order."""
     inputs, labels = map(as_tensor, prepared.local())
     cohorts, rows, offsets = [], [], [0]
