@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.peers import parity, rows, summary
 from benchmarks.peers.plot import draw
-from benchmarks.peers.runners import ROOT, RUNNERS, run
+from benchmarks.peers.runners import ROOT, RUNNERS, run, torch_build
 from benchmarks.peers.specs import SPECS, Spec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +36,7 @@ def measure(
     only: Annotated[str, typer.Option(help="Workloads, by comma; all by default.")] = "",
     runners: Annotated[str, typer.Option(help="Runners, by comma; beside the plain loop.")] = "",
     foreign: Foreign = 0.1,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for an idle machine.")] = 60.0,
     peers: Annotated[Path, typer.Option(help="The peers' environment.")] = Path(".venv-peers"),
     tiny: Annotated[bool, typer.Option(help="Small workloads: to try it, not to measure.")] = False,
 ) -> None:
@@ -47,6 +49,11 @@ def measure(
     python = (peers / "bin" / "python").absolute()
     if not python.is_file():
         raise typer.BadParameter(f"{peers} is no virtual environment: `make bench-peers` makes it")
+    builds = torch_build(Path(sys.executable)), torch_build(python)
+    if builds[0] != builds[1]:
+        raise typer.BadParameter(
+            f"fedsim's torch is {builds[0]}, that of {peers} is {builds[1]}: install fedsim's there"
+        )
     out = out.absolute()
     for folder in (out / "logs", out / "weights"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +81,7 @@ def measure(
                 log = out / "logs" / f"{spec.name}-{name}.log"
                 row: rows.Row = {"setting": setting, "workload": spec.name, "runner": name}
                 row |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
-                row |= run(RUNNERS[name], works[spec.name], weights, log, python)
+                row |= run(RUNNERS[name], works[spec.name], weights, log, python, patience)
                 if "error" not in row:
                     row |= _parity(weights, wanted, works[spec.name] / "start.npz", spec.tolerance)
                 rows.append(journal, row)

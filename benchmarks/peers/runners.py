@@ -55,7 +55,9 @@ RUNNERS = {
 }
 
 
-def run(runner: Runner, work: Path, weights: Path, log: Path, python: Path) -> dict[str, Any]:
+def run(
+    runner: Runner, work: Path, weights: Path, log: Path, python: Path, patience_s: float
+) -> dict[str, Any]:
     """One repetition in a process group of its own: what it said, and what it cost.
 
     Args:
@@ -64,8 +66,9 @@ def run(runner: Runner, work: Path, weights: Path, log: Path, python: Path) -> d
         weights: Where its final weights go, `.npz`.
         log: Where its output goes.
         python: Of the peers' environment.
+        patience_s: How long to wait for an idle machine.
     """
-    wait_until_quiet()
+    wait_until_quiet(patience_s)
     interpreter = str(python if runner.peer else Path(sys.executable))
     command = [interpreter, "-m", runner.module, str(work), str(weights), *runner.arguments]
     mark, prepared = uuid.uuid4().hex, tempfile.mkdtemp(prefix="peers-")
@@ -111,7 +114,13 @@ def run(runner: Runner, work: Path, weights: Path, log: Path, python: Path) -> d
     return row | {"error": f"it failed ({code}); see {log}"}
 
 
-def wait_until_quiet(limit_s: float = 60.0) -> None:
+def torch_build(python: Path) -> str:
+    """Version and commit of an environment's torch."""
+    ask = "import torch; print(torch.__version__, torch.version.git_version)"
+    return subprocess.check_output([str(python), "-c", ask], text=True).strip()
+
+
+def wait_until_quiet(limit_s: float) -> None:
     """Wait for the machine to be idle for a moment, but not for ever."""
     deadline, quiet = time.monotonic() + limit_s, 0
     while quiet < _QUIET_S and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import torch
 from benchmarks.peers import parity, rows, run_loop, stopwatch, summary
 from benchmarks.peers.networks import CacheHead, Cnn
 from benchmarks.peers.plot import draw
+from benchmarks.peers.runners import ROOT
 from benchmarks.peers.specs import SPECS
 from benchmarks.peers.work import Work
 from benchmarks.peers.workloads import write
@@ -100,6 +101,13 @@ def test_the_schedule_is_fedsims_own_and_covers_each_clients_samples(tmp_path: P
             for epoch in np.split(rows, spec.epochs):
                 assert sorted(epoch) == np.flatnonzero(clients == client).tolist()
             at += 1
+
+
+def test_the_peers_have_fedsims_torch():
+    files = (ROOT / "constraints.txt", ROOT / "benchmarks" / "peers" / "requirements.txt")
+    mine, theirs = ([x for x in f.read_text().splitlines() if x[:7] == "torch=="] for f in files)
+    assert len(mine) == 1
+    assert mine == theirs
 
 
 def test_the_network_has_the_stated_size():
