@@ -54,7 +54,7 @@ def measure(
         raise typer.BadParameter(
             f"fedsim's torch is {builds[0]}, that of {peers} is {builds[1]}: install fedsim's there"
         )
-    out = out.absolute()
+    out = (out if not tiny else out.with_name(f"{out.name}-tiny")).absolute()
     for folder in (out / "logs", out / "weights"):
         folder.mkdir(parents=True, exist_ok=True)
     os.environ["FEDSIM_CACHE"] = str(out / "work" / "prepared")
@@ -86,7 +86,7 @@ def measure(
                     row |= _parity(weights, wanted, works[spec.name] / "start.npz", spec.tolerance)
                 rows.append(journal, row)
                 progress.advance(bar, int(rows.is_clean(row, foreign)))
-                console.print(_line(row), highlight=False)
+                console.print(_line(row), highlight=False, soft_wrap=True)
                 if row.get("unequal"):
                     raise SystemExit(f"{spec.name}, {name}: {row['error']}")
     report(out, foreign)

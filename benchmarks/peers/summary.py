@@ -53,7 +53,7 @@ class Measure:
         said = [] if self.most is None else [f"at most {self.most:,g}"]
         for name, factor in self.faster.items():
             title = RUNNERS[name].title
-            said.append(f"under {title}'s" if factor == 1 else f"{factor:g}x less than {title}")
+            said.append(f"under {title}'s" if factor == 1 else f"{factor:g}x faster than {title}")
         return ", ".join(said)
 
     def met(self, medians: Mapping[str, float]) -> bool | None:
@@ -71,7 +71,7 @@ def _seconds(workload: str, **faster: float) -> Measure:
 
 
 def _memory(workload: str, most: float) -> Measure:
-    title = f"memory of all processes, {workload.upper()}, MiB"
+    title = f"memory of all processes, {workload.capitalize()}, MiB"
     return Measure(workload, title, lambda row: row["pss_mb"], most, {"flower": 1}, digits=0)
 
 

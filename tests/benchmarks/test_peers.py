@@ -158,7 +158,7 @@ def test_the_first_round_is_start_up():
 
 def test_goals_are_judged_by_medians():
     speed = summary.MEASURES[0]
-    assert speed.goal == "3x less than Flower, 1.6x less than pfl-research"
+    assert speed.goal == "3x faster than Flower, 1.6x faster than pfl-research"
     assert speed.met({"fedsim": 1.0, "flower": 3.0, "pfl": 1.6}) is True
     assert speed.met({"fedsim": 1.0, "flower": 3.0, "pfl": 1.5}) is False
     assert speed.met({"fedsim": 1.0, "flower": 3.0}) is None
