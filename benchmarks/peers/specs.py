@@ -20,7 +20,8 @@ class Spec:
     rounds: int
     """The first one is counted as start-up."""
     tolerance: float
-    """How far final weights may be from the plain loop's (`benchmarks.peers.parity`)."""
+    """How far final weights may be from the plain loop's (`benchmarks.peers.parity`); another batch
+    order is off by 0.1 to 0.3."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     epochs: int = 1
     noop: bool = False
@@ -41,7 +42,9 @@ class Spec:
         small = replace(self, clients=20, cohort=6, rounds=2)
         if self.kind == "cnn":
             return replace(small, samples=600)
-        return replace(small, smallest=8, largest=24, dim=32, classes=5, shots=4, batch=8)
+        # Few classes have steep slopes: SGD's rate would diverge here.
+        lr = min(self.lr, 0.1)
+        return replace(small, smallest=8, largest=24, dim=32, classes=5, shots=4, batch=8, lr=lr)
 
 
 _W1 = Spec(
@@ -73,7 +76,7 @@ _W2B_SGD = replace(
     name="w2b_sgd",
     title="W2b, SGD (fedsim: dual)",
     optimizer="sgd",
-    lr=0.1,
+    lr=1.0,
     dual=True,
     runners=("loop", "fedsim", "flower"),
 )
