@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -44,6 +45,7 @@ def measure(
     from benchmarks.peers.workloads import write
 
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runner in flight, too
     specs = [spec.tiny() if tiny else spec for spec in _chosen(only, SPECS, "workload")]
     asked = [runner.name for runner in _chosen(runners, RUNNERS, "runner")] if runners else []
     python = (peers / "bin" / "python").absolute()
