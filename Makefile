@@ -5,19 +5,24 @@ PYTHON  ?=
 EXTRAS  ?= dev,hf
 WORKERS ?= 2
 TESTS   ?=
+PEERS   ?= .venv-peers
+REPS    ?= 5
+ONLY    ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-heavy bench check format clean
+.PHONY: help setup demo test test-heavy bench-peers check format clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  PYTHON=python3.12   interpreter for setup (default: the newest of 3.13, 3.12, 3.11)"
 	@echo "  WORKERS=$(WORKERS)           test processes"
 	@echo "  TESTS='tests/data'  what make test runs (default: everything)"
+	@echo "  REPS=$(REPS) ONLY=w1,w2b   clean repetitions and workloads of bench-peers"
 
 setup: $(STAMP) ## make .venv and install fedsim there with its tested versions
 
@@ -35,6 +40,9 @@ test-heavy: $(STAMP) ## run every method on RN50, ViT-B/32 and ViT-B/16 at their
 bench: $(STAMP) ## time the hot paths: medians per layer
 	$(BIN)/python -m pytest benchmarks/suite -o addopts= --benchmark-disable-gc -q \
 	  --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## fedsim beside Flower, pfl-research and a plain loop
+	$(BIN)/python -m benchmarks.peers measure --peers "$(PEERS)" --reps $(REPS) --only "$(ONLY)"
 
 check: $(STAMP) ## style, types, layers and docs; changes nothing
 	$(BIN)/ruff check .
@@ -73,4 +81,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing fedsim and its dependencies. On Linux the first time takes 5 to 10 minutes and"
 	@echo "6 GB: torch brings its CUDA libraries along."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+# The peers pin a Ray of their own; their torch is the very version that fedsim runs on.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt constraints.txt | $(STAMP)
+	$(BIN)/python -m venv "$(PEERS)"
+	@echo "Installing the peers with fedsim's torch: a few minutes and 6 GB."
+	"$(PEERS)/bin/python" -m pip install --disable-pip-version-check -r benchmarks/peers/requirements.txt
 	@touch $@

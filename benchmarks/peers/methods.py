@@ -1,0 +1,62 @@
+"""W1's network as a user of fedsim would bring it: a method file, `use: methods.py:CnnFedAvg`.
+
+fedsim's own networks of 80,000 parameters (`convnet`, width 64) multiply nine times as often, and
+would measure convolutions instead of simulators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.networks import Cnn
+from fedsim.architecture import ClassifierConfig
+from fedsim.methods.base import Batches, State, Update
+from fedsim.methods.fedavg import FedAvg
+from fedsim.models.classifiers import Classifier
+from fedsim.params import Params
+
+
+class _Embedding(Cnn):
+    """What enters the last layer, which `Classifier` multiplies by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class _Network(Classifier):
+    """`Cnn` in the place of a configured network."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(ClassifierConfig(name="lenet"), image_shape, num_classes)
+        with torch.device("meta"):
+            self._net = _Embedding(num_classes)
+        self.names = tuple(name for name, _ in self._net.named_parameters())
+        self.embed_dim = self._net.head.in_features
+        self.num_params = sum(p.numel() for p in self._net.parameters())
+
+
+class CnnFedAvg(FedAvg):
+    """Federated averaging of `Cnn`."""
+
+    @cached_property
+    def net(self) -> Classifier:
+        assert self.task.image_shape is not None
+        return _Network(self.task.image_shape, self.task.num_classes)
+
+
+class NoOp(CnnFedAvg):
+    """Clients that return what they were sent: nothing but the simulator's work is left."""
+
+    def client_update(
+        self,
+        message: Params,
+        batches: Batches,
+        client_state: Sequence[State],
+        rng: Sequence[torch.Generator],
+    ) -> tuple[Update, Sequence[State]]:
+        delta = {k: torch.zeros(batches.num_clients, *v.shape) for k, v in message.items()}
+        return Update(delta, weight=batches.num_samples), client_state
