@@ -13,8 +13,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-heavy bench check format clean
-.PHONY: help setup demo test test-heavy bench-peers check format clean
+.PHONY: help setup demo test test-heavy bench bench-peers check format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile

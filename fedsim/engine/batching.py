@@ -1,7 +1,8 @@
 """Clients stacked on a leading axis C: groups of a cohort, and their padded local batches.
 
-The unit of work is a group: clients of the cohort that hold about as many samples, so that little is
-padded. Shapes are computed from the group alone, so a group gives the same bits wherever it runs.
+The unit of work is a group: clients of the cohort that hold about as many samples, so that little
+is padded. Shapes are computed from the group alone, so a group gives the same bits wherever it
+runs.
 """
 
 from __future__ import annotations
