@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from benchmarks.peers.networks import Cnn
 from fedsim.architecture import ClassifierConfig
@@ -20,23 +20,11 @@ from fedsim.models.classifiers import Classifier
 from fedsim.params import Params
 
 
-class _Embedding(Cnn):
-    """What enters the last layer, which `Classifier` multiplies by itself."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
 class _Network(Classifier):
     """`Cnn` in the place of a configured network."""
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__(ClassifierConfig(name="lenet"), image_shape, num_classes)
-        with torch.device("meta"):
-            self._net = _Embedding(num_classes)
-        self.names = tuple(name for name, _ in self._net.named_parameters())
-        self.embed_dim = self._net.head.in_features
-        self.num_params = sum(p.numel() for p in self._net.parameters())
+    def body(self) -> nn.Module:
+        return Cnn(self.num_classes).body
 
 
 class CnnFedAvg(FedAvg):
@@ -45,7 +33,7 @@ class CnnFedAvg(FedAvg):
     @cached_property
     def net(self) -> Classifier:
         assert self.task.image_shape is not None
-        return _Network(self.task.image_shape, self.task.num_classes)
+        return _Network(ClassifierConfig(), self.task.image_shape, self.task.num_classes)
 
 
 class NoOp(CnnFedAvg):

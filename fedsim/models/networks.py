@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fedsim.architecture import ClassifierConfig
 from fedsim.errors import ConfigError
 
-__all__ = ["Shape", "build_body"]
+__all__ = ["Halve", "Mean", "Norm", "Residual", "Shape", "build_body"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -47,7 +47,7 @@ def _convnet(settings: ClassifierConfig, shape: Shape) -> nn.Module:
     width, layers, channels = settings.width or 128, list[nn.Module](), shape[0]
     for _ in range(settings.depth or 3):
         layers += [nn.Conv2d(channels, width, 3, padding=1), *_norm(settings, width), nn.ReLU()]
-        layers.append(_Halve(F.avg_pool2d))
+        layers.append(Halve(F.avg_pool2d))
         channels = width
     return nn.Sequential(*layers, nn.Flatten())
 
@@ -57,7 +57,7 @@ def _lenet(settings: ClassifierConfig, shape: Shape) -> nn.Module:
     first = nn.Conv2d(shape[0], 6, 5, padding=0 if side >= 32 else 2)
     side = side - 4 if side >= 32 else side
     second = nn.Conv2d(6, 16, 5, padding=0 if side // 2 >= 10 else 2)
-    pool = _Halve(F.max_pool2d)
+    pool = Halve(F.max_pool2d)
     layers = [first, nn.ReLU(), pool, second, nn.ReLU(), pool, nn.Flatten()]
     flat = nn.Sequential(*layers)
     fully = [nn.Linear(_length(flat, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
@@ -65,7 +65,7 @@ def _lenet(settings: ClassifierConfig, shape: Shape) -> nn.Module:
 
 
 def _alexnet(settings: ClassifierConfig, shape: Shape) -> nn.Module:
-    pool = _Halve(F.max_pool2d)
+    pool = Halve(F.max_pool2d)
     return nn.Sequential(
         *(nn.Conv2d(shape[0], 128, 5, padding=2), nn.ReLU(), pool),
         *(nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), pool),
@@ -82,7 +82,7 @@ def _vgg11(settings: ClassifierConfig, shape: Shape) -> nn.Module:
         for width in stage:
             layers += [nn.Conv2d(channels, width, 3, padding=1), *_norm(settings, width), nn.ReLU()]
             channels = width
-        layers.append(_Halve(F.max_pool2d))
+        layers.append(Halve(F.max_pool2d))
     return nn.Sequential(*layers, nn.Flatten())
 
 
@@ -100,12 +100,12 @@ def _resnet18(settings: ClassifierConfig, shape: Shape) -> nn.Module:
     for stage in range(4):
         for block in range(2):
             out = width * 2**stage
-            layers.append(_Residual(settings, channels, out, 2 if stage and not block else 1))
+            layers.append(Residual(settings, channels, out, 2 if stage and not block else 1))
             channels = out
-    return nn.Sequential(*layers, _Mean())
+    return nn.Sequential(*layers, Mean())
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al., 2016, figure 2)."""
 
     def __init__(self, settings: ClassifierConfig, channels: int, out: int, stride: int) -> None:
@@ -124,6 +124,7 @@ class _Residual(nn.Module):
             self.shortcut = nn.Sequential(project, *_norm(settings, out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps -> maps."""
         return F.relu(self.path(x) + self.shortcut(x))
 
 
@@ -179,16 +180,25 @@ class _Layer(nn.Module):
         return (weights @ v).transpose(1, 2).reshape(batch, count, width)
 
 
-class _Norm(nn.GroupNorm):
+class Norm(nn.GroupNorm):
     """Group norm that refuses groups of a single number, which it would make zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] // self.num_groups * x.shape[2] * x.shape[3] == 1:
+        """Maps -> maps, normalised."""
+        self.check(x.shape[1], x.shape[2] * x.shape[3])
+        return super().forward(x)
+
+    def check(self, channels: int, places: int) -> None:
+        """Refuse maps of so many channels and places of which a group has a single number.
+
+        Raises:
+            ConfigError: Saying what to choose instead.
+        """
+        if channels // self.num_groups * places == 1:
             raise ConfigError(
                 "models.classifier: norm 'instance' has nothing to normalise where an image has "
                 "shrunk to one pixel: choose norm 'group' or, for convnet, a smaller depth"
             )
-        return super().forward(x)
 
 
 def _norm(settings: ClassifierConfig, channels: int) -> list[nn.Module]:
@@ -196,14 +206,14 @@ def _norm(settings: ClassifierConfig, channels: int) -> list[nn.Module]:
     if settings.norm == "none":
         return []
     if settings.norm == "instance":
-        return [_Norm(channels, channels)]
+        return [Norm(channels, channels)]
     groups = math.gcd(_MOST_GROUPS, channels)
     while groups > 1 and channels // groups < _LEAST_CHANNELS:
         groups //= 2
-    return [_Norm(groups, channels)]
+    return [Norm(groups, channels)]
 
 
-class _Halve(nn.Module):
+class Halve(nn.Module):
     """Pooling 2x2, where there is something to pool."""
 
     def __init__(self, pool: Callable[[Tensor, int], Tensor]) -> None:
@@ -211,13 +221,15 @@ class _Halve(nn.Module):
         self._pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps -> maps of half the side."""
         return self._pool(x, 2) if min(x.shape[-2:]) > 1 else x
 
 
-class _Mean(nn.Module):
+class Mean(nn.Module):
     """The mean over all places."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, c, h, w)` -> `(B, c)`."""
         return x.mean((-2, -1))
 
 
