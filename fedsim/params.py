@@ -55,12 +55,12 @@ def add(left: Params, right: Params) -> Params:
 
 def norms(params: Params) -> Tensor:
     """L2 norm of every client's tensors together: `(C,)` in float64."""
-    squares = [
-        piece.double().square().sum(1)
+    lengths = [
+        torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
         for value in params.values()
         for piece in _pieces(_per_client(value))
     ]
-    return torch.stack(squares).sum(0).sqrt()
+    return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 
 
 def _per_client(value: Tensor) -> Tensor:
@@ -151,8 +151,10 @@ def _rounded_sum(values: Tensor, weight: Tensor) -> Tensor:
         values: `(C, n)`.
         weight: `(C,)` float64.
     """
-    terms = values.double().mul_((weight * 2.0**_FRACTION_BITS)[:, None]).round_()
-    if float(terms.abs().amax() if terms.numel() else 0) * len(terms) < 2.0**_EXACT_BITS:
+    scale = weight * 2.0**_FRACTION_BITS
+    terms = values.double().mul_(scale[:, None]).round_()
+    largest = float(values.abs().amax() * scale.amax()) if terms.numel() else 0.0
+    if (largest + 1) * len(terms) < 2.0**_EXACT_BITS:
         return terms.sum(0).long()  # the same sum, for whole numbers this small
     return terms.long().sum(0)
 

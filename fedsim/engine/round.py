@@ -84,6 +84,8 @@ class Federation:
         self._moments: Moments = {}
         self._scores: dict[str, Any] = {}
         self._comparable, self._resumes, self._wall_s = True, 0, 0.0
+        self._told: tuple[bool, int] | None = None
+        self._told_at_s = 0.0
         self._started = time.perf_counter()
 
     @property
@@ -160,8 +162,9 @@ class Federation:
                     config.failures,
                     tell,
                 )
-            finally:
+            except BaseException:
                 self.sink.commit()  # failures are in the tables even when they end the run
+                raise
             row = self._write_clients(number, cohort, num_bytes(constants), message, got)
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
@@ -258,9 +261,7 @@ class Federation:
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
         self.sink.append("rounds", [row])
-        self.sink.update_run(
-            bit_comparable=self._comparable, num_resumes=self._resumes, wall_s=self._wall()
-        )
+        self._update_run()
         self.sink.commit()
         snapshot = {
             "state": to_device(self._state, "cpu"),
@@ -275,6 +276,14 @@ class Federation:
         }
         self.checkpoints.save(self.round, snapshot)
         return row | {"num_rounds": self.num_rounds}
+
+    def _update_run(self) -> None:
+        """The run's row is wide: it is written when it says something new, or now and then."""
+        facts, wall_s = (self._comparable, self._resumes), self._wall()
+        if facts != self._told or wall_s > self._told_at_s + _TELL_EVERY_S:
+            self._told, self._told_at_s = facts, wall_s
+            comparable, resumes = facts
+            self.sink.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
 
     def _predictors(self) -> list[Predictor]:
         """The served model as a function of stored inputs; every client's, without a global one."""
@@ -308,6 +317,7 @@ class Federation:
         return self._wall_s + time.perf_counter() - self._started
 
 
+_TELL_EVERY_S = 2.0
 _PARTS = ("train", "aggregate", "distill", "eval")
 
 
