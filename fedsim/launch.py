@@ -259,30 +259,40 @@ def _launch_ray(
             machines = nodes()
             placements = {e.run_id: place(e, machines, len(experiments)) for e in experiments}
             first = experiments[0]
-            encoding = partial(_encoding, watch, first)
-            preflight_on_ray(experiments, placements[first.run_id], stop, encoding)
-            write_plan(folder, experiments)
+            placement = placements[first.run_id]
+
+            def checks() -> None:
+                encoding = partial(_encoding, watch, first)
+                preflight_on_ray(experiments, placement, stop, encoding)
+                write_plan(folder, experiments)
+
             if alone:
                 from fedsim.cluster.run import run_on_ray
 
-                only = experiments[0]
+                # Every process takes seconds to load torch: where the checks need none of what the
+                # run's actors hold, for they encode nothing, all begin at once.
+                beside = first.models.clip is None and not placement.gpus_per_actor
+                if not beside:
+                    checks()
                 run_on_ray(
-                    only,
-                    placements[only.run_id],
+                    first,
+                    placement,
                     folder.resolve(),
                     stop,
-                    lambda p: watch(only, p.as_row()),
+                    lambda p: watch(first, p.as_row()),
                     command_line(),
+                    checks if beside else lambda: None,
                 )
                 return
+            checks()
             from fedsim.cluster.sweep import sweep_on_ray
 
             shapes: dict[str, list[Experiment]] = {}
             for config in experiments:
                 shapes.setdefault(_shape(placements[config.run_id]), []).append(config)
             for group in shapes.values():
-                placement = place(group[0], machines, len(group))
-                sweep_on_ray(group, placement, folder.resolve(), stop, watch, command_line())
+                shared = place(group[0], machines, len(group))
+                sweep_on_ray(group, shared, folder.resolve(), stop, watch, command_line())
     except Interrupted as error:
         raise KeyboardInterrupt from error
 

@@ -18,11 +18,15 @@ _ACROSS = 2
 
 def draw(rows: Sequence[Row], note: str, path: Path) -> None:
     """Write the picture; `note` is its last line."""
-    down = -(-len(MEASURES) // _ACROSS)
+    shown = [measure for measure in MEASURES if values(measure, rows)]
+    down = -(-len(shown) // _ACROSS)
     figure = Figure(figsize=(9, 1.55 * down + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(down, _ACROSS, squeeze=False).flat
-    for panel, measure in zip(panels, MEASURES, strict=False):
+    panels = list(figure.subplots(down, _ACROSS, squeeze=False).flat)
+    for panel in panels:
+        panel.axis("off")
+    for panel, measure in zip(panels, shown, strict=False):
+        panel.axis("on")
         found = values(measure, rows)
         middle = medians(found)
         names = [name for name in COLUMNS if name in found]

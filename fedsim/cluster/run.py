@@ -31,6 +31,7 @@ def run_on_ray(
     stop: Stop,
     watch: Callable[[Progress], None] = lambda progress: None,
     command: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Run one experiment to its end, or on from its last checkpoint.
 
@@ -41,6 +42,7 @@ def run_on_ray(
         stop: Looked at while waiting.
         watch: Called after every committed round.
         command: What the user typed, for the tables.
+        check: Called while the actors start, before the run begins; what it raises ends them.
 
     Raises:
         PlacementError: The cluster did not grant the placement in time.
@@ -62,6 +64,7 @@ def run_on_ray(
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
         actor: Any = ray.remote(Coordinator).options(**options)
         coordinator = actor.remote(placement, group)
+        check()
         progress = _get(coordinator.begin.remote(config, str(study_dir), command), stop)
         watch(progress)
         while not progress.finished:
