@@ -214,13 +214,17 @@ def test_the_run_id_depends_on_the_network(classifier: dict[str, Any]):
     assert make(models__classifier="convnet").run_id == make().run_id
 
 
+REFUSED_TOGETHER = (
+    {"cache.form", "cache.trainable"},
+    {"cache.form", "train.optimizer"},
+    {"train.cohort_size", "train.participation"},
+)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.sets(st.sampled_from(sorted(OTHER)), max_size=8).filter(
-        lambda keys: (
-            not {"cache.form", "cache.trainable"} <= keys
-            and not {"cache.form", "train.optimizer"} <= keys
-        )
+        lambda keys: not any(pair <= keys for pair in REFUSED_TOGETHER)
     )
 )
 def test_changes_add_up_to_one_identity(keys: set[str]):
@@ -365,6 +369,29 @@ def test_a_cohort_has_at_least_one_client(clients: int, participation: float, co
 )
 def test_impossible_values_are_refused(change: dict[str, Any]):
     with pytest.raises(ValidationError):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"cohort_size": 3, "participation": 0.5}}, "set one of the two"),
+        ({"train": {"cohort_size": 11}}, "is 11, but partition.num_clients is 10"),
+        (
+            {
+                "noise": {"clients": 0.5, "labels": 0.5},
+                "partition": {
+                    "scheme": "dirichlet_drawn",
+                    "dirichlet_alpha": 1.0,
+                    "samples_per_client": 20,
+                },
+            },
+            "others hold as well",
+        ),
+    ],
+)
+def test_populations_and_cohorts_that_cannot_be_are_refused(change: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
         make(**change)
 
 
