@@ -16,8 +16,8 @@ from tests.helpers import experiment, federation, write_features
 ROUNDS, WARM = 300, 60
 KIB = 1024
 LIMIT = 64 * KIB
-"""Bytes per round. Rows that are kept on purpose, and buffers that grow with them, are a few KiB; one
-lost update of each client would be 375."""
+"""Bytes per round. Rows that are kept on purpose, and buffers that grow with them, are a few KiB;
+one lost update of each client would be 375."""
 
 
 def config(folder: Path):
