@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from fedsim.options import Address, Config, Csv, DryRun, Folder, Latex, Override
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fedsim",
@@ -315,7 +318,16 @@ def _say_written(files: Iterable[Path]) -> None:
         typer.echo(f"written: {file}")
 
 
-def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.exit) -> None:
+def _leave(code: int) -> None:
+    """End the process. Ray that was interrupted while it started crashes in its own teardown."""
+    if code == _INTERRUPTED and "ray" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: list[str] | None = None, leave: Callable[[int], None] = _leave) -> None:
     """Entry point: every error of fedsim is one message and an exit code."""
     watch()
     code = 0
@@ -325,7 +337,7 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = sys.
         typer.echo(f"fedsim: {error}", err=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = _INTERRUPTED
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:

@@ -82,6 +82,11 @@ def committed(folder: Path) -> dict[str, int]:
     return found
 
 
+def _heed_interrupts() -> None:
+    """What a shell starts with `&` ignores SIGINT, tests too, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """`fedsim` in a process group of its own."""
 
@@ -94,6 +99,7 @@ class Command:
             text=True,
             env={**os.environ, TAG: self.tag, "COLUMNS": "200"},
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         self.output = ""
 
