@@ -11,8 +11,8 @@ from fedsim.methods.fedavg_head import FedAvgHead
 from fedsim.params import Params
 
 
-class NoOp(FedAvgHead):
-    """A linear head that stays as it is."""
+class Idle:
+    """What a client does, in the place of a method's own training."""
 
     def client_update(
         self,
@@ -23,3 +23,7 @@ class NoOp(FedAvgHead):
     ) -> tuple[Update, Sequence[State]]:
         delta = {k: torch.zeros(batches.num_clients, *v.shape) for k, v in message.items()}
         return Update(delta, weight=batches.num_samples), client_state
+
+
+class NoOp(Idle, FedAvgHead):
+    """A linear head that stays as it is."""

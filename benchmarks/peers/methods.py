@@ -6,18 +6,15 @@ would measure convolutions instead of simulators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
-import torch
 from torch import nn
 
+from benchmarks.noop import Idle
 from benchmarks.peers.networks import Cnn
 from fedsim.architecture import ClassifierConfig
-from fedsim.methods.base import Batches, State, Update
 from fedsim.methods.fedavg import FedAvg
 from fedsim.models.classifiers import Classifier
-from fedsim.params import Params
 
 
 class _Network(Classifier):
@@ -36,15 +33,5 @@ class CnnFedAvg(FedAvg):
         return _Network(ClassifierConfig(), self.task.image_shape, self.task.num_classes)
 
 
-class NoOp(CnnFedAvg):
+class NoOp(Idle, CnnFedAvg):
     """Clients that return what they were sent: nothing but the simulator's work is left."""
-
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        delta = {k: torch.zeros(batches.num_clients, *v.shape) for k, v in message.items()}
-        return Update(delta, weight=batches.num_samples), client_state
