@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.errors import FedsimError
-from fedsim.interrupt import check, watch
+from fedsim.interrupt import EXIT_CODE, check, quiet_exit, watch
 from fedsim.options import Address, Config, Csv, DryRun, Folder, Latex, Overrides
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fedsim",
@@ -320,10 +317,8 @@ def _say_written(files: Iterable[Path]) -> None:
 
 def _leave(code: int) -> None:
     """End the process. Ray that was interrupted while it started crashes in its own teardown."""
-    if code == _INTERRUPTED and "ray" in sys.modules:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if code == EXIT_CODE and "ray" in sys.modules:
+        quiet_exit(code)
     sys.exit(code)
 
 
@@ -337,7 +332,7 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = _lea
         typer.echo(f"fedsim: {error}", err=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        code = EXIT_CODE
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:

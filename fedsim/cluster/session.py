@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +35,8 @@ from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 from fedsim.cluster.placement import Node  # noqa: E402
 from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
-from fedsim.interrupt import check  # noqa: E402
+from fedsim.interrupt import EXIT_CODE, check, quiet_exit  # noqa: E402
 
-INTERRUPTED_EXIT_CODE = 130
 _KNOCK_S = 10.0
 
 
@@ -96,7 +94,7 @@ class Stop:
 
     def _end(self) -> None:
         self.leave()
-        quiet_exit(INTERRUPTED_EXIT_CODE)
+        quiet_exit(EXIT_CODE)
 
 
 @contextmanager
@@ -171,10 +169,3 @@ def own_error(error: RayError) -> FedsimError | None:
 def ray_version() -> str:
     """Version of Ray."""
     return ray.__version__
-
-
-def quiet_exit(code: int) -> None:
-    """End the process at once, without the interpreter's slow teardown of Ray's threads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
