@@ -40,6 +40,7 @@ STUDY = Path(__file__).parents[1] / "experiments" / "feddgm_mnist" / "feddgm_mni
 ROWS: dict[str, dict[str, Any]] = {
     "the study's": {},
     "1 client at a time": {"distill.clients_at_once": 1},
+    "1 client, decoder fine-tuned": {"distill.clients_at_once": 1, "distill.generator_lr": 0.0001},
     "10 clients together": {"distill.clients_at_once": 10},
     "gradient matching": {"distill.loss": "gradient"},
     "1 image per class": {"distill.images_per_class": 1},

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedsim.architecture import ClassifierConfig
 from fedsim.distillation import DistillConfig
 from fedsim.sections import (
     SCHEME_OPTIONS,
@@ -168,20 +167,13 @@ class Experiment(Section):
             mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
         )
         payload["engine"].pop("backend")
-        if self.models.classifier == ClassifierConfig():  # added later: older runs keep their names
-            payload["models"].pop("classifier")
-        if self.data.max_test_samples is None:
-            payload["data"].pop("max_test_samples")
-        if self.train.augment_views == 1:
-            payload["train"].pop("augment_views")
-        if self.cache.form == "direct":
-            payload["cache"].pop("form")
-        if not self.train.augment_flip:
-            payload["train"].pop("augment_flip")
-        if self.train.cohort_size is None:
-            payload["train"].pop("cohort_size")
-        if self.partition.samples_per_client is None:
-            payload["partition"].pop("samples_per_client")
+        for name in _ADDED_LATER:  # older runs keep their names
+            block, key = name.split(".")
+            settings = getattr(self, block)
+            if getattr(settings, key) == type(settings).model_fields[key].get_default(
+                call_default_factory=True
+            ):
+                payload[block].pop(key)
         if self.distill == DistillConfig():
             payload.pop("distill")
         payload["failures"].pop("deadline_s")
@@ -196,6 +188,19 @@ class Experiment(Section):
             payload["prior"] = _digest(prior.resolve(), stat.st_mtime_ns, stat.st_size)
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+_ADDED_LATER = (
+    "cache.form",
+    "data.max_test_samples",
+    "distill.generator_lr",
+    "models.classifier",
+    "partition.samples_per_client",
+    "train.augment_flip",
+    "train.augment_views",
+    "train.cohort_size",
+)
+"""Settings that leave no trace in a run's name where they are what they were before they came."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -45,6 +45,9 @@ class DistillConfig(Section):
     """Learning rate of latents."""
     feature_lr: float = Field(1000.0, gt=0)
     """Learning rate of pixels and feature maps."""
+    generator_lr: float = Field(0.0, ge=0)
+    """`vae`: learning rate of the decoder's weights, by Adam; every client's set has a decoder of
+    its own, which starts from the pretrained one in each round. 0 keeps it frozen."""
     loss: Literal["trajectory", "gradient"] = "trajectory"
     """Match where the student ends, or the direction of its first step."""
     gradient: Literal["constant", "unroll"] = "constant"
@@ -76,6 +79,16 @@ class DistillConfig(Section):
         if self.prior not in ("pixels", "vae", "diffusion") and not self.is_gan:
             raise ValueError(
                 f"prior {self.prior!r} is none of pixels, vae and diffusion, nor FILE.py:FUNCTION"
+            )
+        if self.generator_lr and self.prior != "vae":
+            raise ValueError(
+                f"generator_lr fine-tunes the decoder of prior vae, not {self.prior!r}: leave it "
+                "out"
+            )
+        if self.generator_lr and self.clients_at_once > 1:
+            raise ValueError(
+                f"generator_lr gives every client a decoder of its own, and clients_at_once is "
+                f"{self.clients_at_once}: set it to 1"
             )
         if len(set(self.augment)) != len(self.augment):
             raise ValueError("augment names an operation twice")

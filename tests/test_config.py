@@ -91,6 +91,7 @@ OTHER: dict[str, Any] = {
     "distill.optimizer": "adam",
     "distill.latent_lr": 0.1,
     "distill.feature_lr": 0.1,
+    "distill.generator_lr": 0.01,
     "distill.loss": "gradient",
     "distill.gradient": "unroll",
     "distill.distance": "layerwise",
@@ -217,6 +218,8 @@ def test_the_run_id_depends_on_the_network(classifier: dict[str, Any]):
 REFUSED_TOGETHER = (
     {"cache.form", "cache.trainable"},
     {"cache.form", "train.optimizer"},
+    {"distill.generator_lr", "distill.prior"},
+    {"distill.generator_lr", "distill.clients_at_once"},
     {"train.cohort_size", "train.participation"},
 )
 

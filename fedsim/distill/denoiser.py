@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fedsim.distill.latents import Decoder
+from fedsim.distill.latents import Decoder, Prior
 from fedsim.errors import ConfigError
 from fedsim.params import Params
 
 _DEFAULT_STEPS = 4
 
 
-class Denoiser:
+class Denoiser(Prior):
     """The last steps of a few-step diffusion pipeline.
 
     Args:
@@ -32,8 +32,6 @@ class Denoiser:
     Raises:
         ConfigError: More steps than the pipeline takes, or a condition that is not text alone.
     """
-
-    maps = frozenset[str]()
 
     def __init__(self, decoder: Decoder, denoising_steps: int) -> None:
         from diffusers import DDIMScheduler

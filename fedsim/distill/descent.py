@@ -1,11 +1,12 @@
-"""The steps of latents: SGD with momentum, or Adam; pixels and maps have a rate of their own."""
+"""The steps of latents, and of a generator that is fine-tuned beside them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
-from fedsim.distill.latents import PIXELS
+from fedsim.distill.latents import PIXELS, Prior
 from fedsim.distillation import DistillConfig
 from fedsim.params import Params
 
@@ -14,7 +15,7 @@ MOMENTUM = 0.5
 
 
 class Descent:
-    """An optimiser of one set of latents.
+    """SGD with momentum, or Adam, on one set of latents; pixels and maps have a rate of their own.
 
     Args:
         settings: Which optimiser, and its two learning rates.
@@ -46,3 +47,22 @@ class Descent:
         self._first[name] = m = 0.9 * m + 0.1 * g
         self._second[name] = v = 0.999 * v + 0.001 * g.square()
         return z - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+class FineTuning:
+    """Adam on a generator's weights, or nothing where they are frozen.
+
+    Args:
+        prior: The pretrained one, which stays as it is; what is fine-tuned is `self.prior`.
+        lr: Of the weights; 0 leaves the prior as it is.
+    """
+
+    def __init__(self, prior: Prior, lr: float) -> None:
+        self.prior = prior.thawed() if lr else prior
+        self._adam = Adam(self.prior.weights, lr) if lr else None
+
+    def step(self) -> None:
+        """One step against the gradients that ways back have left since the last."""
+        if self._adam is not None:
+            self._adam.step()
+            self._adam.zero_grad()

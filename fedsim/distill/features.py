@@ -22,10 +22,8 @@ from fedsim.models.clip import Clip, load_clip
 from fedsim.params import Params
 
 
-class FreeFeatures:
+class FreeFeatures(Prior):
     """Unit vectors from a random direction, or from where the method starts them."""
-
-    maps = frozenset[str]()
 
     def __init__(self, dim: int, device: str = "cpu") -> None:
         self._dim, self._device = dim, device
@@ -37,7 +35,7 @@ class FreeFeatures:
         return F.normalize(latents["latent"], dim=-1)
 
 
-class EncodedImages:
+class EncodedImages(Prior):
     """Images of a prior as the frozen encoder sees them."""
 
     def __init__(self, images: Prior, clip: Clip) -> None:

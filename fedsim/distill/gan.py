@@ -43,7 +43,7 @@ class Gan(Protocol):
         """Images from style latents and the feature map."""
 
 
-class GanPrior:
+class GanPrior(Prior):
     """Style latents and, from layer L on, a feature map."""
 
     def __init__(self, gan: Gan, layer: int, shape: tuple[int, int, int]) -> None:

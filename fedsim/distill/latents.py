@@ -72,14 +72,20 @@ class Prompts:
 class Prior(Protocol):
     """Draws and decodes latents."""
 
-    maps: frozenset[str]
+    maps: frozenset[str] = frozenset()
     """Names of latents that are pixels or feature maps."""
+    weights: tuple[Tensor, ...] = ()
+    """Of the generator, where they are to be fine-tuned: the way back leaves their `grad`."""
 
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
         """Latents for labels `(n,)`: `(n, ...)` by name, drawn with a CPU generator."""
 
     def decode(self, latents: Params) -> Tensor:
         """Latents -> images `(n, c, h, w)` in [-1, 1], with gradients."""
+
+    def thawed(self) -> Prior:
+        """The same images, from `weights` of its own; a prior that has none is its own copy."""
+        return self
 
 
 LoadPrior = Callable[[], Prior]
@@ -119,14 +125,14 @@ def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack
         return decode_all(prior, latents), lambda gradient: _anew(prior, chunks, gradient)
     leaves = _leaves(latents)
     images = prior.decode(leaves)
-    return images.detach(), lambda gradient: _pulled(images, leaves, gradient)
+    return images.detach(), lambda gradient: _pulled(prior, images, leaves, gradient)
 
 
 def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
     found = []
     for chunk, wanted in zip(chunks, gradient.split(_CHUNK), strict=True):
         leaves = _leaves(chunk)
-        found.append(_pulled(prior.decode(leaves), leaves, wanted))
+        found.append(_pulled(prior, prior.decode(leaves), leaves, wanted))
     return {k: torch.cat([part[k] for part in found]) for k in chunks[0]}
 
 
@@ -134,13 +140,10 @@ def _leaves(latents: Params) -> Params:
     return {k: v.detach().requires_grad_() for k, v in latents.items()}
 
 
-def _pulled(images: Tensor, leaves: Params, gradient: Tensor) -> Params:
+def _pulled(prior: Prior, images: Tensor, leaves: Params, gradient: Tensor) -> Params:
     """From the gradient by the images to that by the latents; 0 by those that play no part."""
-    found = torch.autograd.grad(images, list(leaves.values()), gradient, allow_unused=True)
-    return {
-        k: torch.zeros_like(v) if g is None else g
-        for (k, v), g in zip(leaves.items(), found, strict=True)
-    }
+    torch.autograd.backward(images, gradient, inputs=[*leaves.values(), *prior.weights])
+    return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.items()}
 
 
 def _chunks(latents: Params) -> list[Params]:
@@ -191,7 +194,7 @@ def load_prior(
     return Denoiser(decoder, settings.denoising_steps)
 
 
-class NoisePixels:
+class NoisePixels(Prior):
     """Free pixels from uniform noise: no prior knowledge at all."""
 
     maps = frozenset({PIXELS})
@@ -207,7 +210,7 @@ class NoisePixels:
         return latents[PIXELS].clamp(-1, 1)
 
 
-class GeneratedPixels:
+class GeneratedPixels(Prior):
     """Free pixels from images of the generator."""
 
     maps = frozenset({PIXELS})
@@ -222,7 +225,7 @@ class GeneratedPixels:
         return latents[PIXELS].clamp(-1, 1)
 
 
-class Decoder:
+class Decoder(Prior):
     """The decoder of a diffusers pipeline's autoencoder, from one of its stages on.
 
     Args:
@@ -271,6 +274,13 @@ class Decoder:
         for stage in self._stages[self._layer :]:
             x = stage(x)
         return fit(x, self.shape)
+
+    def thawed(self) -> Decoder:
+        vae, twin = self.generator.pipeline.vae, copy.copy(self)
+        own = copy.deepcopy(vae, {id(vae.encoder): vae.encoder})
+        own.decoder.requires_grad_(True)
+        twin._stages, twin.weights = _stages(own), tuple(own.decoder.parameters())
+        return twin
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Latents `(n, ...)` of unit scale -> images of the data's size."""

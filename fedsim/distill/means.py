@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.distill.augment import Draw, augment, draw_augmentation
-from fedsim.distill.descent import Descent
+from fedsim.distill.descent import Descent, FineTuning
 from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distillation import DistillConfig
@@ -164,7 +164,9 @@ def match_means(work: MeansWork) -> MatchedSet:
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
     started = time.perf_counter()
-    device, settings, prior = torch.device(work.device), work.settings, work.prior()
+    device, settings = torch.device(work.device), work.settings
+    fine_tuning = FineTuning(work.prior(), settings.generator_lr)
+    prior = fine_tuning.prior
     labels = torch.tensor(work.classes, device=device)
     labels = labels.repeat_interleave(settings.images_per_class)
 
@@ -197,6 +199,7 @@ def match_means(work: MeansWork) -> MatchedSet:
         images.requires_grad_()
         (gradient,) = torch.autograd.grad(distance(target, images), images)
         latents = descent.step(latents, way_back(gradient))
+        fine_tuning.step()
     after, noise = decode_all(prior, latents), work.noise()
     return MatchedSet(
         after.cpu(),

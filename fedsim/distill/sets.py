@@ -4,7 +4,8 @@
     repeat latent_steps times:
         x = decode(z)
         match the student trained on x to the client's path    (trajectory.py, matching.py)
-        pull the gradient back through the decoder; step z and the student's step size
+        pull the gradient back through the decoder; step z and the student's step size,
+        and the decoder's weights where they are fine-tuned
     return decode(z)
 
 Everything is keyed by (seed, round, client): a set does not depend on where it was made, and only
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor
 
 from fedsim.distill.augment import draw_augmentation
-from fedsim.distill.descent import MOMENTUM, Descent
-from fedsim.distill.latents import LoadPrior, Prior, decode_all, decode_with_way_back
+from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
+from fedsim.distill.latents import LoadPrior, decode_all, decode_with_way_back
 from fedsim.distill.student import student_of
 from fedsim.distill.trajectory import Lesson, Match, Network, Step
 from fedsim.distillation import DistillConfig
@@ -120,7 +121,7 @@ def distil(work: Work) -> list[SyntheticSet]:
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
     started = time.perf_counter()
-    run = _Run(work, work.prior())
+    run = _Run(work)
     before, noise_images = run.images(), run.noise()
     if work.settings.student_lr == "auto":
         run.search_lr(before)
@@ -152,8 +153,10 @@ def distil(work: Work) -> list[SyntheticSet]:
 class _Run:
     """The state of one distillation: latents, step sizes, generators, momenta."""
 
-    def __init__(self, work: Work, prior: Prior) -> None:
-        self.work, self.settings, self.prior = work, work.settings, prior
+    def __init__(self, work: Work) -> None:
+        self.work, self.settings = work, work.settings
+        self._fine_tuning = FineTuning(work.prior(), self.settings.generator_lr)
+        self.prior = self._fine_tuning.prior
         self._student = student_of(work.network, work.settings)
         self.device = torch.device(work.device)
         per_class = self.settings.images_per_class
@@ -180,7 +183,7 @@ class _Run:
             [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
         )
         self._lr_momentum = torch.zeros_like(self.log_lr)
-        self._descents = [Descent(self.settings, prior.maps) for _ in work.sources]
+        self._descents = [Descent(self.settings, self.prior.maps) for _ in work.sources]
         self._steps_done = 0
 
     def _rng(self, client: int, purpose: str) -> torch.Generator:
@@ -222,6 +225,7 @@ class _Run:
         for c, latents in enumerate(self.latents):
             gradient = {k: parts[c] for k, parts in pulled.items()}
             self.latents[c] = self._descents[c].step(latents, gradient)
+        self._fine_tuning.step()
         if self.settings.student_lr_lr:
             # By the logarithm, so that the step size stays positive.
             by_log = match.lr * self.log_lr.exp()

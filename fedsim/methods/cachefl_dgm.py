@@ -96,6 +96,11 @@ class CacheDGM(CacheFL):
             raise ConfigError(
                 "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
             )
+        if config.distill.generator_lr:
+            raise ConfigError(
+                "cachefl_dgm looks at sets through the pretrained generator: leave out "
+                "distill.generator_lr"
+            )
         if config.options.get("space") == "generator" and config.models.clip is None:
             raise ConfigError("options.space: generator needs models.clip and models.generator")
 

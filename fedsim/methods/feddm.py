@@ -22,9 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim.config import Experiment
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.means import Probe, perturbed
+from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
 from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
 from fedsim.models.images import from_unit_range, to_unit_range
@@ -48,6 +50,11 @@ class FedDM(TrainsOnSets):
     """Federated learning by distribution matching on clients."""
 
     Options = FedDMOptions
+
+    @classmethod
+    def check(cls, config: Experiment) -> None:
+        if config.distill.generator_lr:
+            raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
 
     def client_update(
         self,

@@ -98,6 +98,31 @@ def test_every_prior_draws_decodes_and_has_gradients(settings: dict[str, Any]):
     assert float(slope) == pytest.approx(float(norm), rel=0.05)
 
 
+@pytest.mark.parametrize("chunk", [2, 32])
+def test_a_thawed_decoder_s_weights_have_gradients_too(chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedsim.distill.latents._CHUNK", chunk)
+    frozen = prior(prior="vae")
+    own = frozen.thawed()
+    latents = frozen.draw(LABELS, rng())
+    before = decode_all(frozen, latents)
+    images, way_back = decode_with_way_back(own, latents)
+    assert torch.equal(images, before)
+    weight = torch.randn(images.shape, generator=rng(1))
+    torch.testing.assert_close(
+        way_back(weight), decode_with_way_back(frozen, latents)[1](weight), rtol=1e-4, atol=1e-5
+    )
+    # A small step of the weights along their gradient changes <images, weight> as that says.
+    norm = sum(float(w.grad.square().sum()) for w in own.weights)
+    size = 1e-3 / norm**0.5
+    with torch.no_grad():
+        for w in own.weights:
+            w += size * w.grad
+    slope = ((decode_all(own, latents) - before) * weight).sum() / size
+    assert float(slope) == pytest.approx(norm, rel=0.05)
+    assert torch.equal(decode_all(frozen, latents), before), "the pretrained decoder stays"
+    assert not frozen.weights
+
+
 def test_the_way_back_is_the_same_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch):
     chosen = prior(prior="vae")
     latents = chosen.draw(LABELS, rng())
