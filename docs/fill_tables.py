@@ -5,8 +5,9 @@
 Names after `-table` keep only those methods, in that order. `<!-- quickstart-matrix -->` has a row
 per method and a column per partition; `-differences` has the same of differences to the reference
 method, `-reach` of the rounds and bytes to the study's targets; `-domains` and `-clients` have a
-column per domain of the test split or per client, on what it held out; `-costs` is the cost sheet,
-with money where the study's folder has a `prices.yaml`. Nothing in such a block is typed by hand.
+column per domain of the test split or per client, on what it held out, `-models` one per network
+that the server holds; `-costs` is the cost sheet, with money where the study's folder has a
+`prices.yaml`. Nothing in such a block is typed by hand.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = {
     "domains": ("domain", "on the test samples of each domain"),
     "clients": ("client", "of the model each client is served, on what it held out"),
+    "models": ("model", "of every network of the server on the test split; global: the served one"),
 }
 
 
@@ -217,8 +219,8 @@ def _meaning(summary: Any, kind: str) -> str:
         )
     if kind in PARTS:
         return (
-            f"{mean}accuracy of the last round in percent, {PARTS[kind][1]}; worst: the lowest of "
-            f"each run"
+            f"{mean}accuracy of the last round in percent, {PARTS[kind][1]}"
+            f"{'' if kind == 'models' else '; worst: the lowest of each run'}"
         )
     return (
         f"{mean}accuracy of the last round on the test split; differences paired by seed, in "

@@ -80,6 +80,7 @@ def write_report(
         client_picture=_clients(study),
         by_domain=breakdown.breakdown_grids(study, "domain"),
         by_client=_by_client(study),
+        by_model=breakdown.breakdown_grids(study, "model"),
         curves=list(_curves(study)),
         galleries=list(_galleries(study)),
         quality=synthetic.synthetic_quality(study),

@@ -72,6 +72,30 @@ def test_both_are_in_the_report(study: Study):
     assert "One by one" in page
 
 
+def test_networks_beside_the_served_one(tmp_path: Path):
+    for use, options in (("feddm", {"global_models": ["lenet"]}), ("fedavg", {})):
+        config = experiment(
+            "digits",
+            use,
+            options=options,
+            data__max_train_samples=60,
+            models__classifier={"name": "convnet", "depth": 1, "width": 4},
+            partition__num_clients=2,
+            train__rounds=1,
+            **({"distill__images_per_class": 1, "distill__latent_steps": 1} if options else {}),
+        )
+        run(config, tmp_path / "out")
+    study = fedsim.load(tmp_path / "out")
+    (grid,) = breakdown_grids(study, "model")
+    assert grid.header == ["method", "global", "lenet"]
+    ((method, served, beside),) = grid.rows  # fedavg has but one
+    rows = study.evaluations.query("metric == 'accuracy' and scope == 'global' and split == 'test'")
+    last = rows[rows["round"] == 1].groupby(["run_id", "model"])["value"].last()
+    own = study.runs.set_index("method").loc[method, "run_id"]
+    assert (served, beside) == tuple(percent(last[own, name]) for name in ("global", "lenet"))
+    assert "Networks on the server" in write_report(study.path).read_text(encoding="utf-8")
+
+
 def test_data_without_domains(tmp_path: Path):
     np.savez(tmp_path / "data.npz", **feature_arrays())
     folder = run(experiment(tmp_path / "data.npz", partition__num_clients=12), tmp_path / "out")
@@ -79,4 +103,5 @@ def test_data_without_domains(tmp_path: Path):
     assert breakdown_grids(study, "domain") == []
     page = write_report(folder).read_text(encoding="utf-8")
     assert "By domain" not in page
+    assert "Networks on the server" not in page
     assert "One by one" not in page  # too many to know them by number
