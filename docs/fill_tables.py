@@ -7,7 +7,8 @@ per method and a column per partition; `-differences` has the same of difference
 method, `-reach` of the rounds and bytes to the study's targets; `-domains` and `-clients` have a
 column per domain of the test split or per client, on what it held out, `-models` one per network
 that the server holds; `-costs` is the cost sheet, with money where the study's folder has a
-`prices.yaml`. Nothing in such a block is typed by hand.
+`prices.yaml`; `-sets` draws what servers have made by the last round, in sets.png beside the page.
+Nothing in such a block is typed by hand.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fedsim.results.breakdown import breakdown_grids
 from fedsim.results.contents import Grid
 from fedsim.results.cost_sheet import NOTE, cost_grids, cost_sheet, read_prices
 from fedsim.results.costs import target_name
+from fedsim.results.gallery import sets_beside
+from fedsim.results.synthetic import first_makers
 from fedsim.results.text import NONE, half_text, human_bytes, p_text, percent, reach_text
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +108,7 @@ def reach(summary: Any, methods: list[str]) -> list[str]:
 
 
 TABLES = {"table": table, "matrix": matrix, "differences": differences, "reach": reach}
-KINDS = "|".join([*TABLES, *PARTS, "costs"])
+KINDS = "|".join([*TABLES, *PARTS, "costs", "sets"])
 
 
 def parts(study: Any, part: Any, methods: list[str]) -> list[str]:
@@ -117,6 +120,17 @@ def costs(study: Any, prices: Path, methods: list[str]) -> list[str]:
     """The cost sheet as Markdown tables, one per partition."""
     priced = read_prices(prices) if prices.is_file() else None
     return _markdown(cost_grids(cost_sheet(study, priced)), methods)
+
+
+def sets(study: Any, methods: list[str], folder: Path) -> list[str]:
+    """A picture beside the page of the sets that methods' servers end with."""
+    makers = {k: v for k, v in first_makers(study).items() if not methods or k in methods}
+    made = {name: study.synthetic_images(kept[-1], run) for name, (run, _, kept) in makers.items()}
+    ordered = {name: made[name] for name in methods or made if name in made}
+    called = " / ".join(dict.fromkeys(called for _, called, _ in makers.values()))
+    sets_beside(ordered).savefig(folder / "sets.png", dpi=110)
+    told = f"the first three images of each class in the last round's sets ({called})"
+    return [f"![{', '.join(ordered)}: {told}](sets.png)", "", f"{told[0].upper()}{told[1:]}."]
 
 
 def _markdown(grids: list[Grid], methods: list[str]) -> list[str]:
@@ -228,8 +242,8 @@ def _meaning(summary: Any, kind: str) -> str:
     )
 
 
-def fill(text: str, study: Any, summary: Any) -> str:
-    """A page with its blocks of this study rewritten."""
+def fill(text: str, study: Any, summary: Any, folder: Path) -> str:
+    """A page in a folder with its blocks of this study rewritten."""
     name = re.escape(study.name)
     mark = re.compile(
         rf"(<!-- {name}-({KINDS})((?: \w+)*) -->)\n.*?(<!-- /{name}-\2 -->)", re.DOTALL
@@ -245,6 +259,8 @@ def fill(text: str, study: Any, summary: Any) -> str:
                 command += f" --prices {prices.relative_to(ROOT)}"
             told = f"{NOTE} Printed by `{command}`."
             return "\n".join([match[1], "", *lines, "", told, "", match[4]])
+        if kind == "sets":
+            return "\n".join([match[1], "", *sets(study, methods, folder), "", match[4]])
         if kind in PARTS:
             lines = parts(study, PARTS[kind][0], methods)
         else:
@@ -262,7 +278,7 @@ def main(folders: list[str]) -> None:
         summary = study.summary()
         for page in pages():
             before = page.read_text(encoding="utf-8")
-            after = fill(before, study, summary)
+            after = fill(before, study, summary, page.parent)
             if after != before:
                 page.write_text(after, encoding="utf-8")
                 sys.stdout.write(f"{page.relative_to(ROOT)}: figures of {study.name}\n")

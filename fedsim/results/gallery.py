@@ -1,10 +1,12 @@
-"""Figures of a synthetic set: its first images, class by class, and those nearest to real ones.
+"""Figures of synthetic sets: their first images, class by class, and those nearest to real ones.
 
-Bars share one scale from 0 to 1, so that a weak class is seen beside its images.
+Sets beside each other are those of a run's rounds, or of several methods. Bars share one scale from
+0 to 1, so that a weak class is seen beside its images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedsim.results.style import DARK, GREY
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import NearestReal, SyntheticImages
 
-__all__ = ["BARS", "nearest_pairs", "synthetic_gallery"]
+__all__ = ["BARS", "nearest_pairs", "sets_beside", "synthetic_gallery"]
 
 BARS = {
     "clip_agreement": "CLIP\nagreement",
@@ -81,6 +83,47 @@ def synthetic_gallery(
         beside.set_ylim(axis.get_ylim())
         values = quality[measure].reindex(names).to_numpy(dtype=float)
         _bars(beside, middles, values, 0.24 * (h + gap), measure)
+    return figure
+
+
+def sets_beside(
+    sets: Mapping[str, SyntheticImages], per_class: int = 3, max_classes: int = 20, side: int = 64
+) -> Figure:
+    """The first images of each class of several sets: one row per class, a block per set.
+
+    Args:
+        sets: By what stands above them; of the same data, so that a class is the same row in all.
+        per_class: Images of a class in a block, at most.
+        max_classes: Rows, at most.
+        side: Images are shrunk to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    labels = sorted({int(label) for one in sets.values() for label in np.unique(one.labels)})
+    classes = labels[:max_classes]
+    names = [_name(next(iter(sets.values())).classnames, label) for label in classes]
+    drawn = [_canvas(one, classes, per_class, side) for one in sets.values()]
+    h, gap = drawn[0][1:]
+    scale, apart, top = 0.5 * _INCH / h, 0.12, 0.3
+    left = 0.3 + 0.075 * max(map(len, names), default=4)
+    high = drawn[0][0].shape[0] * scale
+    widths = [canvas.shape[1] * scale for canvas, _, _ in drawn]
+    size = (left + sum(widths) + apart * len(widths), top + high + 0.1)
+    figure = Figure(figsize=size)
+    x = left
+    for (canvas, _, _), title, width in zip(drawn, sets, widths, strict=True):
+        box = (x / size[0], 0.1 / size[1], width / size[0], high / size[1])
+        axis = figure.add_axes(box)
+        axis.imshow(canvas, interpolation="nearest", aspect="auto")
+        axis.set_title(title, fontsize=8.5, color=DARK, pad=4)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if x == left:
+            axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
+        axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+        axis.spines[:].set_visible(False)
+        x += width + apart
     return figure
 
 

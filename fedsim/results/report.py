@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedsim.results import (
     synthetic,
 )
 from fedsim.results.finals import CELL, final_runs
-from fedsim.results.gallery import nearest_pairs, synthetic_gallery
+from fedsim.results.gallery import nearest_pairs, sets_beside, synthetic_gallery
 from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
@@ -31,6 +31,7 @@ PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim res
 _MAX_EVENTS = 100
 _MAX_GALLERIES = 4
 _MAX_COLUMNS = 8
+_MAX_ROUNDS = 6
 
 
 class Picture(NamedTuple):
@@ -82,7 +83,7 @@ def write_report(
         by_client=_by_client(study),
         by_model=breakdown.breakdown_grids(study, "model"),
         curves=list(_curves(study)),
-        galleries=list(_galleries(study)),
+        galleries=[*_galleries(study), *_made(study)],
         quality=synthetic.synthetic_quality(study),
         split=_split(study),
         split_statistics=contents.split_statistics(study),
@@ -182,6 +183,32 @@ def _galleries(study: Study) -> Iterator[Picture]:
                 "the cosine of their features. Copies would stand here: the same picture twice.",
                 data_uri(nearest_pairs(images, nearest)),
             )
+
+
+def _made(study: Study) -> Iterator[Picture]:
+    """What the server of every method has made while it ran, in the first run that shows it."""
+    for method, (run_id, called, kept) in synthetic.first_makers(study).items():
+        rounds = spread(kept, _MAX_ROUNDS)
+        sets = {f"round {number}": study.synthetic_images(number, run_id) for number in rounds}
+        yield Picture(
+            f"Sets of {method}",
+            f"What the server made in the rounds of one run ({called}): the first images of each "
+            f"class, a row per class; white where there is none.",
+            data_uri(sets_beside(sets)),
+        )
+
+
+def spread(rounds: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, the first and the last included, as evenly as they come.
+
+    >>> spread([1, 2, 3, 4, 5, 6, 7], 3)
+    [1, 4, 7]
+    >>> spread([2, 4], 3)
+    [2, 4]
+    """
+    if len(rounds) <= most:
+        return list(rounds)
+    return [rounds[round(place * (len(rounds) - 1) / (most - 1))] for place in range(most)]
 
 
 def _split(study: Study) -> Picture | None:

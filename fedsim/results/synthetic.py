@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import NearestReal, Study
 
-__all__ = ["class_quality", "set_methods", "set_neighbours", "synthetic_quality"]
+__all__ = ["class_quality", "first_makers", "set_methods", "set_neighbours", "synthetic_quality"]
 
 
 class _Measure(NamedTuple):
@@ -126,6 +126,22 @@ def set_neighbours(study: Study, fingerprint: str) -> NearestReal | None:
         except ResultsError:
             continue
     return None
+
+
+def first_makers(study: Study) -> dict[str, tuple[str, str, list[int]]]:
+    """Methods whose server makes images in its rounds, each with a run that shows them.
+
+    Returns:
+        Method -> id of its run on the first partition with the lowest seed, how that run is called
+        (partition and seed), and the rounds that have images.
+    """
+    runs, kept = final_runs(study), study.synthetic_rounds()
+    runs = runs[runs["run_id"].isin([run for run, rounds in kept.items() if rounds])]
+    first = runs.drop_duplicates("method")  # runs are sorted by partition and seed
+    return {
+        run.method: (run.run_id, f"{run.partition}, seed {run.seed}", kept[run.run_id])
+        for run in first.itertuples()
+    }
 
 
 def _whole_sets(study: Study) -> pd.DataFrame:

@@ -93,7 +93,10 @@ def test_networks_beside_the_served_one(tmp_path: Path):
     last = rows[rows["round"] == 1].groupby(["run_id", "model"])["value"].last()
     own = study.runs.set_index("method").loc[method, "run_id"]
     assert (served, beside) == tuple(percent(last[own, name]) for name in ("global", "lenet"))
-    assert "Networks on the server" in write_report(study.path).read_text(encoding="utf-8")
+    page = write_report(study.path).read_text(encoding="utf-8")
+    assert "Networks on the server" in page
+    assert "Sets of feddm" in page  # what its server made in each round
+    assert "Sets of fedavg" not in page
 
 
 def test_data_without_domains(tmp_path: Path):

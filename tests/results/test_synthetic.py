@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import ResultsError
-from fedsim.results.gallery import BARS, nearest_pairs, synthetic_gallery
+from fedsim.results.gallery import BARS, nearest_pairs, sets_beside, synthetic_gallery
 from fedsim.results.report import write_report
 from fedsim.results.schema import TABLES
 from fedsim.results.synthetic import _MEASURES, class_quality, set_methods, synthetic_quality
@@ -132,6 +132,22 @@ def test_bars_stand_beside_the_images_of_their_class(study: Study):
     assert widths == pytest.approx([0.8, 0.6])
     middles = {patch.get_y() + patch.get_height() / 2 for patch in bars[0].patches}
     assert sorted(middles) == pytest.approx(list(gallery.get_yticks()))
+
+
+def test_sets_beside_each_other_share_their_rows():
+    whole = images()
+    dogs = SyntheticImages(
+        whole.images[whole.labels == 1], whole.labels[whole.labels == 1], ["cat", "dog"]
+    )
+    first, second = sets_beside({"round 1": whole, "round 9": dogs}, per_class=2).axes
+    assert [axis.get_title() for axis in (first, second)] == ["round 1", "round 9"]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["cat", "dog"]
+    left, right = (np.asarray(axis.get_images()[0].get_array()) for axis in (first, second))
+    assert left.shape == right.shape
+    half = left.shape[0] // 2
+    assert np.array_equal(left[half:], right[half:])
+    assert (right[: half - 1] == 255).all(), "a class that a set lacks is white"
+    assert not np.array_equal(left[:half], right[:half])
 
 
 def near(pixels: bool = True) -> dict[str, np.ndarray]:
