@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fedsim.engine.draw import Job, Recipe
     from fedsim.engine.host import Done, Work
+    from fedsim.engine.schedule import Paces
     from fedsim.params import Params
 
 _MAX_LOSSES_PER_ROUND = 3
@@ -60,6 +61,7 @@ class ActorPool:
         self.config: Experiment | None = None
         self._events: list[tuple[str, str]] = []
         self._actors = [self._start(position) for position in range(placement.num_actors)]
+        self._paces: Paces | None = None
 
     @property
     def num_actors(self) -> int:
@@ -74,19 +76,21 @@ class ActorPool:
         """
         import torch
 
-        from fedsim.engine.schedule import assign
+        from fedsim.engine.schedule import Paces, assign
 
         config = self.config
         assert config is not None
         shared = ray.put({k: v.detach().cpu().numpy() for k, v in message.items()})
         pending: dict[Any, tuple[int, Work]] = {}
+        paces = self._paces = self._paces or Paces(self.num_actors)
+        took: dict[int, tuple[int, float]] = {}
 
         def submit(position: int, part: Work) -> None:
             # `shared` is one object for all actors; arguments are resolved on arrival.
             future = self._actors[position].train.remote(config, part, shared)
             pending[future] = position, part
 
-        for position, groups in enumerate(assign(work.groups, self.num_actors)):
+        for position, groups in enumerate(assign(work.groups, paces.now())):
             if groups:
                 clients = {client for group in groups for client in group.client_ids}
                 states = {c: state for c, state in work.states.items() if c in clients}
@@ -106,10 +110,13 @@ class ActorPool:
             except RayActorError as error:
                 losses += 1
                 self._replace(position, f"round {work.round}", losses, error)
+                paces.forget(position)
                 submit(position, part)
                 continue
+            took[position] = sum(group.num_samples for group in part.groups), done.seconds
             done.total.sums = {k: torch.from_numpy(v) for k, v in done.total.sums.items()}
             yield done
+        paces.learn(took)
 
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
         """Batches of a synthetic set, one at a time on every actor, as they are finished.

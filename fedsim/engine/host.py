@@ -69,6 +69,8 @@ class Done:
     failures: list[Failure] = field(default_factory=list)
     backoffs: list[str] = field(default_factory=list)
     """What was changed after running out of memory; makes the run not bit-comparable."""
+    seconds: float = 0.0
+    """Of the host, from the first group to the last."""
 
     def merge(self, other: Done) -> None:
         """Add what other clients gave."""
@@ -105,12 +107,13 @@ class ClientHost:
 
     def train(self, work: Work, message: Params) -> Done:
         """Train every group of `work` on what the server sent."""
-        message = to_device(message, self.device)
+        message, started = to_device(message, self.device), time.perf_counter()
         done = Done(ExactSum(work.cohort_samples, work.cohort_size))
         for group in work.groups:
             self._train_group(group, work, message, done)
         if self.method.reduction == "sum":
             done.total.sums = to_device(done.total.sums, "cpu")
+        done.seconds = time.perf_counter() - started
         return done
 
     def _train_group(self, group: Group, work: Work, message: Params, done: Done) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 from fedsim.engine.batching import Group
 from fedsim.seeding import numpy_rng
@@ -19,16 +20,52 @@ def sample_cohort(num_clients: int, cohort_size: int, seed: int, round: int) -> 
     return [int(c) for c in rng.choice(num_clients, size=cohort_size, replace=False, shuffle=True)]
 
 
-def assign(groups: Sequence[Group], num_workers: int) -> list[list[Group]]:
-    """Longest groups first, each to the least-loaded worker (Graham 1969). Never changes results.
+def assign(groups: Sequence[Group], paces: Sequence[float]) -> list[list[Group]]:
+    """Longest groups first, each to the worker that would finish it first (Graham 1969).
+
+    Never changes results.
+
+    Args:
+        groups: The cohort's.
+        paces: Time that each worker takes per sample; only their ratios matter.
 
     Returns:
         One list of groups per worker; workers without work get an empty list.
     """
-    loads = [(0, worker) for worker in range(num_workers)]
-    plan: list[list[Group]] = [[] for _ in range(num_workers)]
+    plan: list[list[Group]] = [[] for _ in paces]
+    loads = [0] * len(paces)
     for group in sorted(groups, key=lambda g: (-g.num_samples, g.position)):
-        load, worker = heapq.heappop(loads)
+        ends = [(load + group.num_samples) * pace for load, pace in zip(loads, paces, strict=True)]
+        worker = ends.index(min(ends))
         plan[worker].append(group)
-        heapq.heappush(loads, (load + group.num_samples, worker))
+        loads[worker] += group.num_samples
     return plan
+
+
+class Paces:
+    """How long each worker takes per sample beside the others, as its last rounds have shown.
+
+    The median of a few rounds, which forgets one that loaded libraries or had a busy neighbour.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._seen: list[deque[float]] = [deque(maxlen=_ROUNDS_KEPT) for _ in range(num_workers)]
+
+    def learn(self, took: Mapping[int, tuple[int, float]]) -> None:
+        """After a round: each worker's samples and seconds. One alone says nothing."""
+        each = {w: seconds / n for w, (n, seconds) in took.items() if n and seconds > 0}
+        if len(each) > 1:
+            mean = sum(each.values()) / len(each)
+            for worker, pace in each.items():
+                self._seen[worker].append(pace / mean)
+
+    def forget(self, worker: int) -> None:
+        """Another process, perhaps elsewhere, has taken its place."""
+        self._seen[worker].clear()
+
+    def now(self) -> list[float]:
+        """Time per sample of every worker; 1 for who is not known yet."""
+        return [statistics.median(seen) if seen else 1.0 for seen in self._seen]
+
+
+_ROUNDS_KEPT = 5

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.engine.batching import GHOST, Group, make_batches, make_groups, num_steps
-from fedsim.engine.schedule import assign, sample_cohort
+from fedsim.engine.schedule import Paces, assign, sample_cohort
 from fedsim.methods.base import Batches
 from fedsim.sections import TrainConfig
 
@@ -209,13 +209,28 @@ def test_some_clients_of_a_group():
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 6))
 def test_all_groups_are_assigned_once_and_fairly(counts: list[int], workers: int):
     groups = [Group(i, (i,), (np.arange(n),)) for i, n in enumerate(counts)]
-    plan = assign(groups, workers)
+    plan = assign(groups, [1.0] * workers)
     assert len(plan) == workers
     assert sorted(g.position for part in plan for g in part) == list(range(len(groups)))
     loads = [sum(g.num_samples for g in part) for part in plan]
     # Graham's bound for list scheduling: whoever ends last began when everybody was busy.
     assert max(loads) <= sum(counts) / workers + (1 - 1 / workers) * max(counts) + 1e-9
-    assert plan == assign(list(reversed(groups)), workers)
+    assert plan == assign(list(reversed(groups)), [1.0] * workers)
+
+
+def test_a_worker_that_is_slower_gets_less():
+    groups = [Group(i, (i,), (np.arange(2),)) for i in range(40)]
+    paces = Paces(3)
+    assert [len(part) for part in assign(groups, paces.now())] == [14, 13, 13]
+    paces.learn({0: (14, 99.0), 1: (13, 1.0), 2: (13, 1.0)})  # a first round loads libraries
+    for _ in range(4):
+        paces.learn({0: (20, 20.0), 1: (10, 10.0), 2: (10, 20.0)})
+    slow = assign(groups, paces.now())
+    assert [len(part) for part in slow] == [16, 16, 8]
+    paces.learn({2: (10, 10.0)})  # nobody beside it to compare with
+    assert assign(groups, paces.now()) == slow
+    paces.forget(2)
+    assert [len(part) for part in assign(groups, paces.now())][2] > 8
 
 
 @settings(max_examples=50, deadline=None)

@@ -36,7 +36,7 @@ class ManyHosts:
         self._rng = numpy_rng(order, "completion")
 
     def train(self, work: Work, message: Params) -> Iterator[Done]:
-        plan = assign(work.groups, self.num_actors)
+        plan = assign(work.groups, self._rng.uniform(0.2, 5, self.num_actors).tolist())
         for at in self._rng.permutation(self.num_actors):
             part = Work(work.round, plan[at], work.states, work.cohort_samples, work.cohort_size)
             if plan[at]:
