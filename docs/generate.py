@@ -58,7 +58,7 @@ MEANINGS = {
     "evaluation.batch_size": "Samples per step of evaluation; memory only",
     "report.reference_method": "Whom the others are compared with; by default the first `fedavg*`",
     "study": "Name of the study, and of its folder of results",
-    "output": "Folder of studies",
+    "output": "Folder of studies, or its URL on object storage",
     "seeds": "One run per method, partition and seed",
 }
 

@@ -12,7 +12,7 @@ import typer
 
 from fedsim.errors import FedsimError
 from fedsim.interrupt import EXIT_CODE, check, quiet_exit, watch
-from fedsim.options import Address, Config, Csv, DryRun, Folder, Latex, Overrides
+from fedsim.options import Address, Config, Csv, DryRun, Folder, Folders, Latex, Overrides
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
@@ -113,8 +113,9 @@ def resume(folder: Folder, address: Address = None) -> None:
     Each run goes on from its last committed round; runs that failed are tried again.
     """
     from fedsim.launch import read_plan
+    from fedsim.storage import local_folder, url_of
 
-    _go(read_plan(folder), folder, False, address)
+    _go(read_plan(folder), local_folder(url_of(folder) or folder), False, address)
 
 
 @app.command()
@@ -133,10 +134,7 @@ def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
 
 @app.command()
 def compare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER", help="Output folders of studies, such as runs/first."),
-    ],
+    folders: Folders,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -256,6 +254,7 @@ def _go(
     """Check, then run what is not finished, then report; trials may fail and are not reported."""
     from fedsim.launch import check_data, launch, study_lock, unfinished
     from fedsim.progress import Display
+    from fedsim.storage import url_of
 
     check_data(experiments)
     check()
@@ -264,12 +263,13 @@ def _go(
 
         describe(experiments, folder, address)
         return
+    where = url_of(folder) or folder
     with study_lock(folder):
         todo = unfinished(folder, experiments)
         done = len(experiments) - len(todo)
         failed = 0
         if todo:
-            again = "start the same command again" if trials else f"fedsim resume {folder}"
+            again = "start the same command again" if trials else f"fedsim resume {where}"
             with Display(todo, done) as display, _say_how_to_go_on(again):
                 launch(todo, folder, display.hear, address, keep_going=trials)
             failed = len(display.failed)
@@ -281,7 +281,7 @@ def _go(
     if failed:
         typer.echo(
             f"fedsim: {failed} of {len(todo)} runs failed, as said above and in report.html; "
-            f"to try them again: fedsim resume {folder}",
+            f"to try them again: fedsim resume {where}",
             err=True,
         )
         raise typer.Exit(1)
@@ -302,11 +302,13 @@ def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) ->
     from fedsim.results.report import write_report
     from fedsim.results.tables import load
     from fedsim.results.text import format_summary
+    from fedsim.storage import Copy
 
     study = load(folder)
     summary = study.summary()
     typer.echo(format_summary(summary))
     typer.echo(f"\nreport: {write_report(folder)}")
+    Copy(folder).push()
     _say_written(export(summary, study.name, csv, latex))
 
 

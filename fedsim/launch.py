@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
 from fedsim.interrupt import check
+from fedsim.storage import Copy, url_of
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
 """Called with an experiment and its latest `round`, `accuracy`, `finished` or `error`; before the
@@ -49,7 +50,9 @@ def check_data(experiments: Sequence[Experiment]) -> None:
 
 @contextmanager
 def study_lock(folder: Path) -> Iterator[None]:
-    """Make this process the only one that works on a study; a kill releases it.
+    """Make this process the only one on this machine that works on a study; a kill releases it.
+
+    A copy of a study on object storage is brought up to date before and after.
 
     Raises:
         ResultsError: If the folder cannot be written, or another process works on it.
@@ -68,8 +71,13 @@ def study_lock(folder: Path) -> Iterator[None]:
         raise ResultsError(
             f"cannot write to {folder} ({error.strerror}); choose another folder: output=FOLDER"
         ) from error
+    copy = Copy(folder)
     try:
+        copy.pull()
+        copy.probe()
         yield
+        copy.push()
+        copy.pull()  # what other machines have done
     finally:
         lock.release()
         with suppress(OSError):
@@ -89,6 +97,7 @@ def find_study(folder: Path) -> None:
     def is_study(path: Path) -> bool:
         return (path / "plan.json").is_file() or (path / "runs").is_dir()
 
+    Copy(folder).pull()
     if is_study(folder):
         return
     if folder.is_file():
@@ -125,8 +134,10 @@ def read_plan(folder: Path) -> list[Experiment]:
             f"again: what is finished is not run again"
         )
     _check_unchanged(folder, final)
+    url = url_of(folder)
+    output = str(folder.parent) if url is None else url.rpartition("/")[0]
     return [
-        experiment.model_copy(update={"output": str(folder.parent)})
+        experiment.model_copy(update={"output": output})
         for key, experiment in final.items()
         if experiment.run_id == key
     ]
@@ -216,6 +227,7 @@ def write_plan(folder: Path, experiments: Sequence[Experiment]) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(plan, indent=1))
     os.replace(draft, path)
+    Copy(folder).push()
 
 
 def _launch_local(

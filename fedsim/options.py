@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Address", "Config", "Csv", "DryRun", "Folder", "Latex", "Overrides"]
+__all__ = ["Address", "Config", "Csv", "DryRun", "Folder", "Folders", "Latex", "Overrides"]
 
 Config = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
@@ -56,6 +56,27 @@ Latex = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _to_read(text: str) -> Path:
+    from fedsim.storage import local_folder
+
+    return local_folder(text, reading=True)
+
+
 Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="A study's output folder, such as runs/quickstart.")
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        parser=_to_read,
+        help="A study's output folder, such as runs/quickstart, or its URL.",
+    ),
+]
+Folders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FOLDER",
+        parser=_to_read,
+        help="Output folders of studies, such as runs/first, or their URLs.",
+    ),
 ]

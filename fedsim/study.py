@@ -21,6 +21,7 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, did_you_mean
 from fedsim.messages import SECTIONS, messages, shown
 from fedsim.sections import Section
+from fedsim.storage import local_folder
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What can be the name of a file on every system."""
@@ -74,8 +75,8 @@ class Study(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the study's output lives: `<output>/<study>`."""
-        return Path(self.output) / self.study
+        """Where the study's output lives on this machine: `<output>/<study>`, or its copy."""
+        return local_folder(f"{self.output}/{self.study}")
 
     def experiments(self, known_methods: Iterable[str]) -> list[Experiment]:
         """All final runs, in order: methods, then partitions, grid and seeds.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -18,6 +17,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
+from fedsim.storage import local_folder
 
 if TYPE_CHECKING:
     from fedsim.engine.round import Federation
@@ -58,18 +58,25 @@ class Coordinator:
         self._federation: Federation | None = None
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:
-        """Set up a run, or take it up from its last checkpoint; round 0 is committed."""
+        """Set up a run, or take it up from its last checkpoint; round 0 is committed.
+
+        Args:
+            config: The resolved experiment.
+            study_dir: The study's folder, or its URL.
+            command: What the user typed, for the tables.
+        """
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
         from fedsim.results.writer import TableWriter
 
         config.enter()
         self.pool.config = config
+        folder = local_folder(study_dir)
         about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(ray.nodes())}
         self._federation = Federation(
             config,
-            TableWriter(Path(study_dir), config.run_id),
-            CheckpointFolder(Path(study_dir), config.run_id),
+            TableWriter(folder, config.run_id),
+            CheckpointFolder(folder, config.run_id),
             self.pool,
             self.pool,  # server-side work goes to the clients' actors: they wait, and hold the GPUs
             self.device,

@@ -19,6 +19,7 @@ from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, PlacementError
 from fedsim.results import parts
 from fedsim.results.writer import TableWriter
+from fedsim.storage import Copy, url_of
 
 _START_DEADLINE_S = 300.0
 _LOOK_EVERY_S = 0.2
@@ -38,7 +39,8 @@ def run_on_ray(
     Args:
         config: The resolved experiment.
         placement: What it may hold (`fedsim.cluster.placement.place`).
-        study_dir: Where tables and checkpoints go; seen by all nodes under this path.
+        study_dir: Where tables and checkpoints go: seen by all nodes under this path, or a copy of
+            what they all reach.
         stop: Looked at while waiting.
         watch: Called after every committed round.
         command: What the user typed, for the tables.
@@ -65,7 +67,8 @@ def run_on_ray(
         actor: Any = ray.remote(Coordinator).options(**options)
         coordinator = actor.remote(placement, group)
         check()
-        progress = _get(coordinator.begin.remote(config, str(study_dir), command), stop)
+        where = url_of(study_dir) or str(study_dir)
+        progress = _get(coordinator.begin.remote(config, where, command), stop)
         watch(progress)
         while not progress.finished:
             progress = _get(coordinator.step.remote(), stop)
@@ -94,8 +97,11 @@ def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
 
 def mark_interrupted(study_dir: Path, run_id: str) -> None:
     """Write into a run's row that it was interrupted, if it has begun and not ended."""
+    copy = Copy(study_dir, run_id)
+    copy.pull()
     run = parts.read_run(study_dir / "runs", run_id)
     if run is not None and run.table()["status"].to_pylist() == ["running"]:
         writer = TableWriter(study_dir, run_id)
         writer.update_run(status="interrupted")
         writer.commit()
+        copy.push()

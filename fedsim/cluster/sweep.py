@@ -23,6 +23,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.run import mark_interrupted
 from fedsim.cluster.session import Stop
 from fedsim.config import Experiment
+from fedsim.storage import url_of
 
 from ray import tune  # isort: skip
 from ray.tune import Callback  # isort: skip
@@ -140,7 +141,7 @@ def sweep_on_ray(
     Args:
         experiments: What is still to be run.
         placement: What one run may hold.
-        study_dir: Where tables and checkpoints go; seen by all nodes under this path.
+        study_dir: As for `fedsim.cluster.run.run_on_ray`.
         stop: Looked at while waiting.
         watch: Called after every committed round and for every failure.
         command: What the user typed, for the tables.
@@ -157,7 +158,7 @@ def sweep_on_ray(
         tune.with_resources(Cell, factory),
         param_space={
             "placement": placement,
-            "study_dir": str(study_dir),
+            "study_dir": url_of(study_dir) or str(study_dir),
             "gate": gate,
             "command": command,
             "experiment": tune.grid_search(list(experiments)),

@@ -23,25 +23,13 @@ import numpy as np
 from filelock import FileLock
 
 from fedsim.errors import DataError
+from fedsim.storage import cache_folder
 
 Arrays = dict[str, np.ndarray]
 
 _FORMAT = 1
 _CHECKSUM_BYTES = 16
 _checksum = partial(hashlib.blake2b, digest_size=_CHECKSUM_BYTES)
-
-
-def cache_folder() -> Path:
-    """Where entries live: `$FEDSIM_CACHE`, or the user's cache folder.
-
-    On a cluster, point it at node-local disk for speed, or at shared storage so that features are
-    computed once for all nodes.
-    """
-    if "FEDSIM_CACHE" in os.environ:
-        return Path(os.environ["FEDSIM_CACHE"])
-    from platformdirs import user_cache_path
-
-    return user_cache_path("fedsim")
 
 
 def address(key: Mapping[str, Any]) -> str:

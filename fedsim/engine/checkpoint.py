@@ -1,4 +1,4 @@
-"""Snapshots that survive a kill at any instant.
+"""Snapshots that survive a kill at any instant, and where there is object storage, the machine.
 
 A checkpoint is one file per round under `<study>/checkpoints/<run_id>/`, written aside and renamed
 when complete; the newest complete one is the commit point of the run. Files hold tensors and plain
@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fedsim.errors import CheckpointError
+from fedsim.storage import Copy
 
 _KEPT = 2
 _FORMAT = 2
@@ -34,6 +35,7 @@ class CheckpointFolder:
     def __init__(self, study_dir: Path, run_id: str) -> None:
         self.path = study_dir / "checkpoints" / run_id
         self.run_id = run_id
+        self._copy = Copy(study_dir, run_id)
         self._lock = FileLock(self.path / ".lock")
 
     def claim(self) -> None:
@@ -52,6 +54,7 @@ class CheckpointFolder:
                 f"run {self.run_id} is being computed by another process; "
                 f"wait for it, or end it (lock: {self.path / '.lock'})"
             ) from error
+        self._copy.pull()
         for draft in self.path.glob("*.tmp*"):  # of a process that was killed
             draft.unlink(missing_ok=True)
 
@@ -62,7 +65,10 @@ class CheckpointFolder:
 
     def release(self) -> None:
         """Let other processes continue the run."""
-        self._lock.release()
+        try:
+            self._copy.push()  # the tables' last words
+        finally:
+            self._lock.release()
 
     def save(self, round: int, content: dict[str, Any]) -> None:
         """Commit the state after `round`; older snapshots than the last two are removed.
@@ -74,6 +80,7 @@ class CheckpointFolder:
         write_whole(self.path / f"round-{round:06d}.pt", whole)
         for old in self._files()[:-_KEPT]:
             old.unlink(missing_ok=True)
+        self._copy.push()
 
     def latest(self) -> dict[str, Any] | None:
         """The newest committed state, or None before round 0 is committed.

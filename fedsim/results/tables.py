@@ -13,6 +13,7 @@ from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.equality import equal_results
 from fedsim.results.schema import TABLES
+from fedsim.storage import Copy, local_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,11 +226,17 @@ def load(path: Path | str) -> Study:
     """Open a study's folder.
 
     Args:
-        path: The folder, usually `runs/<study>`.
+        path: The folder, usually `runs/<study>`, or its URL on object storage.
 
     Raises:
-        ResultsError: There is no such folder, or it holds studies rather than being one.
+        ResultsError: There is no such folder, or it holds studies rather than being one, or its
+            storage cannot be reached.
     """
+    if "://" in (url := str(path)):
+        path = local_folder(url, reading=True)
+        Copy(path).pull()
+        if not path.is_dir():
+            raise ResultsError(f"there is nothing at {url}")
     path = Path(path)
     if not path.is_dir():
         siblings = _studies_in(path.parent)

@@ -31,7 +31,8 @@ class TableWriter:
     """Appends the rows of one run to the tables of a study.
 
     What the run wrote before is kept, so that a resumed run goes on where its checkpoint is; such a
-    run must say where with `truncate` before it appends.
+    run must say where with `truncate` before it appends. It is looked at when the writer is first
+    used: until the run is claimed another process may still be writing it.
 
     Args:
         study_dir: Folder of the study; made when first needed.
@@ -41,7 +42,8 @@ class TableWriter:
             nothing either way; a power cut may, on file systems that do not order renames.
 
     Raises:
-        ResultsError: The run id cannot be a file name, or what is there cannot be read.
+        ResultsError: The run id cannot be a file name. When first used: what is there cannot be
+            read.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class TableWriter:
         self._open: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
         self._changed: set[str] = set()
         self._sealed = dict.fromkeys(TABLES, 0)
-        self._must_truncate = self._open_existing()
+        self._taken_up = self._must_truncate = False
 
     def append(self, table: str, rows: Rows) -> None:
         """Add rows, to be written at the next commit. `run_id` is filled in.
@@ -262,6 +264,8 @@ class TableWriter:
     def _check_open(self) -> None:
         if self._closed:
             raise ResultsError(f"the writer of run {self.run_id} is closed")
+        if not self._taken_up:
+            self._taken_up, self._must_truncate = True, self._open_existing()
 
 
 def write_synthetic_images(

@@ -12,12 +12,12 @@ import pytest
 from fedsim.data.store import (
     Parts,
     address,
-    cache_folder,
     file_identity,
     is_stored,
     shared_arrays,
 )
 from fedsim.errors import DataError
+from fedsim.storage import cache_folder
 
 
 @pytest.fixture(autouse=True)
