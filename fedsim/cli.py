@@ -16,6 +16,7 @@ from fedsim.options import Address, Config, Csv, DryRun, Folder, Folders, Latex,
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
+    from fedsim.study import EarlyStopping
 
 app = typer.Typer(
     name="fedsim",
@@ -98,8 +99,8 @@ def sweep(
     if tune:
         from fedsim.tuning import tune_study
 
-        def execute(trials: list[Experiment]) -> None:
-            _go(trials, study.folder, dry_run, address, trials=True)
+        def execute(trials: list[Experiment], early_stopping: EarlyStopping | None) -> None:
+            _go(trials, study.folder, dry_run, address, True, early_stopping)
 
         tune_study(study, METHODS, execute, dry_run)
         return
@@ -250,6 +251,7 @@ def _go(
     dry_run: bool,
     address: str | None,
     trials: bool = False,
+    early_stopping: EarlyStopping | None = None,
 ) -> None:
     """Check, then run what is not finished, then report; trials may fail and are not reported."""
     from fedsim.launch import check_data, launch, study_lock, unfinished
@@ -265,13 +267,14 @@ def _go(
         return
     where = url_of(folder) or folder
     with study_lock(folder):
-        todo = unfinished(folder, experiments)
+        ended = ("finished", "stopped") if early_stopping else ("finished",)
+        todo = unfinished(folder, experiments, ended)
         done = len(experiments) - len(todo)
         failed = 0
         if todo:
             again = "start the same command again" if trials else f"fedsim resume {where}"
             with Display(todo, done) as display, _say_how_to_go_on(again):
-                launch(todo, folder, display.hear, address, keep_going=trials)
+                launch(todo, folder, display.hear, address, trials, early_stopping)
             failed = len(display.failed)
         elif len(experiments) > 1:
             typer.echo(f"all {len(experiments)} runs are finished", err=True)

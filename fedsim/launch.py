@@ -21,10 +21,11 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
 from fedsim.interrupt import check
 from fedsim.storage import Copy, url_of
+from fedsim.study import EarlyStopping
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
-"""Called with an experiment and its latest `round`, `accuracy`, `finished` or `error`; before the
-first run begins with `encoded` of all `images` of its data."""
+"""Called with an experiment and its latest `round`, `accuracy`, `finished`, `stopped` or `error`;
+before the first run begins with `encoded` of all `images` of its data."""
 
 
 def check_data(experiments: Sequence[Experiment]) -> None:
@@ -177,15 +178,17 @@ def _check_unchanged(folder: Path, planned: dict[str, Experiment]) -> None:
         )
 
 
-def unfinished(folder: Path, experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Those that have no finished run in the study's tables."""
+def unfinished(
+    folder: Path, experiments: Sequence[Experiment], ended: Sequence[str] = ("finished",)
+) -> list[Experiment]:
+    """Those whose run in the study's tables has not ended in one of these ways."""
     if not (folder / "runs").is_dir():
         return list(experiments)
     from fedsim.results.tables import load
 
     runs = load(folder).read("runs", ["run_id", "status"])
-    finished = set(runs.run_id[runs.status == "finished"])
-    return [e for e in experiments if e.run_id not in finished]
+    done = set(runs.run_id[runs.status.isin(ended)])
+    return [e for e in experiments if e.run_id not in done]
 
 
 def launch(
@@ -194,6 +197,7 @@ def launch(
     watch: Watch,
     address: str | None = None,
     keep_going: bool = False,
+    early_stopping: EarlyStopping | None = None,
 ) -> None:
     """Run experiments to their end on the configured backend; the caller holds the study's lock.
 
@@ -203,6 +207,7 @@ def launch(
         watch: Called after every committed round and for every failure.
         address: A Ray cluster to use instead of this machine.
         keep_going: Report a failure through `watch` also when there is only one run.
+        early_stopping: Whether and when runs that lag behind end early; on Ray.
 
     Raises:
         FedsimError: What was wrong before any run began, or what ended a single run.
@@ -216,7 +221,7 @@ def launch(
     if experiments[0].engine.backend == "local":
         _launch_local(experiments, folder, watch, alone)
     else:
-        _launch_ray(experiments, folder, watch, alone, address)
+        _launch_ray(experiments, folder, watch, alone, address, early_stopping)
 
 
 def write_plan(folder: Path, experiments: Sequence[Experiment]) -> None:
@@ -261,6 +266,7 @@ def _launch_ray(
     watch: Watch,
     alone: bool,
     address: str | None,
+    early_stopping: EarlyStopping | None,
 ) -> None:
     from fedsim.cluster.placement import place
     from fedsim.cluster.preflight import preflight_on_ray
@@ -304,7 +310,8 @@ def _launch_ray(
                 shapes.setdefault(_shape(placements[config.run_id]), []).append(config)
             for group in shapes.values():
                 shared = place(group[0], machines, len(group))
-                sweep_on_ray(group, shared, folder.resolve(), stop, watch, command_line())
+                at = folder.resolve()
+                sweep_on_ray(group, shared, at, stop, watch, command_line(), early_stopping)
     except Interrupted as error:
         raise KeyboardInterrupt from error
 

@@ -98,7 +98,7 @@ class Display:
             self._progress.update(self._tasks[config.run_id], completed=seen["round"], note=note)
         if self._many:
             self._progress.update(self._overall, note="")
-        if seen["finished"]:
+        if seen["finished"] or seen.get("stopped"):
             self._forget(config)
 
     def _hear_encoding(self, encoded: int, images: int) -> None:
@@ -127,8 +127,9 @@ class Display:
 
     def _say(self, config: Experiment, seen: dict[str, Any], note: str) -> None:
         """One line per finished run of a sweep, or per round of a single one."""
-        if self._many and not seen["finished"]:
+        if self._many and not seen["finished"] and not seen.get("stopped"):
             return
+        note += ", stopped early" if seen.get("stopped") else ""
         where = f"[{self._done + 1}/{self._total}] " if self._many else ""
         passed = time.monotonic() - self._started
         line = f"{passed:6.1f} s  {where}{title(config)}  round {seen['round']}  {note}"

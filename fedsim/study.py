@@ -39,6 +39,21 @@ _AXES = {
 """Fields of an experiment that its own settings cannot change, and where they come from."""
 
 
+class EarlyStopping(Section):
+    """Trials that lag behind end early: asynchronous successive halving (Li et al., 2020).
+
+    Trials compete with those of the same method, partition and seed. After `grace_rounds` rounds,
+    and every `reduction_factor` times as many, a trial goes on if it is among the best one in
+    `reduction_factor` that have come as far. Who came first depends on the machine, and so, a
+    little, does which trials end; `engine.backend: ray`.
+    """
+
+    grace_rounds: int = Field(1, gt=0)
+    """Rounds that every trial gets."""
+    reduction_factor: int = Field(3, gt=1)
+    """One trial in so many goes on."""
+
+
 class TuneConfig(Section):
     """Hyper-parameter selection: same seeds, partitions and number of trials for every method."""
 
@@ -51,6 +66,9 @@ class TuneConfig(Section):
     on one seed may be at the edge of divergence, and fail on the next."""
     confirm_best: int = Field(3, gt=0)
     """How many of its best trials."""
+    early_stopping: EarlyStopping | None = None
+    """`{grace_rounds: 1, reduction_factor: 3}`: end trials early that lag behind others of their
+    method, partition and seed; null lets all of them finish."""
     grid: dict[str, dict[str, Values]] = {}
     """method -> dotted key -> values; every method gets the same number of combinations."""
 

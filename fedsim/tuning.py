@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 import yaml
@@ -21,7 +21,7 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
 from fedsim.methods import check_options, method_class
-from fedsim.study import Study
+from fedsim.study import EarlyStopping, Study
 
 Point = dict[str, Any]
 """Dotted settings of one trial."""
@@ -31,10 +31,17 @@ Axes = dict[str, list[Any]]
 _FINEST = 1.1
 
 
+class Score(NamedTuple):
+    """What a trial is chosen by: those that finished before those that were stopped early."""
+
+    whole: bool
+    accuracy: float
+
+
 def tune_study(
     study: Study,
     known_methods: Iterable[str],
-    execute: Callable[[list[Experiment]], None],
+    execute: Callable[[list[Experiment], EarlyStopping | None], None],
     dry_run: bool = False,
 ) -> dict[str, Point]:
     """Run the study's `tune` section and choose each method's settings.
@@ -42,7 +49,7 @@ def tune_study(
     Args:
         study: With a `tune.grid`.
         known_methods: Names that `use` may take.
-        execute: Runs experiments to their end.
+        execute: Runs experiments to their end, or to where early stopping ends them.
         dry_run: Only hand over the first trials; choose nothing.
 
     Returns:
@@ -63,7 +70,7 @@ def tune_study(
             more = [_runs(study, name, p, known) for p in points[name][len(trials[name]) :]]
             trials[name] += more
             new += itertools.chain.from_iterable(more)
-        execute(new)
+        execute(new, study.tune.early_stopping)
         if dry_run:
             typer.echo(f"ranges with the best at an edge: up to {study.tune.extensions} times more")
             return {}
@@ -85,7 +92,7 @@ def tune_study(
                 runs = _runs(study, name, points[name][place], known, study.tune.confirm_seeds)
                 trials[name][place] += runs
                 again += runs
-        execute(again)
+        execute(again, None)
         scores = _scores(study, trials)
         chosen = {
             name: _best(name, [points[name][i] for i in led], [scores[name][i] for i in led])
@@ -219,14 +226,20 @@ def _runs(
     return study.resolve([(name, point, seed, "tune") for seed in seeds], known)
 
 
-def _leaders(study: Study, scores: list[float]) -> list[int]:
+def _leaders(study: Study, scores: list[Score]) -> list[int]:
     """Places of the trials to confirm, the best first; none without seeds for that."""
-    ranked = sorted(range(len(scores)), key=lambda place: -scores[place])
+    ranked = sorted(range(len(scores)), key=lambda place: scores[place], reverse=True)
     return ranked[: study.tune.confirm_best] if study.tune.confirm_seeds else []
 
 
 def _check(study: Study, points: dict[str, list[Point]]) -> None:
     problems = []
+    backend = study.shared.get("engine", {}).get("backend", "ray")
+    if study.tune.early_stopping and backend != "ray":
+        problems.append(
+            f"tune.early_stopping compares trials that run side by side, and engine.backend is "
+            f"{backend}: set it to ray, or early_stopping to null"
+        )
     if not points:
         problems.append(
             "there is nothing to tune: add a range per method, such as tune: {grid: "
@@ -256,23 +269,26 @@ def _check(study: Study, points: dict[str, list[Point]]) -> None:
         raise ConfigError([f"{study.source}: {problem}" for problem in problems])
 
 
-def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[float]]:
+def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
     """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
     from fedsim.results.tables import load
 
     tables = load(study.folder)
-    runs = tables.read("runs", ["run_id", "status"])
+    status = tables.read("runs", ["run_id", "status"]).set_index("run_id").status
+    stopped = set(status.index[status == "stopped"]) if study.tune.early_stopping else set()
     rounds = tables.read("rounds", ["run_id", "round", "accuracy"]).sort_values("round")
-    rounds = rounds[rounds.run_id.isin(runs.run_id[runs.status == "finished"])]
+    rounds = rounds[rounds.run_id.isin({*status.index[status == "finished"], *stopped})]
     last = rounds.groupby("run_id").accuracy.last()
-    return {
-        name: [float(last.reindex([e.run_id for e in runs]).fillna(0.0).mean()) for runs in points]
-        for name, points in trials.items()
-    }
+
+    def score(runs: list[Experiment]) -> Score:
+        ids = [e.run_id for e in runs]
+        return Score(stopped.isdisjoint(ids), float(last.reindex(ids).fillna(0.0).mean()))
+
+    return {name: [score(runs) for runs in points] for name, points in trials.items()}
 
 
-def _best(name: str, points: list[Point], scores: list[float]) -> Point:
-    if not any(score > 0 for score in scores):
+def _best(name: str, points: list[Point], scores: list[Score]) -> Point:
+    if not any(score.whole and score.accuracy > 0 for score in scores):
         raise ExecutionError(
             f"tuning: no trial of {name} finished; the reasons are in the column `error` of the "
             f"table runs, and above"
@@ -283,7 +299,7 @@ def _best(name: str, points: list[Point], scores: list[float]) -> Point:
 def _write(
     study: Study,
     points: dict[str, list[Point]],
-    scores: dict[str, list[float]],
+    scores: dict[str, list[Score]],
     leaders: dict[str, list[int]],
     chosen: dict[str, Point],
     edges: dict[str, list[str]],
@@ -298,10 +314,12 @@ def _write(
     for name in chosen:
         led, own = leaders[name], scores[name]
         lines.append(f"# {name}: {len(own)} trials")
-        ranked = sorted(range(len(own)), key=lambda place: (place not in led, -own[place]))
+        ranked = sorted(range(len(own)), key=lambda place: (place in led, own[place]), reverse=True)
         for place in ranked:
             on = f"  (on {more} as well)" if place in led else ""
-            lines.append(f"#   {100 * own[place]:6.2f} %  {json.dumps(points[name][place])}{on}")
+            on += "" if own[place].whole else "  (stopped early)"
+            score = 100 * own[place].accuracy
+            lines.append(f"#   {score:6.2f} %  {json.dumps(points[name][place])}{on}")
         lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges[name]]
         if len(points[name]) < max(map(len, points.values())):
             lines.append("#   fewer trials than others: its ranges have no values left to try")

@@ -90,6 +90,12 @@ class Coordinator:
             raise ExecutionError("step before begin")
         return self._advance(self._federation.step)
 
+    def stop(self) -> None:
+        """End the run where it is, unless it has ended by itself."""
+        federation, self._federation = self._federation, None
+        if federation is not None and not federation.finished:
+            federation.abort("stopped")
+
     def where(self) -> list[dict[str, Any]]:
         """Process, node and accelerators of the client actors."""
         return self.pool.where()
@@ -104,9 +110,11 @@ class Coordinator:
         try:
             row = action()
         except Exception as error:
+            self._federation = None
             federation.abort("failed", error)
             raise
         if federation.finished:
+            self._federation = None
             federation.finish()
         run_id = federation.config.run_id
         return Progress(run_id, row["round"], row["accuracy"], federation.finished)

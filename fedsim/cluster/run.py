@@ -51,7 +51,7 @@ def run_on_ray(
         FedsimError: Whatever ended the run.
         Interrupted: After marking the run as interrupted.
     """
-    stop.leave = partial(mark_interrupted, study_dir, config.run_id)
+    stop.leave = partial(mark_ended, study_dir, config.run_id, "interrupted")
     group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
     coordinator: Any = None
     try:
@@ -76,7 +76,7 @@ def run_on_ray(
     except Interrupted:
         if coordinator is not None:
             ray.kill(coordinator)  # so that nothing is written after the mark
-        mark_interrupted(study_dir, config.run_id)
+        mark_ended(study_dir, config.run_id, "interrupted")
         raise
     finally:
         remove_placement_group(group)  # ends the actors in it
@@ -95,13 +95,13 @@ def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
         raise ExecutionError(f"the coordinator actor died: {error}; run `fedsim resume`") from error
 
 
-def mark_interrupted(study_dir: Path, run_id: str) -> None:
-    """Write into a run's row that it was interrupted, if it has begun and not ended."""
+def mark_ended(study_dir: Path, run_id: str, status: str) -> None:
+    """Write into a run's row how it ended, if it has begun and says that it runs."""
     copy = Copy(study_dir, run_id)
     copy.pull()
     run = parts.read_run(study_dir / "runs", run_id)
     if run is not None and run.table()["status"].to_pylist() == ["running"]:
         writer = TableWriter(study_dir, run_id)
-        writer.update_run(status="interrupted")
+        writer.update_run(status=status)
         writer.commit()
         copy.push()

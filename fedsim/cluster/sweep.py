@@ -20,13 +20,15 @@ from ray.util.placement_group import get_current_placement_group
 
 from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.run import mark_interrupted
+from fedsim.cluster.run import mark_ended
 from fedsim.cluster.session import Stop
 from fedsim.config import Experiment
 from fedsim.storage import url_of
+from fedsim.study import EarlyStopping
 
 from ray import tune  # isort: skip
 from ray.tune import Callback  # isort: skip
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler  # isort: skip
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
 """Called with a run's config and its latest `round`, `accuracy`, `finished` and `error`."""
@@ -71,6 +73,7 @@ class Cell(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next run on the same actors."""
+        self._coordinator.stop()
         self._begun = False
         return True
 
@@ -105,8 +108,8 @@ class Cell(tune.Trainable):
 
 
 class _Listener(Callback):
-    def __init__(self, watch: Watch, begun: set[str]) -> None:
-        self._watch, self._begun = watch, begun
+    def __init__(self, watch: Watch, begun: set[str], stopped: set[str]) -> None:
+        self._watch, self._begun, self._stopped = watch, begun, stopped
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
         """Tune pickles its set-up to restore it, which is never done here."""
@@ -121,11 +124,49 @@ class _Listener(Callback):
         self._watch(trial.config["experiment"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._begun.discard(trial.config["experiment"].run_id)
+        experiment, last = trial.config["experiment"], trial.last_result
+        self._begun.discard(experiment.run_id)
+        if not last.get("finished") and not last.get("error"):  # ended early
+            self._stopped.add(experiment.run_id)
+            self._watch(experiment, {**last, "stopped": True})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() or trial.get_error()
         self._watch(trial.config["experiment"], {"error": f"the trial's actor failed: {cause}"})
+
+
+class _Halving(FIFOScheduler):
+    """Successive halving among runs of the same method, partition and seed."""
+
+    def __init__(self, settings: EarlyStopping) -> None:
+        super().__init__()
+        self._settings = settings
+        self._of: dict[tuple[str, str, int], ASHAScheduler] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._peers(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self._peers(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._peers(trial).on_trial_complete(tune_controller, trial, result)
+
+    def _peers(self, trial: Any) -> ASHAScheduler:
+        """Who judges this trial: one scheduler for all that it competes with."""
+        e, settings = trial.config["experiment"], self._settings
+        key = (e.method, e.partition.model_dump_json(), e.seed)
+        if key not in self._of:
+            self._of[key] = ASHAScheduler(
+                time_attr="round",
+                metric="accuracy",
+                mode="max",
+                max_t=max(e.train.rounds, settings.grace_rounds),
+                grace_period=settings.grace_rounds,
+                reduction_factor=settings.reduction_factor,
+                stop_last_trials=False,  # they say themselves that they are done
+            )
+        return self._of[key]
 
 
 def sweep_on_ray(
@@ -135,6 +176,7 @@ def sweep_on_ray(
     stop: Stop,
     watch: Watch,
     command: str | None = None,
+    early_stopping: EarlyStopping | None = None,
 ) -> None:
     """Run experiments of one resource shape, as many at once as fit.
 
@@ -145,12 +187,13 @@ def sweep_on_ray(
         stop: Looked at while waiting.
         watch: Called after every committed round and for every failure.
         command: What the user typed, for the tables.
+        early_stopping: Whether and when runs that lag behind end early.
 
     Raises:
         Interrupted: After marking the runs in flight as interrupted.
     """
     scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
-    begun: set[str] = set()
+    begun, stopped = set[str](), set[str]()
     at_once = min(placement.concurrent_runs, len(experiments))
     gate = ray.remote(Gate).options(num_cpus=0).remote(at_once)
     factory = tune.PlacementGroupFactory([placement.head or {"CPU": 0.0}, *placement.bundles])
@@ -164,6 +207,7 @@ def sweep_on_ray(
             "experiment": tune.grid_search(list(experiments)),
         },
         tune_config=tune.TuneConfig(
+            scheduler=None if early_stopping is None else _Halving(early_stopping),
             reuse_actors=True,
             max_concurrent_trials=at_once,
             trial_name_creator=lambda trial: trial.trial_id,
@@ -173,7 +217,7 @@ def sweep_on_ray(
             name="sweep",
             storage_path=scratch,
             verbose=0,
-            callbacks=[_Listener(watch, begun)],
+            callbacks=[_Listener(watch, begun, stopped)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
@@ -183,7 +227,9 @@ def sweep_on_ray(
 
     def leave() -> None:
         for run_id in begun:
-            mark_interrupted(study_dir, run_id)
+            mark_ended(study_dir, run_id, "interrupted")
+        for run_id in stopped:  # of the last ones the actors have ended without a word
+            mark_ended(study_dir, run_id, "stopped")
         shutil.rmtree(scratch, ignore_errors=True)
 
     stop.nudge, stop.leave = _stop_tune, leave

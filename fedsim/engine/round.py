@@ -205,7 +205,7 @@ class Federation:
         self._close("finished")
 
     def abort(self, status: str, error: BaseException | None = None) -> None:
-        """Leave readable tables behind, as `failed` or `interrupted`; the run can be resumed."""
+        """Leave readable tables behind, as `failed`, `interrupted` or `stopped`; to be resumed."""
         self._close(status, None if error is None else f"{type(error).__name__}: {error}")
 
     def _close(self, status: str, error: str | None = None) -> None:

@@ -382,6 +382,19 @@ TUNING = [
         ["tune.seeds: 0 would be tuned on and reported", "tune.seeds=[1001]"],
     ),
     Bad(
+        "early_stopping",
+        "sweep study.yaml --tune 'tune={early_stopping: {grace_rounds: 2}, "
+        "grid: {fedavg_head: {train.lr: [0.1, 1.0]}}}'",
+        2,
+        ["tune.early_stopping", "engine.backend is local", "to null"],
+    ),
+    Bad(
+        "early_typo",
+        "sweep study.yaml --tune 'tune={early_stopping: {grace_round: 2}}'",
+        2,
+        ["grace_round", "did you mean 'grace_rounds'?"],
+    ),
+    Bad(
         "tuned_method",
         "sweep study.yaml --tune 'tune={grid: {fedavg_haed: {train.lr: [0.1]}}}'",
         2,

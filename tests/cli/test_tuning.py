@@ -14,6 +14,7 @@ from fedsim.errors import ConfigError, ExecutionError
 from fedsim.methods import METHODS
 from fedsim.results.tables import load
 from fedsim.study import parse_study
+from fedsim.tuning import Score
 from tests.cli.place import STUDY, Fedsim
 
 RUNS = Path("runs/trial")
@@ -101,16 +102,71 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         tree |= {"methods": list(grid), "tune": {"grid": grid, **settings}}
         study = parse_study(tree, source="study.yaml")
 
-        def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[float]]:
+        def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
             return {
-                name: [fmean(trials.score(e.method, e.flat()) for e in trial) for trial in runs]
+                name: [
+                    Score(True, fmean(trials.score(e.method, e.flat()) for e in trial))
+                    for trial in runs
+                ]
                 for name, runs in asked.items()
             }
 
         monkeypatch.setattr(tuning, "_scores", scores)
-        return tuning.tune_study(study, METHODS, trials.asked.append)
+        return tuning.tune_study(study, METHODS, lambda asked, _: trials.asked.append(asked))
 
     return run
+
+
+def test_a_trial_that_was_stopped_early_is_never_chosen():
+    stopped, whole = Score(False, 0.9), Score(True, 0.2)
+    points = [{"train.lr": 1.0}, {"train.lr": 0.1}]
+    assert tuning._best("m", points, [stopped, whole]) == points[1]
+    with pytest.raises(ExecutionError, match="no trial of m finished"):
+        tuning._best("m", points, [stopped, Score(False, 0.0)])
+
+
+UPSIDE_DOWN = """
+from fedsim.methods.fedavg_head import FedAvgHead
+
+class UpsideDown(FedAvgHead):
+    def predictor(self, state, client_state=None):
+        model = super().predictor(state, client_state)
+        return model if self.config.train.lr < 0.5 else lambda x: -model(x)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("no_report")
+def test_trials_that_lag_behind_end_early(fedsim: Fedsim, place: Path):
+    Path("upside_down.py").write_text(UPSIDE_DOWN)
+    study = yaml.safe_load(STUDY) | {
+        "methods": {"head": {"use": "upside_down.py:UpsideDown"}},
+        "engine": {"backend": "ray"},
+        "resources": {"num_actors": 1},
+    }
+    study["train"]["rounds"] = 6
+    study["tune"] = {
+        "extensions": 0,
+        "early_stopping": {"grace_rounds": 1, "reduction_factor": 2},
+        "grid": {"head": {"train.lr": [0.01, 0.02, 0.03, 0.7, 0.8, 0.9]}},
+    }
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    code, out, err = fedsim("sweep", "study.yaml", "--tune")
+    assert code == 0, err
+    tables = load(RUNS)
+    runs = tables.runs.set_index("run_id")
+    stopped = runs.status == "stopped"
+    assert set(runs.status) == {"finished", "stopped"}
+    assert stopped[runs["config.train.lr"] > 0.5].any()
+    last = tables.rounds.groupby("run_id")["round"].max()
+    assert (last[runs.index[~stopped]] == 6).all()
+    assert last[runs.index[stopped]].between(1, 5).all()
+    assert err.count("stopped early") == out.count("(stopped early)") == stopped.sum()
+    started = runs.started_at.max()
+    code, again, err = fedsim("sweep", "study.yaml", "--tune")
+    assert code == 0, err
+    assert again == out
+    assert load(RUNS).runs.started_at.max() == started, "what was stopped is not run again"
 
 
 def best_at(**values: float) -> Callable[[str, dict[str, Any]], float]:
