@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -109,6 +109,8 @@ def _near_setting(loc: Loc, model: type[BaseModel], extra: Iterable[str]) -> str
     for part in loc[:-1]:
         owner = getattr(owner, "model_fields", {}).get(part)
         owner = getattr(owner, "annotation", None)
+        # Of a block that may be left out, `EarlyStopping | None`, the block.
+        owner = next((kind for kind in get_args(owner) if hasattr(kind, "model_fields")), owner)
     last = str(loc[-1])
     names = set(getattr(owner, "model_fields", {})) - {"shared", "source"}
     names |= set(extra) if owner is model else set()
