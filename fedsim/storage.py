@@ -105,7 +105,7 @@ class Copy:
             return
         with _storage(self._url) as storage:
             there = self._there = self._own(storage.stamps())
-            here = self._own(_stamps(self._folder))
+            here = self._here()
 
             def get(name: str) -> None:
                 storage.download(name, self._folder / name, there[name])
@@ -129,7 +129,7 @@ class Copy:
         with _storage(self._url) as storage:
             if self._there is None:
                 self._there = self._own(storage.stamps())
-            there, here = self._there, self._own(_stamps(self._folder))
+            there, here = self._there, self._here()
             if self._run_id is None:
                 here = {name: stamp for name, stamp in here.items() if "/" not in name}
             for name in sorted(here, key=_checkpoints_last):
@@ -154,6 +154,22 @@ class Copy:
     def _own(self, stamps: dict[str, Stamp]) -> dict[str, Stamp]:
         run = self._run_id
         return stamps if run is None else {k: v for k, v in stamps.items() if _of(k, run)}
+
+    def _here(self) -> dict[str, Stamp]:
+        """The copy's own visible files; those of thousands of other runs are not looked at."""
+        found = {}
+        for folder, inside, names in os.walk(self._folder):
+            at = os.path.relpath(folder, self._folder)
+            if at in _SHARED or at == "checkpoints":  # these have a folder for every run
+                inside[:] = [n for n in inside if self._run_id in (None, n)]
+            for name in names:
+                path = os.path.normpath(os.path.join(at, name))
+                if name.startswith(".") or (self._run_id and not _of(path, self._run_id)):
+                    continue
+                with suppress(FileNotFoundError):  # another run's, renamed meanwhile
+                    stat = (self._folder / path).stat()
+                    found[path] = stat.st_size, stat.st_mtime_ns
+        return found
 
 
 @dataclass(frozen=True)
@@ -238,17 +254,6 @@ def _file_system(url: str) -> tuple[FileSystem, str]:
             f"{url}: no file system for {protocol}:// ({error}); use s3://, gs://, abfs:// or "
             f"hdfs://, install the fsspec package that has it, or choose a folder: output=FOLDER"
         ) from error
-
-
-def _stamps(folder: Path) -> dict[str, Stamp]:
-    """The visible files of a study."""
-    found = {}
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another run's, renamed meanwhile
-            if not path.name.startswith(".") and path.is_file():
-                stat = path.stat()
-                found[path.relative_to(folder).as_posix()] = stat.st_size, stat.st_mtime_ns
-    return found
 
 
 def _of(name: str, run_id: str) -> bool:
