@@ -365,3 +365,21 @@ def test_commands_through_ray(fedsim: Fedsim, place: Path):
     assert [line.count("[1/2]") + line.count("[2/2]") for line in err.splitlines()] == [1, 1]
     assert "report: runs/trial/report.html" in out
     assert fedsim("resume", RUNS).err == "all 2 runs are finished\n"
+
+
+@pytest.mark.ray
+def test_a_sweep_whose_output_is_a_url(
+    fedsim: Fedsim, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bucket = f"file://{place}/bucket/runs"
+    command = ["sweep", "study.yaml", "engine.backend=ray", "seeds=[0, 1]", f"output={bucket}"]
+    code, out, err = fedsim(*command)
+    assert code == 0, err
+    there = place / "bucket" / "runs" / "trial"
+    assert {path.name for path in there.iterdir()} >= {"plan.json", "report.html", "checkpoints"}
+    assert set(load(there).runs.status) == {"finished"}
+    monkeypatch.setenv("FEDSIM_CACHE", str(place / "another-machine"))
+    assert fedsim("resume", f"{bucket}/trial").err == "all 2 runs are finished\n"
+    code, table, err = fedsim("report", f"{bucket}/trial")
+    assert code == 0, err
+    assert table.splitlines()[:8] == out.splitlines()[:8]
