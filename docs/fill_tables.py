@@ -7,7 +7,7 @@ per method and a column per partition; `-differences` has the same of difference
 method, `-reach` of the rounds and bytes to the study's targets; `-domains` and `-clients` have a
 column per domain of the test split or per client, on what it held out, `-models` one per network
 that the server holds; `-costs` is the cost sheet, with money where the study's folder has a
-`prices.yaml`; `-sets` draws what servers have made by the last round, in sets.png beside the page.
+`prices.yaml`; `-sets` draws the synthetic sets of the last round, in sets.png beside the page.
 Nothing in such a block is typed by hand.
 """
 
@@ -127,6 +127,8 @@ def sets(study: Any, methods: list[str], folder: Path) -> list[str]:
     makers = {k: v for k, v in first_makers(study).items() if not methods or k in methods}
     made = {name: study.synthetic_images(kept[-1], run) for name, (run, _, kept) in makers.items()}
     ordered = {name: made[name] for name in methods or made if name in made}
+    if not ordered:
+        return []
     called = " / ".join(dict.fromkeys(called for _, called, _ in makers.values()))
     sets_beside(ordered).savefig(folder / "sets.png", dpi=110)
     told = f"the first three images of each class in the last round's sets ({called})"

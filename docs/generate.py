@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from fedsim.config import Experiment
 from fedsim.results.schema import schema_markdown
 from fedsim.sections import Section
-from fedsim.study import Study, TuneConfig
+from fedsim.study import EarlyStopping, Study, TuneConfig
 
 DOCS = Path(__file__).parent
 
@@ -80,6 +80,7 @@ _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 def _models() -> Iterator[tuple[type[Section], str]]:
     yield Study, ""
     yield TuneConfig, "tune."
+    yield EarlyStopping, "tune.early_stopping."
     yield from _sections(Experiment, "")
 
 
@@ -127,6 +128,8 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(inside[0])}"
     if origin is dict:
         return f"mapping to {_type(inside[1])}"
+    if _section(annotation):
+        return "block"
     return _WORDS.get(annotation, "any value")
 
 

@@ -256,14 +256,16 @@ def _go(
     """Check, then run what is not finished, then report; trials may fail and are not reported."""
     from fedsim.launch import check_data, launch, study_lock, unfinished
     from fedsim.progress import Display
-    from fedsim.storage import url_of
+    from fedsim.storage import Copy, local_folder, url_of
 
     check_data(experiments)
     check()
     if dry_run:
         from fedsim.dry_run import describe
 
-        describe(experiments, folder, address)
+        seen = local_folder(url_of(folder) or folder, reading=True)
+        Copy(seen).pull()
+        describe(experiments, seen, address)
         return
     where = url_of(folder) or folder
     with study_lock(folder):
@@ -281,6 +283,7 @@ def _go(
     if trials:
         return
     _report(folder)
+    Copy(folder).push()
     if failed:
         typer.echo(
             f"fedsim: {failed} of {len(todo)} runs failed, as said above and in report.html; "
@@ -305,13 +308,11 @@ def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) ->
     from fedsim.results.report import write_report
     from fedsim.results.tables import load
     from fedsim.results.text import format_summary
-    from fedsim.storage import Copy
 
     study = load(folder)
     summary = study.summary()
     typer.echo(format_summary(summary))
     typer.echo(f"\nreport: {write_report(folder)}")
-    Copy(folder).push()
     _say_written(export(summary, study.name, csv, latex))
 
 

@@ -200,7 +200,7 @@ _ADDED_LATER = (
     "train.augment_views",
     "train.cohort_size",
 )
-"""Settings that leave no trace in a run's name where they are what they were before they came."""
+"""Settings that leave no trace in a run's name while they are at their defaults."""
 
 
 @functools.lru_cache(maxsize=256)

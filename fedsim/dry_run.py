@@ -13,6 +13,7 @@ from rich.table import Table
 from fedsim.config import Experiment
 from fedsim.launch import unfinished
 from fedsim.progress import output
+from fedsim.storage import url_of
 
 
 def describe(
@@ -36,8 +37,9 @@ def describe(
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    into = url_of(folder) or folder
     say(
-        f"{count} run{'s' * (count != 1)} into {folder}: {count - len(todo)} finished, "
+        f"{count} run{'s' * (count != 1)} into {into}: {count - len(todo)} finished, "
         f"{len(todo)} to do"
     )
     say(f"  partitions: {_listed(e.partition.label for e in experiments)}")

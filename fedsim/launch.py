@@ -216,6 +216,11 @@ def launch(
     backends = {e.engine.backend for e in experiments}
     if len(backends) > 1:
         raise ConfigError("engine.backend: all runs of a study use the same, ray or local")
+    if early_stopping and backends == {"local"}:
+        raise ConfigError(
+            "tune.early_stopping compares trials that run side by side, and engine.backend is "
+            "local: set it to ray, or early_stopping to null"
+        )
     check()
     alone = len(experiments) == 1 and not keep_going
     if experiments[0].engine.backend == "local":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +23,12 @@ from urllib.parse import quote, unquote
 from fedsim.errors import ResultsError
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 __all__ = ["Copy", "cache_folder", "local_folder", "url_of"]
 
-_THREADS = 16
+_THREADS, _ATTEMPTS = 16, 5
+_CHECKPOINTS = "checkpoints"
 _SHARED = ("images", "nearest")
 """Folders with files that belong to several runs; these are written once and never changed."""
 
@@ -84,16 +85,18 @@ def url_of(folder: Path) -> str | None:
 class Copy:
     """This machine's copy of a study on object storage; of a folder that is no copy, nothing to do.
 
-    It remembers what the storage holds, so that a commit costs no listing: a run has one writer.
+    Of a run, which has one writer, it has all files, and those that runs share. Of a whole study
+    the checkpoints stay away: only who goes on with a run needs them.
 
     Args:
         folder: The study's folder, from `local_folder`.
-        run_id: Only this run's files, and those that runs share; by default the whole study's.
+        run_id: Only this run's files; by default the whole study's.
     """
 
     def __init__(self, folder: Path, run_id: str | None = None) -> None:
         self._folder, self._run_id, self._url = folder, run_id, url_of(folder)
-        self._there: dict[str, Stamp] | None = None
+        self._there: set[str] = set()  # known to be in the storage
+        self._same: dict[str, Stamp] = {}  # files here that are as they are there
 
     def pull(self) -> None:
         """Make the copy what the storage holds; what only the copy has is gone.
@@ -104,22 +107,20 @@ class Copy:
         if self._url is None:
             return
         with _storage(self._url) as storage:
-            there = self._there = self._own(storage.stamps())
-            here = self._here()
-
-            def get(name: str) -> None:
-                storage.download(name, self._folder / name, there[name])
-
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(get, [name for name in there if here.get(name) != there[name]]))
-        for name in here.keys() - there.keys():
+            there = self._downloaded(storage)
+        here = self._here()
+        for name in here.keys() - there:
             if self._run_id is None or not _is_shared(name):
                 (self._folder / name).unlink(missing_ok=True)
+        self._there, self._same = there, {name: here[name] for name in there if name in here}
 
     def push(self) -> None:
-        """Bring to the storage what has changed here; of a run, checkpoints last.
+        """Bring to the storage what has changed here.
 
-        Without a run only what no run writes, such as the plan and the report: runs push their own.
+        Of a run its tables before its checkpoints, and what these refer to before them, so that
+        whatever is there at any moment is a run to go on from. What is gone here goes there, but
+        only if it was pulled: else nobody knows whose it is. Without a run only what no run writes,
+        such as the plan and the report.
 
         Raises:
             ResultsError: The storage cannot be reached or written.
@@ -127,19 +128,16 @@ class Copy:
         if self._url is None:
             return
         with _storage(self._url) as storage:
-            if self._there is None:
-                self._there = self._own(storage.stamps())
-            there, here = self._there, self._here()
+            here = self._here()
             if self._run_id is None:
-                here = {name: stamp for name, stamp in here.items() if "/" not in name}
-            for name in sorted(here, key=_checkpoints_last):
-                if there.get(name) != here[name]:
-                    there[name] = storage.upload(self._folder / name, name)
-                    _restamp(self._folder / name, here[name], there[name])
-            if self._run_id is not None:
-                for name in [n for n in there if n not in here and not _is_shared(n)]:
+                self._send(storage, [name for name in here if "/" not in name], here)
+                return
+            for own in (_is_table, _is_checkpoint):
+                self._send(storage, sorted(filter(own, here), key=_round_last), here)
+                gone = [n for n in self._there - here.keys() if own(n) and not _is_shared(n)]
+                for name in sorted(gone, key=_round_last, reverse=True):
                     storage.delete(name)
-                    del there[name]
+                    self._there.discard(name)
 
     def probe(self) -> None:
         """Refuse now a storage that would refuse the first commit.
@@ -151,20 +149,46 @@ class Copy:
             with _storage(self._url) as storage:
                 storage.probe()
 
-    def _own(self, stamps: dict[str, Stamp]) -> dict[str, Stamp]:
-        run = self._run_id
-        return stamps if run is None else {k: v for k, v in stamps.items() if _of(k, run)}
+    def _downloaded(self, storage: _Storage) -> set[str]:
+        """What the storage holds, all of it downloaded; files may be replaced meanwhile."""
+        for attempt in range(_ATTEMPTS):
+            there, here = storage.stamps(), self._here()
+            wanted = {name: stamp for name, stamp in there.items() if self._wants(name)}
+
+            def get(name: str, wanted: dict[str, Stamp | None] = wanted) -> None:
+                storage.download(name, self._folder / name, wanted[name])
+
+            changed = [n for n, stamp in wanted.items() if stamp is None or stamp != here.get(n)]
+            try:
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    list(pool.map(get, changed))
+                break
+            except FileNotFoundError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        return set(wanted)
+
+    def _send(self, storage: _Storage, names: Iterable[str], here: dict[str, Stamp]) -> None:
+        for name in names:
+            if self._same.get(name) == here[name] or (_is_shared(name) and name in self._there):
+                continue
+            path, stamp = self._folder / name, storage.upload(self._folder / name, name)
+            self._there.add(name)
+            self._same[name] = _restamped(path, here[name], stamp)
+
+    def _wants(self, name: str) -> bool:
+        return _of(name, self._run_id) if self._run_id else not _is_checkpoint(name)
 
     def _here(self) -> dict[str, Stamp]:
         """The copy's own visible files; those of thousands of other runs are not looked at."""
         found = {}
         for folder, inside, names in os.walk(self._folder):
             at = os.path.relpath(folder, self._folder)
-            if at in _SHARED or at == "checkpoints":  # these have a folder for every run
-                inside[:] = [n for n in inside if self._run_id in (None, n)]
+            if at in (*_SHARED, _CHECKPOINTS):  # these have a folder for every run
+                inside[:] = [n for n in inside if self._wants(f"{at}/{n}/-")]
             for name in names:
                 path = os.path.normpath(os.path.join(at, name))
-                if name.startswith(".") or (self._run_id and not _of(path, self._run_id)):
+                if name.startswith(".") or not self._wants(path):
                     continue
                 with suppress(FileNotFoundError):  # another run's, renamed meanwhile
                     stat = (self._folder / path).stat()
@@ -179,33 +203,34 @@ class _Storage:
     fs: FileSystem
     root: str
 
-    def stamps(self) -> dict[str, Stamp]:
+    def stamps(self) -> dict[str, Stamp | None]:
+        """Of all visible files; None where the storage does not know when they changed."""
         from pyarrow.fs import FileSelector, FileType
 
         found = self.fs.get_file_info(FileSelector(self.root, recursive=True, allow_not_found=True))
         return {
-            os.path.relpath(info.path, self.root): (info.size, info.mtime_ns or 0)
+            os.path.relpath(info.path, self.root): _stamp(info)
             for info in found
             if info.type == FileType.File and not info.base_name.startswith(".")
         }
 
-    def download(self, name: str, path: Path, stamp: Stamp) -> None:
+    def download(self, name: str, path: Path, stamp: Stamp | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.tmp{os.getpid()}")
         with self.fs.open_input_stream(f"{self.root}/{name}") as source, open(draft, "wb") as file:
             while chunk := source.read(2**20):
                 file.write(chunk)
-        os.utime(draft, ns=(stamp[1], stamp[1]))
+        if stamp is not None:
+            os.utime(draft, ns=(stamp[1], stamp[1]))
         os.replace(draft, path)
 
-    def upload(self, path: Path, name: str) -> Stamp:
+    def upload(self, path: Path, name: str) -> Stamp | None:
         target = f"{self.root}/{name}"
         self.fs.create_dir(os.path.dirname(target), recursive=True)
         with open(path, "rb") as file, self.fs.open_output_stream(target) as sink:
             while chunk := file.read(2**20):
                 sink.write(chunk)
-        info = self.fs.get_file_info(target)
-        return info.size, info.mtime_ns or 0
+        return _stamp(self.fs.get_file_info(target))
 
     def delete(self, name: str) -> None:
         self.fs.delete_file(f"{self.root}/{name}")
@@ -226,8 +251,8 @@ def _storage(url: str) -> Iterator[_Storage]:
     except (OSError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         raise ResultsError(
-            f"{url} cannot be reached or written ({type(error).__name__}: {first}); check the URL, "
-            f"this machine's credentials and the network, or choose another place: output=FOLDER"
+            f"{url} cannot be read or written, or its copy in {cache_folder()} ({first}); check "
+            f"URL, credentials, network and disk, or choose another place: output=FOLDER"
         ) from error
 
 
@@ -256,6 +281,10 @@ def _file_system(url: str) -> tuple[FileSystem, str]:
         ) from error
 
 
+def _stamp(info: FileInfo) -> Stamp | None:
+    return None if info.mtime_ns is None else (info.size, info.mtime_ns)
+
+
 def _of(name: str, run_id: str) -> bool:
     """Whether a file is a run's, or one that runs share."""
     parts = name.split("/")
@@ -268,12 +297,23 @@ def _is_shared(name: str) -> bool:
     return folder in _SHARED and "/" not in rest
 
 
-def _checkpoints_last(name: str) -> tuple[bool, str]:
-    return name.startswith("checkpoints/"), name
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith(f"{_CHECKPOINTS}/")
 
 
-def _restamp(path: Path, seen: Stamp, stamp: Stamp) -> None:
+def _is_table(name: str) -> bool:
+    return not _is_checkpoint(name)
+
+
+def _round_last(name: str) -> tuple[bool, str]:
+    """A round's checkpoint is the commit point: after the client states that it names."""
+    return "/round-" in name, name
+
+
+def _restamped(path: Path, seen: Stamp, stamp: Stamp | None) -> Stamp:
     """Give a file its original's time, unless it has been written again since it was looked at."""
     stat = path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == seen:
-        os.utime(path, ns=(stamp[1], stamp[1]))
+    if stamp is None or (stat.st_size, stat.st_mtime_ns) != seen:
+        return seen
+    os.utime(path, ns=(stamp[1], stamp[1]))
+    return stamp

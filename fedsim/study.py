@@ -45,7 +45,8 @@ class EarlyStopping(Section):
     Trials compete with those of the same method, partition and seed. After `grace_rounds` rounds,
     and every `reduction_factor` times as many, a trial goes on if it is among the best one in
     `reduction_factor` that have come as far. Who came first depends on the machine, and so, a
-    little, does which trials end; `engine.backend: ray`.
+    little, does which trials end. Trials of an extended range, and those that are left after a
+    kill, begin a competition of their own. Needs `engine.backend: ray`.
     """
 
     grace_rounds: int = Field(1, gt=0)
@@ -67,8 +68,7 @@ class TuneConfig(Section):
     confirm_best: int = Field(3, gt=0)
     """How many of its best trials."""
     early_stopping: EarlyStopping | None = None
-    """`{grace_rounds: 1, reduction_factor: 3}`: end trials early that lag behind others of their
-    method, partition and seed; null lets all of them finish."""
+    """End trials early that lag behind others; null lets all of them finish."""
     grid: dict[str, dict[str, Values]] = {}
     """method -> dotted key -> values; every method gets the same number of combinations."""
 

@@ -21,6 +21,7 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
 from fedsim.methods import check_options, method_class
+from fedsim.storage import Copy, url_of
 from fedsim.study import EarlyStopping, Study
 
 Point = dict[str, Any]
@@ -32,10 +33,14 @@ _FINEST = 1.1
 
 
 class Score(NamedTuple):
-    """What a trial is chosen by: those that finished before those that were stopped early."""
+    """What a trial is chosen by: how many of its runs went on to the end, then their accuracy."""
 
-    whole: bool
+    whole: int
+    """Runs that were not stopped early; 0 for a trial whose runs have all failed."""
     accuracy: float
+    """Mean over its runs, in their last rounds; those that failed count as 0."""
+    stopped: int = 0
+    """Runs that were."""
 
 
 def tune_study(
@@ -228,18 +233,13 @@ def _runs(
 
 def _leaders(study: Study, scores: list[Score]) -> list[int]:
     """Places of the trials to confirm, the best first; none without seeds for that."""
-    ranked = sorted(range(len(scores)), key=lambda place: scores[place], reverse=True)
+    found = [place for place, score in enumerate(scores) if score.accuracy > 0]
+    ranked = sorted(found, key=lambda place: scores[place], reverse=True)
     return ranked[: study.tune.confirm_best] if study.tune.confirm_seeds else []
 
 
 def _check(study: Study, points: dict[str, list[Point]]) -> None:
     problems = []
-    backend = study.shared.get("engine", {}).get("backend", "ray")
-    if study.tune.early_stopping and backend != "ray":
-        problems.append(
-            f"tune.early_stopping compares trials that run side by side, and engine.backend is "
-            f"{backend}: set it to ray, or early_stopping to null"
-        )
     if not points:
         problems.append(
             "there is nothing to tune: add a range per method, such as tune: {grid: "
@@ -282,13 +282,14 @@ def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str
 
     def score(runs: list[Experiment]) -> Score:
         ids = [e.run_id for e in runs]
-        return Score(stopped.isdisjoint(ids), float(last.reindex(ids).fillna(0.0).mean()))
+        accuracy, early = float(last.reindex(ids).fillna(0.0).mean()), len(stopped & set(ids))
+        return Score(len(ids) - early if accuracy else 0, accuracy, early)
 
     return {name: [score(runs) for runs in points] for name, points in trials.items()}
 
 
 def _best(name: str, points: list[Point], scores: list[Score]) -> Point:
-    if not any(score.whole and score.accuracy > 0 for score in scores):
+    if not any(score.accuracy > 0 for score in scores):
         raise ExecutionError(
             f"tuning: no trial of {name} finished; the reasons are in the column `error` of the "
             f"table runs, and above"
@@ -317,7 +318,7 @@ def _write(
         ranked = sorted(range(len(own)), key=lambda place: (place in led, own[place]), reverse=True)
         for place in ranked:
             on = f"  (on {more} as well)" if place in led else ""
-            on += "" if own[place].whole else "  (stopped early)"
+            on += "  (stopped early)" if own[place].stopped else ""
             score = 100 * own[place].accuracy
             lines.append(f"#   {score:6.2f} %  {json.dumps(points[name][place])}{on}")
         lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges[name]]
@@ -326,5 +327,9 @@ def _write(
     body = "\n".join(lines) + "\n" + yaml.safe_dump(chosen, sort_keys=False)
     path = study.folder / "selected.yaml"
     path.write_text(body, encoding="utf-8")
+    Copy(study.folder).push()
     typer.echo(body)
-    typer.echo(f"written to {path}; put these settings under `methods` for the final runs")
+    where = url_of(study.folder) or study.folder
+    typer.echo(
+        f"written to {where}/{path.name}; put these settings under `methods` for the final runs"
+    )

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +153,8 @@ def test_only_what_has_changed_travels(
     assert sent == [*own, "checkpoints/a/round-0.pt"], "another run's is not this one's to send"
     copy.push()
     assert len(sent) == 4
+    copy = Copy(folder, "a")
+    copy.pull()
     (folder / "rounds" / "a.parquet").write_text("longer than before")
     (folder / "rounds" / "a-0001.parquet").unlink()
     copy.push()
@@ -168,9 +173,81 @@ def test_only_what_has_changed_travels(
     assert got == []
     machine("two")
     Copy(local_folder(url)).pull()
-    assert files(local_folder(url)) == there
+    tables = {k: v for k, v in there.items() if not k.startswith("checkpoints")}
+    assert files(local_folder(url)) == tables
     Copy(local_folder(url)).pull()
-    assert len(got) == len(there)
+    assert len(got) == len(tables)
+
+
+@pytest.mark.parametrize("failing", ["stamps", "download"])
+def test_what_could_not_be_pulled_is_not_deleted(
+    tmp_path: Path,
+    machine: Machine,
+    url: str,
+    data: Path,
+    failing: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = experiment(data, train__rounds=2)
+    first = federation(config, local_folder(url))
+    first.setup()
+    first.checkpoints.release()
+    before = files(bucket(tmp_path))
+    machine("two")
+
+    def broken(*args: Any) -> None:
+        raise OSError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Storage, failing, broken)
+        second = federation(config, local_folder(url))
+        with pytest.raises(ResultsError, match="the network is down") as caught:
+            second.setup()
+    second.abort("failed", caught.value)
+    assert files(bucket(tmp_path)) == before
+    assert federation(config, local_folder(url)).setup()["round"] == 0
+
+
+def test_whatever_moment_a_push_ends_at_the_run_can_go_on(
+    tmp_path: Path, machine: Machine, url: str, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The storage dies after each of the operations of a push in turn."""
+    config = experiment(data, train__rounds=2)
+    done = 0
+    for number in range(40):
+        machine(f"first-{number}")
+        shutil.rmtree(bucket(tmp_path), ignore_errors=True)
+        one = federation(config, local_folder(url))
+        one.setup()
+        count = iter(range(number))
+
+        def counted(name: str, count: Iterator[int] = count) -> Callable[..., Any]:
+            original = getattr(_Storage, name)
+
+            def call(*args: Any) -> Any:
+                if next(count, None) is None:
+                    raise OSError("gone")
+                return original(*args)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("upload", "delete"):
+                patch.setattr(_Storage, name, counted(name))
+            with suppress(ResultsError):
+                one.step()
+                done = number
+            with suppress(ResultsError):
+                one.checkpoints.release()
+        machine(f"second-{number}")
+        two = federation(config, local_folder(url))
+        begun = two.setup()["round"]
+        drive(two, lambda row: None)
+        assert fedsim.load(url).rounds["round"].tolist() == [0, 1, 2], number
+        if done:
+            assert begun == 1
+            break
+    assert done > 3, "the push was cut at several places"
 
 
 def test_plans_and_reports_are_the_study_s(tmp_path: Path, machine: Machine, url: str, data: Path):
@@ -193,7 +270,7 @@ def test_storage_that_is_not_there_is_said_before_anything_runs(
     (tmp_path / "file").write_text("")
     folder = local_folder(f"file://{tmp_path}/file/study")
     with (
-        pytest.raises(ResultsError, match="cannot be reached or written.*credentials"),
+        pytest.raises(ResultsError, match="cannot be read or written.*credentials"),
         study_lock(folder),
     ):
         raise AssertionError("nothing may begin")

@@ -93,7 +93,7 @@ class Coordinator:
     def stop(self) -> None:
         """End the run where it is, unless it has ended by itself."""
         federation, self._federation = self._federation, None
-        if federation is not None and not federation.finished:
+        if federation is not None:
             federation.abort("stopped")
 
     def where(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,6 @@ def mark_ended(study_dir: Path, run_id: str, status: str) -> None:
     run = parts.read_run(study_dir / "runs", run_id)
     if run is not None and run.table()["status"].to_pylist() == ["running"]:
         writer = TableWriter(study_dir, run_id)
-        writer.update_run(status=status)
+        writer.update_run(status=status, finished_at=datetime.now(UTC))
         writer.commit()
         copy.push()

@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.run import mark_ended
 from fedsim.cluster.session import Stop
 from fedsim.config import Experiment
+from fedsim.errors import FedsimError
 from fedsim.storage import url_of
 from fedsim.study import EarlyStopping
 
@@ -31,7 +33,7 @@ from ray.tune import Callback  # isort: skip
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler  # isort: skip
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
-"""Called with a run's config and its latest `round`, `accuracy`, `finished` and `error`."""
+"""Called with a run's config and its latest `round`, `accuracy`, `finished`, `stopped`, `error`."""
 
 
 _GATE_DEADLINE_S = 120.0
@@ -73,7 +75,8 @@ class Cell(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next run on the same actors."""
-        self._coordinator.stop()
+        with suppress(Exception):  # of the run before, which the driver then marks
+            self._coordinator.stop()
         self._begun = False
         return True
 
@@ -226,10 +229,10 @@ def sweep_on_ray(
     )
 
     def leave() -> None:
-        for run_id in begun:
-            mark_ended(study_dir, run_id, "interrupted")
-        for run_id in stopped:  # of the last ones the actors have ended without a word
-            mark_ended(study_dir, run_id, "stopped")
+        ends = dict.fromkeys(begun, "interrupted") | dict.fromkeys(stopped, "stopped")
+        for run_id, status in ends.items():
+            with suppress(FedsimError, OSError):  # of the others there is as much to say
+                mark_ended(study_dir, run_id, status)
         shutil.rmtree(scratch, ignore_errors=True)
 
     stop.nudge, stop.leave = _stop_tune, leave

@@ -54,7 +54,11 @@ class CheckpointFolder:
                 f"run {self.run_id} is being computed by another process; "
                 f"wait for it, or end it (lock: {self.path / '.lock'})"
             ) from error
-        self._copy.pull()
+        try:
+            self._copy.pull()
+        except BaseException:  # what could not be read is not to be written over
+            self._lock.release()
+            raise
         for draft in self.path.glob("*.tmp*"):  # of a process that was killed
             draft.unlink(missing_ok=True)
 

@@ -45,15 +45,21 @@ def assign(groups: Sequence[Group], paces: Sequence[float]) -> list[list[Group]]
 class Paces:
     """How long each worker takes per sample beside the others, as its last rounds have shown.
 
-    The median of a few rounds, which forgets one that loaded libraries or had a busy neighbour.
+    The median of a few rounds. Not the first one, in which workers load what they need; and who
+    had no work in a round is taken for an average one again, or would never get any.
     """
 
     def __init__(self, num_workers: int) -> None:
         self._seen: list[deque[float]] = [deque(maxlen=_ROUNDS_KEPT) for _ in range(num_workers)]
+        self._warm = [False] * num_workers
 
     def learn(self, took: Mapping[int, tuple[int, float]]) -> None:
         """After a round: each worker's samples and seconds. One alone says nothing."""
-        each = {w: seconds / n for w, (n, seconds) in took.items() if n and seconds > 0}
+        each = {w: s / n for w, (n, s) in took.items() if n and s > 0 and self._warm[w]}
+        for worker, seen in enumerate(self._seen):
+            self._warm[worker] |= worker in took
+            if worker not in took:
+                seen.clear()
         if len(each) > 1:
             mean = sum(each.values()) / len(each)
             for worker, pace in each.items():
@@ -62,10 +68,13 @@ class Paces:
     def forget(self, worker: int) -> None:
         """Another process, perhaps elsewhere, has taken its place."""
         self._seen[worker].clear()
+        self._warm[worker] = False
 
     def now(self) -> list[float]:
-        """Time per sample of every worker; 1 for who is not known yet."""
-        return [statistics.median(seen) if seen else 1.0 for seen in self._seen]
+        """Time per sample of every worker; of who is not known, the mean of the others."""
+        known = [statistics.median(seen) for seen in self._seen if seen]
+        mean = sum(known) / len(known) if known else 1.0
+        return [statistics.median(seen) if seen else mean for seen in self._seen]
 
 
 _ROUNDS_KEPT = 5

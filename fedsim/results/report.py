@@ -186,13 +186,13 @@ def _galleries(study: Study) -> Iterator[Picture]:
 
 
 def _made(study: Study) -> Iterator[Picture]:
-    """What the server of every method has made while it ran, in the first run that shows it."""
+    """The sets that every method's server held in its rounds, in the first run that has them."""
     for method, (run_id, called, kept) in synthetic.first_makers(study).items():
         rounds = spread(kept, _MAX_ROUNDS)
         sets = {f"round {number}": study.synthetic_images(number, run_id) for number in rounds}
         yield Picture(
             f"Sets of {method}",
-            f"What the server made in the rounds of one run ({called}): the first images of each "
+            f"What the server trained on in rounds of one run ({called}): the first images of each "
             f"class, a row per class; white where there is none.",
             data_uri(sets_beside(sets)),
         )

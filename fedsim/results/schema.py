@@ -37,7 +37,7 @@ _RUNS = Table(
         option("phase", "string", "Chose settings, or counts", choices=("tune", "final")),
         option("cache_init", "string", "What the cache starts from, where there is one"),
         option("num_rounds", "int64", "Rounds asked for", "rounds"),
-        result("status", "string", "How it ended; `stopped`: a trial, early", choices=_STATUS),
+        result("status", "string", "Only trials are ever `stopped`", choices=_STATUS),
         result("partition_total_variation", "float64", "Mean distance of label laws, client-all"),
         result("partition_effective_classes", "float64", "Mean exp(label entropy) of a client"),
         result("partition_size_gini", "float64", "Gini coefficient of the clients' sizes"),

@@ -129,7 +129,7 @@ def set_neighbours(study: Study, fingerprint: str) -> NearestReal | None:
 
 
 def first_makers(study: Study) -> dict[str, tuple[str, str, list[int]]]:
-    """Methods whose server makes images in its rounds, each with a run that shows them.
+    """Methods whose server holds synthetic images in its rounds, each with a run that has them.
 
     Returns:
         Method -> id of its run on the first partition with the lowest seed, how that run is called

@@ -105,7 +105,7 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
             return {
                 name: [
-                    Score(True, fmean(trials.score(e.method, e.flat()) for e in trial))
+                    Score(len(trial), fmean(trials.score(e.method, e.flat()) for e in trial))
                     for trial in runs
                 ]
                 for name, runs in asked.items()
@@ -117,12 +117,15 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
     return run
 
 
-def test_a_trial_that_was_stopped_early_is_never_chosen():
-    stopped, whole = Score(False, 0.9), Score(True, 0.2)
+def test_a_trial_that_was_stopped_early_gives_way_to_one_that_was_not():
+    stopped, whole, failed = Score(1, 0.9, 1), Score(2, 0.2), Score(0, 0.0)
     points = [{"train.lr": 1.0}, {"train.lr": 0.1}]
     assert tuning._best("m", points, [stopped, whole]) == points[1]
+    # On several partitions each trial may lag behind somewhere: then who did so least.
+    assert tuning._best("m", points, [stopped, Score(0, 0.95, 2)]) == points[0]
+    assert tuning._best("m", points, [failed, stopped]) == points[1]
     with pytest.raises(ExecutionError, match="no trial of m finished"):
-        tuning._best("m", points, [stopped, Score(False, 0.0)])
+        tuning._best("m", points, [failed, failed])
 
 
 UPSIDE_DOWN = """

@@ -223,14 +223,23 @@ def test_a_worker_that_is_slower_gets_less():
     paces = Paces(3)
     assert [len(part) for part in assign(groups, paces.now())] == [14, 13, 13]
     paces.learn({0: (14, 99.0), 1: (13, 1.0), 2: (13, 1.0)})  # a first round loads libraries
+    assert paces.now() == [1.0] * 3
     for _ in range(4):
         paces.learn({0: (20, 20.0), 1: (10, 10.0), 2: (10, 20.0)})
     slow = assign(groups, paces.now())
     assert [len(part) for part in slow] == [16, 16, 8]
-    paces.learn({2: (10, 10.0)})  # nobody beside it to compare with
-    assert assign(groups, paces.now()) == slow
+    assert slow == assign(groups, paces.now())
     paces.forget(2)
     assert [len(part) for part in assign(groups, paces.now())][2] > 8
+
+
+def test_a_worker_that_looked_slow_once_is_tried_again():
+    paces, two = Paces(2), [Group(i, (i,), (np.arange(5),)) for i in range(2)]
+    for _ in range(2):
+        paces.learn({0: (5, 10.0), 1: (5, 2.0)})  # a neighbour's job beside the first
+    assert [len(part) for part in assign(two, paces.now())] == [0, 2]
+    paces.learn({1: (10, 4.0)})
+    assert [len(part) for part in assign(two, paces.now())] == [1, 1]
 
 
 @settings(max_examples=50, deadline=None)
