@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cluster.run import mark_interrupted
+from fedsim.cluster.run import mark_ended
 from fedsim.cluster.session import Interrupted, Stop
 from fedsim.results.tables import load
 from fedsim.results.writer import TableWriter
@@ -79,10 +79,10 @@ def test_off_the_main_thread_signals_are_left_alone():
     [("running", "interrupted"), ("finished", "finished"), ("failed", "failed")],
 )
 def test_only_a_run_that_goes_on_is_interrupted(tmp_path: Path, status: str, then: str):
-    mark_interrupted(tmp_path, "run")  # not begun: nothing is written
+    mark_ended(tmp_path, "run", "interrupted")  # not begun: nothing is written
     assert list(tmp_path.iterdir()) == []
     writer = TableWriter(tmp_path, "run")
     writer.update_run(status=status, study="s", method="m", seed=0)
     writer.commit()
-    mark_interrupted(tmp_path, "run")
+    mark_ended(tmp_path, "run", "interrupted")
     assert load(tmp_path).runs.status.tolist() == [then]
