@@ -244,7 +244,7 @@ def _meaning(summary: Any, kind: str) -> str:
     )
 
 
-def fill(text: str, study: Any, summary: Any, folder: Path) -> str:
+def fill(text: str, study: Any, summary: Any, folder: Path = ROOT) -> str:
     """A page in a folder with its blocks of this study rewritten."""
     name = re.escape(study.name)
     mark = re.compile(

@@ -146,3 +146,28 @@ def test_prices_beside_a_study_are_used(
     filled = tables.fill(PAGE.format(kind="costs"), study, study.summary())
     assert " | all: XTS |" in filled
     assert "--prices experiments/small/prices.yaml" in filled
+
+
+def test_the_sets_of_the_last_round_are_drawn_beside_the_page(tables: ModuleType, tmp_path: Path):
+    for use in ("feddm", "feddm_sums"):
+        config = experiment(
+            "digits",
+            use,
+            data__max_train_samples=60,
+            models__classifier={"name": "convnet", "depth": 1, "width": 4},
+            partition__num_clients=2,
+            train__rounds=2,
+            distill__prior="pixels",
+            distill__init="noise",
+            distill__images_per_class=1,
+            distill__latent_steps=1,
+        )
+        run(config, tmp_path / "small")
+    study = fedsim.load(tmp_path / "small")
+    page = PAGE.format(kind="sets").replace("small-sets -->", "small-sets feddm_sums feddm -->", 1)
+    filled = tables.fill(page, study, study.summary(), tmp_path)
+    assert "![feddm_sums, feddm: " in filled
+    assert "seed 0" in filled
+    assert (tmp_path / "sets.png").stat().st_size > 1000
+    none = PAGE.format(kind="sets").replace("small-sets -->", "small-sets fedavg -->", 1)
+    assert "![" not in tables.fill(none, study, study.summary(), tmp_path)
