@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.architecture import ClassifierConfig
 from fedsim.distill.augment import OPERATIONS
 from fedsim.distill.trajectory import (
     Step,
@@ -16,8 +17,9 @@ from fedsim.distill.trajectory import (
     student_loss,
     train_student,
 )
+from fedsim.models.classifiers import Classifier
 from fedsim.params import Params
-from tests.distill.nets import network, problem, steps, weights
+from tests.distill.nets import NUM_CLASSES, SIDE, network, problem, steps, weights
 
 
 def through_all_steps(
@@ -173,3 +175,28 @@ def _positional(given: dict[str, Any]) -> tuple[Any, ...]:
 
 def _flat(params: Params) -> Tensor:
     return torch.cat([v.flatten() for v in params.values()])
+
+
+@pytest.mark.parametrize("gradient", ["constant", "unroll"])
+@pytest.mark.parametrize("num_clients", [1, 2])
+def test_a_classifier_s_clients_in_channels_are_its_clients_under_vmap(
+    gradient: Any, num_clients: int
+):
+    """Through the second derivatives too: the plain function takes vmap's way."""
+    net = Classifier(ClassifierConfig(depth=2, width=8), (1, SIDE, SIDE), NUM_CLASSES)
+    rng = torch.Generator().manual_seed(2)
+    starts = [net.init(rng) for _ in range(num_clients)]
+    start = {k: torch.stack([w[k] for w in starts]).double() for k in net.names}
+    given: dict[str, Any] = problem(num_clients) | {
+        "start": start,
+        "end": {k: v + 0.1 * torch.randn(v.shape, generator=rng) for k, v in start.items()},
+    }
+    schedule = steps(3, num_clients)
+    found, plain = (
+        match_trajectory(one, **given, steps=schedule, gradient=gradient)
+        for one in (net, lambda params, x: net(params, x))
+    )
+    torch.testing.assert_close(found.loss, plain.loss)
+    torch.testing.assert_close(found.images, plain.images)
+    torch.testing.assert_close(found.lr, plain.lr)
+    assert plain.images.abs().sum() > 0
