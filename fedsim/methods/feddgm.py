@@ -10,7 +10,9 @@
              w and every v_m are trained on D, from where they were
 
 Clients' weights are never averaged, and only w is sent down. The algorithm and its defaults are
-those of the public code; where that contradicts itself is told in docs/methods/feddgm.md.
+those of the public code; where that contradicts itself is told in docs/methods/feddgm.md. Ours, as
+options: w is trained on generated images first (`pretrain_epochs`), and on D from the mean of all
+w_k (`average`), so that D corrects what averaging does to skewed clients.
 
 The server needs every client's own weights: secure aggregation is out of the question, and the set
 D_k is an inversion of them. `skip_absent` also tells it how many images of each class a client has.
@@ -30,9 +32,10 @@ from fedsim.config import Experiment
 from fedsim.distill.latents import LoadPrior, image_priors
 from fedsim.distill.sets import Source, SyntheticSet, Work, distil
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Received, State, Update
+from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.client_paths import read_paths, train_paths
 from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.training import train_centrally
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, add, norms, to_device, unstack
 from fedsim.seeding import torch_rng
@@ -63,11 +66,16 @@ class FedDGMOptions(SetOptions, extra="forbid"):
     """Go on from a client's latents and step size of its last round."""
     warmup_rounds: int = Field(0, ge=0)
     """Rounds of plain FedAvg before the first distillation."""
+    pretrain_epochs: int = Field(0, ge=0)
+    """Passes over generated images, `cache.images_per_class` of each class, before round 1."""
+    average: bool = False
+    """Train on the union from the mean of the clients' weights, not from where w was."""
 
 
 class FedDGM(TrainsOnSets):
     """Federated learning by distillation with a generative prior."""
 
+    sections = ("distill", "cache")  # of the cache, images_per_class
     Options = FedDGMOptions
 
     @property
@@ -82,16 +90,34 @@ class FedDGM(TrainsOnSets):
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
         options = FedDGMOptions.model_validate(config.options)
-        if options.warmup_rounds and options.other_surrogates:
-            raise ConfigError(
-                "options.warmup_rounds averages weights, and those of options.other_surrogates "
-                "have none in common: leave one of them out"
-            )
+        for name in ("warmup_rounds", "average"):
+            if getattr(options, name) and options.other_surrogates:
+                raise ConfigError(
+                    f"options.{name} averages weights, and those of options.other_surrogates have "
+                    "none in common: leave one of them out"
+                )
+
+    @classmethod
+    def needs_synthetic(cls, config: Experiment) -> bool:
+        return bool(config.options.get("pretrain_epochs"))
 
     def check_task(self) -> None:
         super().check_task()
         load_prior, _ = self.priors
         load_prior()
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        state, epochs, data = super().setup(task, rng), self.own.pretrain_epochs, task.synthetic
+        if not epochs or data is None:  # where only shapes matter
+            return state
+        train = self.config.train.model_copy(update={"local_epochs": epochs})
+
+        def trained(name: str, net: Classifier, start: Params) -> Params:
+            order = torch_rng(self.config.train_seed, "pretrain", name)
+            return train_centrally(start, lambda w, x: net(w, task.prepare(x)), data, train, order)
+
+        nets = {name: trained(name, self.global_nets[name], w) for name, w in state["nets"].items()}
+        return state | {"surrogate": trained("", self.net, state["surrogate"]), "nets": nets}
 
     @property
     def priors(self) -> tuple[LoadPrior, LoadPrior]:
@@ -188,6 +214,11 @@ class FedDGM(TrainsOnSets):
         ]
         made = [client_set(one) for found in executor.map(distil, items) for one in found]
         return sorted(made, key=lambda one: one.client)
+
+    def before_training(self, state: State, received: Received) -> State:
+        if not self.own.average:
+            return state
+        return state | {"surrogate": add(state["surrogate"], received.average())}
 
     def keeps(self, client_set: Any, latest: bool) -> bool:
         return self.own.warm_start and latest

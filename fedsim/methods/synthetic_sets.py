@@ -70,6 +70,10 @@ class TrainsOnSets(FedAvg):
         """This round's sets, in the order of client ids."""
         raise NotImplementedError
 
+    def before_training(self, state: State, received: Received) -> State:
+        """The state whose networks are then trained on the union."""
+        return state
+
     def keeps(self, client_set: Mapping[str, Any], latest: bool) -> bool:
         """Whether a set outlives the rounds in which it is replayed."""
         return False
@@ -115,6 +119,7 @@ class TrainsOnSets(FedAvg):
         state = state | {"sets": self._union(state["sets"], made, received.round)}
         if not made:
             return state
+        state = self.before_training(state, received)
         trained = executor.map(train_on_images, self._trainings(state, received.round))
         surrogate, *larger = (to_device(weights, self.task.device) for weights in trained)
         nets = dict(zip(self.global_nets, larger, strict=True))

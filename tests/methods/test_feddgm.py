@@ -222,7 +222,7 @@ def test_clients_may_have_different_surrogates(tmp_path: Path):
         assert clients.loc[client, "bytes_up"] == 2 * 4 * weights
     assert (clients["update_norm"] > 0).all()
     assert study.synthetic.groupby("round")["client_id"].apply(list).to_list() == [[0, 1, 2]] * 2
-    with pytest.raises(ConfigError, match="leave one of them out"):
+    with pytest.raises(ConfigError, match="warmup_rounds .* leave one of them out"):
         run(config({"other_surrogates": ["lenet"], "warmup_rounds": 1}), tmp_path / "warm")
 
 
@@ -341,3 +341,38 @@ def test_a_fine_tuned_decoder_is_refused_where_it_could_not_be_one_client_s(tmp_
         config(distill__generator_lr=0.01)
     with pytest.raises(ConfigError, match="no generator"):
         run(config(use="feddm", distill__generator_lr=0.01, distill__prior="vae"), tmp_path)
+
+
+def test_the_union_is_trained_on_from_the_clients_mean(tmp_path: Path):
+    """With next to no training on it what is left is FedAvg, which it is without any."""
+    still = {"server_lr": 1e-9, "server_epochs": 1}
+    run(config(still | {"average": True}), tmp_path / "mean")
+    run(config(still), tmp_path / "before")
+    plain = {k: v for k, v in TINY.items() if not k.startswith("distill")}
+    run(experiment("digits", "fedavg", **plain), tmp_path / "fedavg")
+    mean, before, fedavg = (
+        load(tmp_path / name).rounds["loss"].to_numpy() for name in ("mean", "before", "fedavg")
+    )
+    np.testing.assert_allclose(mean, fedavg, rtol=1e-5)
+    np.testing.assert_allclose(before, before[0], rtol=1e-5)
+    assert abs(mean[-1] - before[-1]) > 0.01
+    with pytest.raises(ConfigError, match=r"options.average averages .* leave one of them out"):
+        run(config({"other_surrogates": ["lenet"], "average": True}), tmp_path / "others")
+
+
+def test_networks_may_start_from_generated_images(tmp_path: Path):
+    """All that the server holds, and the surrogate alike whatever is beside it."""
+    generated = {"models__generator": "tiny-diffusion", "cache__images_per_class": 8}
+    more = {"train__rounds": 1, "train__local_epochs": 1} | generated
+    first = {}
+    for name, options in {
+        "random": {},
+        "alone": {"pretrain_epochs": 20},
+        "beside": {"pretrain_epochs": 20, "global_models": ["lenet"]},
+    }.items():
+        found = load(run(config(options, **more), tmp_path / name)).evaluations
+        start = found[(found["round"] == 0) & (found["metric"] == "nll")]
+        first[name] = start[start["split"] == "test"].groupby("model")["value"].first()
+    assert first["alone"]["global"] == first["beside"]["global"]
+    assert first["alone"]["global"] != first["random"]["global"]
+    assert first["beside"]["lenet"] < 2.3
