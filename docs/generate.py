@@ -191,6 +191,7 @@ class Parameter(NamedTuple):
     """What follows an option; empty for flags and arguments."""
     required: bool
     help: str
+    many: bool = False
 
 
 def commands() -> dict[str, tuple[str, list[Parameter]]]:
@@ -211,7 +212,8 @@ def _parameter(hint: Any, parameter: inspect.Parameter) -> Parameter:
     kind, info = typing.get_args(hint)[:2]
     required = parameter.default is inspect.Parameter.empty
     if type(info).__name__ == "ArgumentInfo":
-        return Parameter(parameter.name.upper(), "", required, info.help or "")
+        many = "list" in str(kind)
+        return Parameter(parameter.name.upper(), "", required, info.help or "", many)
     names = [n for n in (info.default, *(info.param_decls or ())) if isinstance(n, str)]
     name = next((n for n in names if n.startswith("--")), f"--{parameter.name.replace('_', '-')}")
     takes = "" if kind is bool else "PATH" if "Path" in str(kind) else "TEXT"
@@ -232,7 +234,7 @@ def cli_page() -> str:
         words = ["[OPTIONS]"] if any(p.name.startswith("-") for p in parameters) else []
         for p in parameters:
             if not p.name.startswith("-"):
-                words.append(p.name if p.required else f"[{p.name}]...")
+                words.append((p.name if p.required else f"[{p.name}]") + "..." * p.many)
         lines += [
             "",
             f"## fedsim {name}",

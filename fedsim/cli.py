@@ -12,7 +12,18 @@ import typer
 
 from fedsim.errors import FedsimError
 from fedsim.interrupt import EXIT_CODE, check, quiet_exit, watch
-from fedsim.options import Address, Config, Csv, DryRun, Folder, Folders, Latex, Overrides
+from fedsim.options import (
+    Address,
+    Archive,
+    Config,
+    Csv,
+    DryRun,
+    Folder,
+    Folders,
+    Latex,
+    NewFolder,
+    Overrides,
+)
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
@@ -203,6 +214,35 @@ def costs(
     if csv is not None:
         export.write_csv(sheet, csv)
         _say_written([csv])
+
+
+@app.command()
+def pack(folder: Folder, file: Archive) -> None:
+    """Put a study's finished runs into one small file, to publish or to go on elsewhere.
+
+    Its tables, that is: checkpoints, images and predictions of single samples stay behind.
+    """
+    from fedsim.launch import find_study
+    from fedsim.results import archive
+
+    find_study(folder)
+    typer.echo(f"{archive.pack(folder, file)} finished runs in {file}")
+
+
+@app.command()
+def unpack(file: Archive, folder: NewFolder = None) -> None:
+    """Put the runs of such a file into a study's folder.
+
+    Runs that the folder has stay as they are. `fedsim report` works on it, and a sweep of the same
+    settings runs only what is missing.
+    """
+    from fedsim.launch import study_lock
+    from fedsim.results import archive
+
+    where = Path("runs") / archive.study_in(file) if folder is None else folder
+    with study_lock(where):
+        written, known = archive.unpack(file, where)
+    typer.echo(f"{len(written)} runs written into {where}, {len(known)} were there already")
 
 
 @app.command()

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Address", "Config", "Csv", "DryRun", "Folder", "Folders", "Latex", "Overrides"]
+__all__ = [
+    "Address",
+    "Archive",
+    "Config",
+    "Csv",
+    "DryRun",
+    "Folder",
+    "Folders",
+    "Latex",
+    "NewFolder",
+    "Overrides",
+]
 
 Config = Annotated[
     Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
@@ -58,6 +69,11 @@ Latex = Annotated[
 ]
 
 
+Archive = Annotated[
+    Path, typer.Argument(metavar="FILE.zip", help="The file that holds finished runs.")
+]
+
+
 def _to_read(text: str) -> Path:
     from fedsim.storage import local_folder
 
@@ -78,5 +94,22 @@ Folders = Annotated[
         metavar="FOLDER",
         parser=_to_read,
         help="Output folders of studies, such as runs/first, or their URLs.",
+    ),
+]
+
+
+def _to_write(text: str) -> Path:
+    from fedsim.storage import local_folder
+
+    return local_folder(text)
+
+
+NewFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FOLDER",
+        parser=_to_write,
+        help="Where to, a folder or its URL; by default runs/STUDY.",
+        show_default=False,
     ),
 ]

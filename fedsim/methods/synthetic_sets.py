@@ -63,7 +63,7 @@ class TrainsOnSets(FedAvg):
 
     reduction: ClassVar[Literal["sum", "keep"]] = "keep"
     averages = False
-    sections = ("distill",)
+    sections: ClassVar[tuple[str, ...]] = ("distill",)
     Options = SetOptions
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
