@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedsim.errors import FedsimError
-from fedsim.interrupt import EXIT_CODE, check, quiet_exit, watch
+from fedsim.interrupt import EXIT_CODE, check, last_words, quiet_exit, watch
 from fedsim.options import (
     Address,
     Archive,
@@ -218,9 +217,10 @@ def costs(
 
 @app.command()
 def pack(folder: Folder, file: Archive) -> None:
-    """Put a study's finished runs into one small file, to publish or to go on elsewhere.
+    """Put a study's finished runs into one small file.
 
-    Its tables, that is: checkpoints, images and predictions of single samples stay behind.
+    To publish beside a paper, or to go on elsewhere. Its tables, that is: checkpoints, images and
+    predictions of single samples stay behind.
     """
     from fedsim.launch import find_study
     from fedsim.results import archive
@@ -315,7 +315,8 @@ def _go(
         failed = 0
         if todo:
             again = "start the same command again" if trials else f"fedsim resume {where}"
-            with Display(todo, done) as display, _say_how_to_go_on(again):
+            kept = f"interrupted; what was committed is kept; to go on: {again}"
+            with Display(todo, done) as display, last_words(kept):
                 launch(todo, folder, display.hear, address, trials, early_stopping)
             failed = len(display.failed)
         elif len(experiments) > 1:
@@ -331,16 +332,6 @@ def _go(
             err=True,
         )
         raise typer.Exit(1)
-
-
-@contextmanager
-def _say_how_to_go_on(how: str) -> Iterator[None]:
-    """After Ctrl+C, say where things are and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; what was committed is kept; to go on: {how}", err=True)
-        raise
 
 
 def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_CODE = 130
 
 _requested = False
+_words = ""
 
 
 def watch() -> None:
@@ -43,8 +45,32 @@ def _note(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
+@contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """What an interrupt says to the user on its way out of this block, also one by `quiet_exit`."""
+    global _words
+    _words = text
+    try:
+        yield
+    except KeyboardInterrupt:
+        _speak()
+        raise
+    finally:
+        _words = ""
+
+
+def _speak() -> None:
+    """Say the last words, once."""
+    global _words
+    text, _words = _words, ""
+    if text:
+        sys.stderr.write(f"\n{text}\n")
+
+
 def quiet_exit(code: int) -> None:
     """End the process at once, without the interpreter's slow teardown of Ray's threads."""
+    if code == EXIT_CODE:
+        _speak()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -68,3 +68,25 @@ def test_other_threads_may_ask_for_it_too():
     thread.start()
     thread.join()
     assert failed == []
+
+
+def test_who_is_interrupted_hears_how_to_go_on_once(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(KeyboardInterrupt), interrupt.last_words("start it again"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "\nstart it again\n"
+    with interrupt.last_words("start it again"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("code", "said"), [(130, "\nstart it again\n"), (1, "")])
+def test_an_end_by_force_says_it_too(
+    code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """That is what a second Ctrl+C is, and one that nobody heeded for too long."""
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with interrupt.last_words("start it again"):
+        interrupt.quiet_exit(code)
+    assert ended == [code]
+    assert capsys.readouterr().err == said

@@ -10,7 +10,9 @@ from fedsim.cli import app
 from fedsim.results.tables import load
 from tests.cli.place import STUDY, Fedsim, contents
 
-COMMANDS = ("run", "sweep", "resume", "report", "compare", "costs", "partition", "doctor")
+COMMANDS = (
+    "run", "sweep", "resume", "report", "compare", "costs", "pack", "unpack", "partition", "doctor"
+)  # fmt: skip
 RUNS = Path("runs/trial")
 
 
