@@ -4,17 +4,19 @@
         runs.parquet, rounds.parquet, ...    one file per table, rows of finished runs, by run id
 
 What makes a study's folder large stays behind: checkpoints, images, and what was said of every
-sample. Equal tables give an equal file, byte for byte. Unpacked into a study's folder, the runs are
-finished there too: a sweep of the same settings runs only what is missing.
+sample. So does what tells of the machine: command lines, names of hosts, and all but the last part
+of absolute paths. Equal tables give an equal file, byte for byte. Unpacked into a study's folder,
+the runs are finished there too: a sweep of the same settings runs only what is missing.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -32,6 +34,7 @@ __all__ = ["Unpacked", "pack", "study_in", "unpack"]
 _LEFT_OUT = ("predictions",)
 _NAMES = [*(name for name in TABLES if name not in ("runs", *_LEFT_OUT)), "runs"]
 """In the order of unpacking: `runs` last, for its row says that a run is whole."""
+_OF_THE_MACHINE = ("command", "node")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -59,7 +62,7 @@ def pack(folder: Path, file: Path) -> int:
     with zipfile.ZipFile(content, "w") as stored:
         for name in _NAMES:
             table = read_table(folder / name, name)
-            table = table.filter(pc.is_in(table["run_id"], finished))
+            table = _elsewhere(table.filter(pc.is_in(table["run_id"], finished)))
             if len(table):
                 stored.writestr(zipfile.ZipInfo(f"{name}.parquet", _LONG_AGO), _bytes(table))
     temporary = file.with_name(f".{file.name}.tmp")
@@ -134,6 +137,27 @@ def _by_run(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         ]
         yield run_id, own.drop_columns(missing)
         start += count
+
+
+def _elsewhere(table: pa.Table) -> pa.Table:
+    """The same rows, as they may be read on any machine."""
+    for place, field in enumerate(table.schema):
+        if field.name in _OF_THE_MACHINE:
+            column = pa.nulls(len(table), field.type)
+        elif field.name.startswith(CONFIG_PREFIX):
+            column = pa.array(map(_without_folders, table[field.name].to_pylist()), field.type)
+        else:
+            continue
+        table = table.set_column(place, field, column)
+    return table
+
+
+def _without_folders(setting: str | None) -> str | None:
+    """A setting as JSON; of an absolute path its last part."""
+    value = None if setting is None else json.loads(setting)
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return json.dumps(PurePath(value).name)
+    return setting
 
 
 def _bytes(table: pa.Table) -> bytes:
