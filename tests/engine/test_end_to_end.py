@@ -44,6 +44,12 @@ DISTILLED = {
     "options.server_lr": 0.1,
     "options.server_momentum": 0.9,
 }
+CALM = {
+    "models.classifier": {"width": 16},
+    "options.server_lr": 0.05,
+    "options.server_momentum": 0.0,
+}
+"""Far from where another processor's last bits decide whether training comes off."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "zero_shot": {},
     "synthetic_only": {"train.lr": 0.05},
@@ -76,12 +82,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "feddgm": CLASSIFIER | DISTILLED,
     "feddm": CLASSIFIER
     | DISTILLED
-    | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
+    | CALM
+    | {"distill.latent_steps": 100, "distill.feature_lr": 10.0},
     "feddm_sums": CLASSIFIER
     | DISTILLED
     | {"distill.latent_steps": 100, "distill.feature_lr": 10.0, "options.server_lr": 0.03},
     "cachefl_dgm": {"train.lr": 0.05, "options.server_steps": 2, "distill.latent_steps": 2},
-    "dynafed": CLASSIFIER | DISTILLED | {"options.trajectory_rounds": 1},
+    "dynafed": CLASSIFIER
+    | DISTILLED
+    | CALM
+    | {"options.trajectory_rounds": 1, "options.server_epochs": 20},
 }
 GENERATED = (
     "cachefl",
