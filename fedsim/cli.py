@@ -240,6 +240,7 @@ def unpack(file: Archive, folder: NewFolder = None) -> None:
     from fedsim.results import archive
 
     where = Path("runs") / archive.study_in(file) if folder is None else folder
+    archive.check_folder(where)
     with study_lock(where):
         written, known = archive.unpack(file, where)
     typer.echo(f"{len(written)} runs written into {where}, {len(known)} were there already")

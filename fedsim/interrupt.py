@@ -69,8 +69,10 @@ def _speak() -> None:
 
 def quiet_exit(code: int) -> None:
     """End the process at once, without the interpreter's slow teardown of Ray's threads."""
-    if code == EXIT_CODE:
-        _speak()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        if code == EXIT_CODE:
+            _speak()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # whatever has become of the streams
+        os._exit(code)

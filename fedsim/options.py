@@ -98,18 +98,11 @@ Folders = Annotated[
 ]
 
 
-def _to_write(text: str) -> Path:
-    from fedsim.storage import local_folder
-
-    return local_folder(text)
-
-
 NewFolder = Annotated[
     Path | None,
     typer.Argument(
         metavar="FOLDER",
-        parser=_to_write,
-        help="Where to, a folder or its URL; by default runs/STUDY.",
+        help="Where to, a folder of this machine; by default runs/STUDY.",
         show_default=False,
     ),
 ]

@@ -216,7 +216,7 @@ class FedDGM(TrainsOnSets):
         return sorted(made, key=lambda one: one.client)
 
     def before_training(self, state: State, received: Received) -> State:
-        if not self.own.average:
+        if not self.own.average or not received.kept:
             return state
         return state | {"surrogate": add(state["surrogate"], received.average())}
 

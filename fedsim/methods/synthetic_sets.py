@@ -117,9 +117,9 @@ class TrainsOnSets(FedAvg):
     ) -> State:
         made = self.client_sets(state, received, executor)
         state = state | {"sets": self._union(state["sets"], made, received.round)}
+        state = self.before_training(state, received)
         if not made:
             return state
-        state = self.before_training(state, received)
         trained = executor.map(train_on_images, self._trainings(state, received.round))
         surrogate, *larger = (to_device(weights, self.task.device) for weights in trained)
         nets = dict(zip(self.global_nets, larger, strict=True))

@@ -4,9 +4,10 @@
         runs.parquet, rounds.parquet, ...    one file per table, rows of finished runs, by run id
 
 What makes a study's folder large stays behind: checkpoints, images, and what was said of every
-sample. So does what tells of the machine: command lines, names of hosts, and all but the last part
-of absolute paths. Equal tables give an equal file, byte for byte. Unpacked into a study's folder,
-the runs are finished there too: a sweep of the same settings runs only what is missing.
+sample. So does what tells of the machine: events with their tracebacks, command lines, names of
+hosts, and all but the last part of absolute paths. Equal tables give an equal file, byte for byte.
+Unpacked into a study's folder, the runs are finished there too: a sweep of the same settings runs
+only what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,12 +30,12 @@ from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.digest import read_table
 from fedsim.results.schema import TABLES
 
-__all__ = ["Unpacked", "pack", "study_in", "unpack"]
+__all__ = ["Unpacked", "check_folder", "pack", "study_in", "unpack"]
 
-_LEFT_OUT = ("predictions",)
+_LEFT_OUT = ("events", "predictions")
 _NAMES = [*(name for name in TABLES if name not in ("runs", *_LEFT_OUT)), "runs"]
 """In the order of unpacking: `runs` last, for its row says that a run is whole."""
-_OF_THE_MACHINE = ("command", "node")
+_OF_THE_MACHINE = ("command", "error", "node")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -80,10 +81,27 @@ def study_in(file: Path) -> str:
     Raises:
         ResultsError: The file is no such file, or holds several studies.
     """
-    names = _read(file)["runs"]["study"].unique().to_pylist()
+    runs = parts.conform(_read(file)["runs"], "runs")
+    names = runs["study"].unique().to_pylist()
     if len(names) != 1:
-        raise ResultsError(f"{file} holds several studies ({', '.join(names)}): name a folder")
-    return str(names[0])
+        several = ", ".join(map(str, names))
+        raise ResultsError(f"{file} does not hold one study but [{several}]: name a folder")
+    name = str(names[0])
+    if name in (".", "..") or PurePath(name).name != name:
+        raise ResultsError(f"{file} calls its study {name!r}, which is no folder's name: name one")
+    return name
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a URL, which commits run by run: unpack here, and copy the folder there.
+
+    Raises:
+        ResultsError: It is one.
+    """
+    if ":/" in str(folder):
+        raise ResultsError(
+            f"{folder} is a URL: unpack into a folder of this machine, then copy it there"
+        )
 
 
 def unpack(file: Path, folder: Path) -> Unpacked:
@@ -96,12 +114,14 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         ResultsError: The file is no such file.
     """
     tables = _read(file)
+    for table in tables.values():
+        for run_id in pc.unique(table["run_id"]).to_pylist():
+            parts.check_run_id(str(run_id))
     there = set(parts.runs_in(folder / "runs"))
     for name in _NAMES:
         for run_id, rows in _by_run(tables[name]) if name in tables else ():
             if run_id in there:
                 continue
-            parts.check_run_id(run_id)
             (folder / name).mkdir(parents=True, exist_ok=True)
             path = parts.open_path(folder / name, run_id)
             parts.write(path, rows, after=0, durable=True, compact=True)
@@ -119,7 +139,7 @@ def _read(file: Path) -> dict[str, pa.Table]:
             }
     except (OSError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise ResultsError(f"cannot read {file}: {error}") from error
-    if "runs" not in found:
+    if "runs" not in found or any("run_id" not in t.column_names for t in found.values()):
         raise ResultsError(f"{file} holds no runs: `fedsim pack FOLDER {file}` makes such a file")
     return found
 
@@ -154,10 +174,21 @@ def _elsewhere(table: pa.Table) -> pa.Table:
 
 def _without_folders(setting: str | None) -> str | None:
     """A setting as JSON; of an absolute path its last part."""
-    value = None if setting is None else json.loads(setting)
+    if setting is None:
+        return None
+    value = json.loads(setting)
+    shown = _last_parts(value)
+    return setting if shown == value else json.dumps(shown)
+
+
+def _last_parts(value: Any) -> Any:
     if isinstance(value, str) and PurePath(value).is_absolute():
-        return json.dumps(PurePath(value).name)
-    return setting
+        return PurePath(value).name
+    if isinstance(value, list):
+        return [_last_parts(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _last_parts(one) for key, one in value.items()}
+    return value
 
 
 def _bytes(table: pa.Table) -> bytes:

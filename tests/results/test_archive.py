@@ -36,10 +36,10 @@ def test_what_was_packed_is_what_comes_out(study: Path, tmp_path: Path):
     assert set(before.runs["run_id"]) - set(after.runs["run_id"]) == {
         run_id for run_id in before.runs["run_id"] if run_id.startswith("feddgm")
     }
-    for name in ("runs", "rounds", "evaluations", "clients", "events"):
+    for name in ("runs", "rounds", "evaluations", "clients", "synthetic"):
         old, new = getattr(before, name), getattr(after, name)
         old = old[old["run_id"].isin(after.runs["run_id"])].reset_index(drop=True)
-        of_the_machine = [c for c in ("node", "command") if c in old]
+        of_the_machine = [c for c in ("node", "command", "error") if c in old]
         assert not new[of_the_machine].notna().any(axis=None)
         pd.testing.assert_frame_equal(
             old.drop(columns=of_the_machine), new.drop(columns=of_the_machine)
@@ -74,6 +74,7 @@ def test_nothing_tells_of_the_machine(tmp_path: Path):
         "data": {"path": "/home/ada/data/digits.npz", "name": "digits"},
         "distill": {"prior": "priors/mine.py:make"},
         "working_dir": "/home/ada/fedsim",
+        "options": {"files": ["/home/ada/a.txt", {"b": "/home/ada/b.txt"}]},
     }
     columns = {"node": "ada-laptop", "command": "fedsim sweep /home/ada/study.yaml"}
     folder = tmp_path / "study"
@@ -84,6 +85,7 @@ def test_nothing_tells_of_the_machine(tmp_path: Path):
     archive.unpack(tmp_path / "kept.zip", tmp_path / "there")
     (row,) = load(tmp_path / "there").runs.to_dict("records")
     assert "ada" not in str(row)
+    assert not (tmp_path / "there" / "events").exists()
     assert row["config.data.path"] == "digits.npz"
     assert row["config.distill.prior"] == "priors/mine.py:make"
 
@@ -166,3 +168,6 @@ def test_the_commands(
     assert "5 runs written into runs/shapes_study, 0 were there already" in said.out
     assert "0 runs written into runs/shapes_study, 5 were there already" in said.out
     assert "cannot read none.zip" in said.err
+    main(["unpack", "kept.zip", "s3://bucket/runs"], codes.append)
+    assert codes[-1] == 7
+    assert "is a URL" in capsys.readouterr().err
