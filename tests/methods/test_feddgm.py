@@ -376,3 +376,14 @@ def test_networks_may_start_from_generated_images(tmp_path: Path):
     assert first["alone"]["global"] == first["beside"]["global"]
     assert first["alone"]["global"] != first["random"]["global"]
     assert first["beside"]["lenet"] < 2.3
+
+
+def test_the_mean_is_taken_also_where_nothing_could_be_distilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FedDGM, "client_sets", lambda *_: [])
+    run(config({"average": True}), tmp_path / "mean")
+    plain = {k: v for k, v in TINY.items() if not k.startswith("distill")}
+    run(experiment("digits", "fedavg", **plain), tmp_path / "fedavg")
+    mean, fedavg = (load(tmp_path / n).rounds["loss"].to_numpy() for n in ("mean", "fedavg"))
+    np.testing.assert_allclose(mean, fedavg, rtol=1e-5)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedsim.cli import main
@@ -148,6 +152,34 @@ def test_files_that_are_none_are_refused(study: Path, tmp_path: Path):
         archive.pack(tmp_path / "young", tmp_path / "young.zip")
     with pytest.raises(ResultsError, match="cannot write"):
         archive.pack(study, tmp_path / "nowhere" / "kept.zip")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("study", "../outside", "no folder's name"),
+        ("run_id", "../outside", "cannot be a file name"),
+    ],
+)
+def test_a_file_cannot_write_outside_its_folder(
+    column: str, value: str, said: str, study: Path, tmp_path: Path
+):
+    archive.pack(study, tmp_path / "kept.zip")
+    with zipfile.ZipFile(tmp_path / "kept.zip") as stored:
+        tables = {n: pq.read_table(io.BytesIO(stored.read(n))) for n in stored.namelist()}
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as stored:
+        for name, table in tables.items():
+            if column in table.column_names:
+                place = table.schema.get_field_index(column)
+                table = table.set_column(place, column, pa.array([value] * len(table)))
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            stored.writestr(name, sink.getvalue().to_pybytes())
+    there = tmp_path / "there"
+    read = archive.study_in if column == "study" else partial(archive.unpack, folder=there)
+    with pytest.raises(ResultsError, match=said):
+        read(tmp_path / "bad.zip")
+    assert not there.exists()
 
 
 def test_the_commands(
