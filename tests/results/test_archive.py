@@ -75,12 +75,12 @@ def test_settings_that_a_run_lacks_are_not_written(study: Path, tmp_path: Path):
 
 def test_nothing_tells_of_the_machine(tmp_path: Path):
     settings = {
-        "data": {"path": "/home/ada/data/digits.npz", "name": "digits"},
+        "data": {"path": "/far/ada/data/digits.npz", "name": "digits"},
         "distill": {"prior": "priors/mine.py:make"},
-        "working_dir": "/home/ada/fedsim",
-        "options": {"files": ["/home/ada/a.txt", {"b": "/home/ada/b.txt"}]},
+        "working_dir": "/far/ada/fedsim",
+        "options": {"files": ["/far/ada/a.txt", {"b": "/far/ada/b.txt"}]},
     }
-    columns = {"node": "ada-laptop", "command": "fedsim sweep /home/ada/study.yaml"}
+    columns = {"node": "ada-laptop", "command": "fedsim sweep /far/ada/study.yaml"}
     folder = tmp_path / "study"
     write_run(folder, "fedavg", "iid", None, 0, config=settings, **columns)
     archive.pack(folder, tmp_path / "kept.zip")
