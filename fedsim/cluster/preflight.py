@@ -84,6 +84,9 @@ def preflight_on_ray(
                     progress(*seen)
                     last = seen
         ray.get(future)
+        seen = ray.get(actor.seen.remote())  # what came after the last look
+        if seen is not None and seen != last:
+            progress(*seen)
     except RayError as error:
         if own := own_error(error):
             raise own from None

@@ -55,4 +55,5 @@ def test_ctrl_c_keeps_the_finished_shards(found: dict[str, Any]):
     assert 0 < encoded < total
     assert found["kept"] >= 1
     assert found["resumed"][0][0] >= encoded  # it went on from there
+    assert found["resumed"][-1] == [total, total]  # however soon it was done
     assert found["left"] == 0
