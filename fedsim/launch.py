@@ -284,19 +284,17 @@ def _launch_ray(
             first = experiments[0]
             placement = placements[first.run_id]
 
-            def checks() -> None:
+            planned = partial(write_plan, folder, experiments)
+            # Every process takes seconds to load torch: of a single run that encodes nothing, the
+            # coordinator makes the checks.
+            by_itself = alone and first.models.clip is None and not placement.gpus_per_actor
+            if not by_itself:
                 encoding = partial(_encoding, watch, first)
                 preflight_on_ray(experiments, placement, stop, encoding)
-                write_plan(folder, experiments)
-
+                planned()
             if alone:
                 from fedsim.cluster.run import run_on_ray
 
-                # Every process takes seconds to load torch: where the checks need none of what the
-                # run's actors hold, for they encode nothing, all begin at once.
-                beside = first.models.clip is None and not placement.gpus_per_actor
-                if not beside:
-                    checks()
                 run_on_ray(
                     first,
                     placement,
@@ -304,10 +302,9 @@ def _launch_ray(
                     stop,
                     lambda p: watch(first, p.as_row()),
                     command_line(),
-                    checks if beside else lambda: None,
+                    planned if by_itself else None,
                 )
                 return
-            checks()
             from fedsim.cluster.sweep import sweep_on_ray
 
             shapes: dict[str, list[Experiment]] = {}

@@ -33,7 +33,7 @@ def run_on_ray(
     stop: Stop,
     watch: Callable[[Progress], None] = lambda progress: None,
     command: str | None = None,
-    check: Callable[[], None] = lambda: None,
+    checked: Callable[[], None] | None = None,
 ) -> None:
     """Run one experiment to its end, or on from its last checkpoint.
 
@@ -45,7 +45,8 @@ def run_on_ray(
         stop: Looked at while waiting.
         watch: Called after every committed round.
         command: What the user typed, for the tables.
-        check: Called while the actors start, before the run begins; what it raises ends them.
+        checked: The coordinator makes the checks that need torch, while the client actors start,
+            and this is called when nothing was refused; None: they were made before.
 
     Raises:
         PlacementError: The cluster did not grant the placement in time.
@@ -67,7 +68,9 @@ def run_on_ray(
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
         actor: Any = ray.remote(Coordinator).options(**options)
         coordinator = actor.remote(placement, group)
-        check()
+        if checked:
+            _get(coordinator.check.remote(config), stop)
+            checked()
         where = url_of(study_dir) or str(study_dir)
         progress = _get(coordinator.begin.remote(config, where, command), stop)
         watch(progress)
@@ -83,7 +86,7 @@ def run_on_ray(
         remove_placement_group(group)  # ends the actors in it
 
 
-def _get(future: ray.ObjectRef[Progress], stop: Stop) -> Progress:
+def _get(future: Any, stop: Stop) -> Any:
     """The result of a coordinator call; its own errors as they were raised."""
     while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
         stop.check()

@@ -199,12 +199,14 @@ def _train(params: Params, start: Params, loss: Loss, batches: Batches) -> Param
             optimizer.step(total)
             continue
         # Finished clients stand still: momentum and weight decay would move them on.
-        before = [leaf.detach().clone() for leaf in leaves]
+        idle = ~batch.active
+        before = [leaf.detach()[idle] for leaf in leaves]
         optimizer.step(total)
         with torch.no_grad():
             for leaf, old in zip(leaves, before, strict=True):
-                leaf.copy_(torch.where(batch.active.view(-1, *[1] * (leaf.dim() - 1)), leaf, old))
-    return subtract({k: v.detach() for k, v in params.items()}, start)
+                leaf[idle] = old
+    del optimizer  # its moments take twice the memory of what is trained
+    return {k: v.detach().sub_(start[k]) for k, v in params.items()}
 
 
 def effective_steps(train: TrainConfig, num_steps: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 from fedsim.architecture import ClassifierConfig
 from fedsim.errors import ConfigError
 from fedsim.models.folded import foldable, folded
-from fedsim.models.networks import Shape, build_body
+from fedsim.models.networks import Shape, build_body, flat_length
 from fedsim.params import Params
 
 __all__ = ["HEAD", "Classifier"]
@@ -131,7 +131,7 @@ class _Network(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        length = int(self.body(torch.empty(1, *shape)).shape[1])
+        length = flat_length(body, shape)
         self.projection: nn.Module = nn.Identity()
         if projection is not None:
             hidden, out = nn.Linear(length, length), nn.Linear(length, projection)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedsim.architecture import ClassifierConfig
 from fedsim.errors import ConfigError
@@ -60,7 +61,7 @@ def _lenet(settings: ClassifierConfig, shape: Shape) -> nn.Module:
     pool = Halve(F.max_pool2d)
     layers = [first, nn.ReLU(), pool, second, nn.ReLU(), pool, nn.Flatten()]
     flat = nn.Sequential(*layers)
-    fully = [nn.Linear(_length(flat, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+    fully = [nn.Linear(flat_length(flat, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
     return nn.Sequential(*flat, *fully)
 
 
@@ -233,9 +234,19 @@ class Mean(nn.Module):
         return x.mean((-2, -1))
 
 
-def _length(module: nn.Module, shape: Shape) -> int:
-    """Length of what a module on the meta device makes of an image."""
-    return int(module(torch.empty(1, *shape, device="meta")).shape[1])
+def flat_length(module: nn.Module, shape: Shape) -> int:
+    """Length of what a module on the meta device makes of an image of shape `(c, h, w)`.
+
+    It is asked with real weights, of any values: on the meta device it would load torch's compiler,
+    1.5 s and 70 MB in every process.
+    """
+    named = (*module.named_parameters(), *module.named_buffers())
+    weights = {k: torch.zeros(v.shape, dtype=v.dtype, device="cpu") for k, v in named}
+    with torch.device("cpu"), torch.no_grad():
+        module.eval()
+        made = functional_call(module, weights, (torch.zeros(1, *shape),))
+        module.train()
+    return int(made.shape[1])
 
 
 _BODIES: dict[str, Callable[[ClassifierConfig, Shape], nn.Module]] = {
