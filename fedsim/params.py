@@ -159,17 +159,23 @@ def _rounded_sum(values: Tensor, weight: Tensor) -> Tensor:
     return terms.long().sum(0)
 
 
-def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`function` of every tensor in nested dicts, sequences and dataclasses; the rest unchanged."""
-    if isinstance(tree, Tensor):
+def map_tensors(tree: Any, function: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """`function` of every tensor in nested dicts, sequences and dataclasses; the rest unchanged.
+
+    Args:
+        tree: What is looked through.
+        function: What replaces a tensor.
+        kind: Look for this class instead.
+    """
+    if isinstance(tree, kind):
         return function(tree)
     if is_dataclass(tree) and not isinstance(tree, type):
-        parts = {f.name: map_tensors(getattr(tree, f.name), function) for f in fields(tree)}
+        parts = {f.name: map_tensors(getattr(tree, f.name), function, kind) for f in fields(tree)}
         return replace(tree, **parts)
     if isinstance(tree, dict):
-        return {k: map_tensors(v, function) for k, v in tree.items()}
+        return {k: map_tensors(v, function, kind) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(map_tensors(v, function) for v in tree)
+        return type(tree)(map_tensors(v, function, kind) for v in tree)
     return tree
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -69,15 +70,17 @@ class ClientActor:
 
     def train(self, config: Experiment, work: Work, message: dict[str, np.ndarray]) -> Done:
         """Train the groups of `work`; the host is rebuilt only when the experiment changes."""
+        from fedsim.cluster.transport import pack, unpack
         from fedsim.engine.host import ClientHost
         from fedsim.engine.task import as_tensor
 
         if self._host is None or config != self._config:
             config.enter()
             self._host, self._config = ClientHost(config, self._device), config
+        work = replace(work, states=unpack(work.states))
         done = self._host.train(work, {name: as_tensor(value) for name, value in message.items()})
-        done.total.sums = {k: v.numpy() for k, v in done.total.sums.items()}  # type: ignore[misc]
-        return done
+        done.total.sums = pack(done.total.sums)
+        return replace(done, kept=pack(done.kept), states=pack(done.states))
 
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""

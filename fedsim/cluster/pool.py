@@ -74,8 +74,7 @@ class ActorPool:
         Raises:
             ExecutionError: The deadline of a round passed, or actors keep dying.
         """
-        import torch
-
+        from fedsim.cluster.transport import pack, unpack
         from fedsim.engine.schedule import Paces, assign
 
         config = self.config
@@ -93,7 +92,7 @@ class ActorPool:
         for position, groups in enumerate(assign(work.groups, paces.now())):
             if groups:
                 clients = {client for group in groups for client in group.client_ids}
-                states = {c: state for c, state in work.states.items() if c in clients}
+                states = {c: pack(state) for c, state in work.states.items() if c in clients}
                 submit(position, replace(work, groups=groups, states=states))
         deadline, losses = time.monotonic() + config.failures.deadline_s, 0
         while pending:
@@ -114,8 +113,8 @@ class ActorPool:
                 submit(position, part)
                 continue
             took[position] = sum(group.num_samples for group in part.groups), done.seconds
-            done.total.sums = {k: torch.from_numpy(v) for k, v in done.total.sums.items()}
-            yield done
+            done.total.sums = unpack(done.total.sums)
+            yield replace(done, kept=unpack(done.kept), states=unpack(done.states))
         paces.learn(took)
 
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
