@@ -48,8 +48,9 @@ __all__ = [
 PIXELS = "pixels"
 """Latents that are the images themselves, in [-1, 1]."""
 
-_CHUNK = 32
-"""Images that are decoded at once, forwards and backwards."""
+_PIXELS_AT_ONCE = 1 << 18
+"""What a diffusion decoder makes at once: 256 images of 32x32, or one of 512x512. Its activations
+take some kilobytes per pixel."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Prior(Protocol):
     """Names of latents that are pixels or feature maps."""
     weights: tuple[Tensor, ...] = ()
     """Of the generator, where they are to be fine-tuned: the way back leaves their `grad`."""
+    at_once: int = 32
+    """Images that are decoded at once, forwards and backwards."""
 
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
         """Latents for labels `(n,)`: `(n, ...)` by name, drawn with a CPU generator."""
@@ -111,7 +114,7 @@ def fit(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
 @torch.no_grad()
 def decode_all(prior: Prior, latents: Params) -> Tensor:
     """Images of all latents, chunk by chunk, without a graph."""
-    return torch.cat([prior.decode(chunk) for chunk in _chunks(latents)])
+    return torch.cat([prior.decode(chunk) for chunk in _chunks(prior, latents)])
 
 
 def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack]:
@@ -120,7 +123,7 @@ def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack
     One chunk's graph is alive at a time: it is kept where there is but one, and of several each
     is decoded anew on the way back.
     """
-    chunks = _chunks(latents)
+    chunks = _chunks(prior, latents)
     if len(chunks) > 1:
         return decode_all(prior, latents), lambda gradient: _anew(prior, chunks, gradient)
     leaves = _leaves(latents)
@@ -130,7 +133,7 @@ def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack
 
 def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
     found = []
-    for chunk, wanted in zip(chunks, gradient.split(_CHUNK), strict=True):
+    for chunk, wanted in zip(chunks, gradient.split(prior.at_once), strict=True):
         leaves = _leaves(chunk)
         found.append(_pulled(prior, prior.decode(leaves), leaves, wanted))
     return {k: torch.cat([part[k] for part in found]) for k in chunks[0]}
@@ -146,11 +149,11 @@ def _pulled(prior: Prior, images: Tensor, leaves: Params, gradient: Tensor) -> P
     return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.items()}
 
 
-def _chunks(latents: Params) -> list[Params]:
+def _chunks(prior: Prior, latents: Params) -> list[Params]:
     count = len(next(iter(latents.values())))
     return [
-        {k: v[start : start + _CHUNK] for k, v in latents.items()}
-        for start in range(0, count, _CHUNK)
+        {k: v[start : start + prior.at_once] for k, v in latents.items()}
+        for start in range(0, count, prior.at_once)
     ]
 
 
@@ -261,6 +264,9 @@ class Decoder(Prior):
                 f"to {len(self._stages) - 1}"
             )
         self.maps = frozenset({"feature"} if self._layer else ())
+        halvings = len(pipeline.vae.config.block_out_channels) - 1
+        side = pipeline.unet.config.sample_size << halvings
+        self.at_once = max(1, _PIXELS_AT_ONCE // side**2)
 
     @torch.no_grad()
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:

@@ -100,8 +100,8 @@ def test_every_prior_draws_decodes_and_has_gradients(settings: dict[str, Any]):
 
 @pytest.mark.parametrize("chunk", [2, 32])
 def test_a_thawed_decoder_s_weights_have_gradients_too(chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fedsim.distill.latents._CHUNK", chunk)
     frozen = prior(prior="vae")
+    monkeypatch.setattr(frozen, "at_once", chunk)
     own = frozen.thawed()
     latents = frozen.draw(LABELS, rng())
     before = decode_all(frozen, latents)
@@ -127,7 +127,8 @@ def test_the_way_back_is_the_same_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch
     chosen = prior(prior="vae")
     latents = chosen.draw(LABELS, rng())
     whole, whole_back = decode_with_way_back(chosen, latents)
-    monkeypatch.setattr("fedsim.distill.latents._CHUNK", 3)
+    assert chosen.at_once == 256  # of 32x32 pixels
+    monkeypatch.setattr(chosen, "at_once", 3)
     parts, parts_back = decode_with_way_back(chosen, latents)
     weight = torch.randn(whole.shape, generator=rng(1))
     torch.testing.assert_close(whole, parts)
