@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from fedsim.data.store import shared_arrays
 from fedsim.methods.base import Batches, Method
@@ -74,20 +73,26 @@ class FlopCounter:
 class CountedOperations(TorchDispatchMode):
     """Within this block operations are counted, by the formulas of torch's `FlopCounterMode`.
 
-    That class would load torch's compiler: 3 s of CPU time and 70 MB in a process.
+    That class would load torch's compiler: 3 s of CPU time and 70 MB in a process. The formulas
+    alone load Triton, so only who counts imports them.
 
     Attributes:
         flops: Of what was done so far.
     """
 
-    flops = 0
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry
+
+        super().__init__()
+        self._formulas: dict[Any, Callable[..., Any]] = flop_registry
+        self.flops = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Does the operation, and adds what it costs."""
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self._formulas.get(func._overloadpacket):
             self.flops += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
 
