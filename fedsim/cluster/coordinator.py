@@ -62,10 +62,12 @@ class Coordinator:
 
         One process less loads torch: at start that is seconds, and memory.
         """
+        from fedsim.engine.heap import give_freed_memory_back
         from fedsim.engine.preflight import preflight
 
         config.enter()
         preflight([config], self.device)
+        give_freed_memory_back()
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:
         """Set up a run, or take it up from its last checkpoint; round 0 is committed.

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: counted in page faults, in processes of their own."""
+"""Freed memory stays with the process until it is told otherwise, in processes of their own."""
 
 from __future__ import annotations
 
@@ -38,3 +38,25 @@ def test_blocks_come_back_without_page_faults():
     given_back = faults("left alone", MALLOC_TOP_PAD_="131072")  # the user's word counts
     kept = faults("kept")
     assert kept < 0.2 * given_back
+
+
+GIVEN_BACK = """
+import psutil
+from fedsim.engine.heap import give_freed_memory_back, keep_freed_memory
+
+keep_freed_memory()
+resident = lambda: psutil.Process().memory_info().rss / 2**20
+block, last = b"x" * 2**27, b"y" * 1000  # 128 MiB with something above it
+del block
+before = resident()
+give_freed_memory_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_what_is_kept_can_be_given_back():
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 100
