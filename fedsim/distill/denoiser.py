@@ -36,7 +36,8 @@ class Denoiser(Prior):
     def __init__(self, decoder: Decoder, denoising_steps: int) -> None:
         from diffusers import DDIMScheduler
 
-        self._decoder, generator, self.at_once = decoder, decoder.generator, decoder.at_once
+        self._decoder, generator = decoder, decoder.generator
+        self.at_once = decoder.at_once
         self._pipeline: Any = generator.pipeline
         asked = decoder.prompts.steps or generator.steps or _DEFAULT_STEPS
         if denoising_steps > asked:

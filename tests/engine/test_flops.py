@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedsim.engine.flops import CountedOperations
 
 CLASSIFIERS = """
-import sys, tempfile
+import sys
 import torch
 from fedsim.architecture import ClassifierConfig
 from fedsim.engine.flops import CountedOperations
