@@ -6,7 +6,6 @@ Everything that can be refused is refused before the output folder is touched.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from fedsim.errors import ConfigError, ResultsError, did_you_mean
 from fedsim.interrupt import check
 from fedsim.storage import Copy, url_of
 from fedsim.study import EarlyStopping
+from fedsim.whole_file import whole_file
 
 Watch = Callable[[Experiment, dict[str, Any]], None]
 """Called with an experiment and its latest `round`, `accuracy`, `finished`, `stopped` or `error`;
@@ -234,9 +234,8 @@ def write_plan(folder: Path, experiments: Sequence[Experiment]) -> None:
     path = folder / "plan.json"
     plan = json.loads(path.read_text()) if path.is_file() else {}
     plan |= {e.run_id: e.model_dump(mode="json") for e in experiments}
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(plan, indent=1))
-    os.replace(draft, path)
+    with whole_file(path) as file:
+        file.write(json.dumps(plan, indent=1).encode())
     Copy(folder).push()
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from fedsim.errors import ResultsError
+from fedsim.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -216,13 +217,12 @@ class _Storage:
 
     def download(self, name: str, path: Path, stamp: Stamp | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.tmp{os.getpid()}")
-        with self.fs.open_input_stream(f"{self.root}/{name}") as source, open(draft, "wb") as file:
+        with self.fs.open_input_stream(f"{self.root}/{name}") as source, whole_file(path) as file:
             while chunk := source.read(2**20):
                 file.write(chunk)
-        if stamp is not None:
-            os.utime(draft, ns=(stamp[1], stamp[1]))
-        os.replace(draft, path)
+            if stamp is not None:
+                file.flush()
+                os.utime(file.fileno(), ns=(stamp[1], stamp[1]))
 
     def upload(self, path: Path, name: str) -> Stamp | None:
         target = f"{self.root}/{name}"

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from fedsim.errors import DataError
 from fedsim.storage import cache_folder
+from fedsim.whole_file import whole_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -111,15 +112,10 @@ class Parts:
         """
         with _blamed_on(self._folder.parent):
             self._folder.mkdir(parents=True, exist_ok=True)
-            draft = self._folder / f".{number}.{os.getpid()}.npy"
-            try:
-                with draft.open("w+b") as file:
-                    np.save(file, array, allow_pickle=False)
-                    file.seek(0)
-                    file.write(hashlib.file_digest(file, _checksum).digest())
-                os.replace(draft, self._path(number))
-            finally:
-                draft.unlink(missing_ok=True)
+            with whole_file(self._path(number)) as file:
+                np.save(file, array, allow_pickle=False)
+                file.seek(0)
+                file.write(hashlib.file_digest(file, _checksum).digest())
 
     def remove(self) -> None:
         """Forget all of them."""

@@ -7,7 +7,6 @@ values only and are read with `weights_only=True`.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from fedsim.errors import CheckpointError
 from fedsim.storage import Copy
+from fedsim.whole_file import drafts_of, whole_file
 
 _KEPT = 2
 _FORMAT = 2
@@ -59,7 +59,7 @@ class CheckpointFolder:
         except BaseException:  # what could not be read is not to be written over
             self._lock.release()
             raise
-        for draft in self.path.glob("*.tmp*"):  # of a process that was killed
+        for draft in drafts_of(self.path):
             draft.unlink(missing_ok=True)
 
     @property
@@ -134,12 +134,8 @@ def write_whole(path: Path, content: dict[Any, Any]) -> None:
         raise CheckpointError(
             f"a state may hold tensors, numbers, strings, dicts and lists, not {foreign}"
         )
-    draft = path.with_suffix(f".tmp{os.getpid()}")
-    with open(draft, "wb") as file:
+    with whole_file(path, durable=True) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 _PLAIN = (type(None), bool, int, float, str, bytes)

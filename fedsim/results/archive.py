@@ -29,6 +29,7 @@ from fedsim.results import parts
 from fedsim.results.columns import CONFIG_PREFIX
 from fedsim.results.digest import read_table
 from fedsim.results.schema import TABLES
+from fedsim.whole_file import whole_file
 
 __all__ = ["Unpacked", "check_folder", "pack", "study_in", "unpack"]
 
@@ -66,10 +67,9 @@ def pack(folder: Path, file: Path) -> int:
             table = _elsewhere(table.filter(pc.is_in(table["run_id"], finished)))
             if len(table):
                 stored.writestr(zipfile.ZipInfo(f"{name}.parquet", _LONG_AGO), _bytes(table))
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(file)
+        with whole_file(file) as sink:
+            sink.write(content.getvalue())
     except OSError as error:
         raise ResultsError(f"cannot write {file}: {error.strerror}") from error
     return len(finished)

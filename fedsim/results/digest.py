@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from fedsim.results import parts
 from fedsim.results.schema import arrow_schema
+from fedsim.whole_file import whole_file
 
 __all__ = ["read_table"]
 
@@ -151,8 +152,6 @@ def _write(folder: Path, name: str, unknown: Sequence[str], stamps: dict[str, _S
     whole = parts.conform(pa.concat_tables(tables, promote_options="permissive"), name)
     whole = whole.combine_chunks()
     listed = json.dumps([[run, *stamp, start, n] for run, (stamp, start, n) in rows.items()])
-    draft = folder / f".digest.{os.getpid()}.tmp"
-    with suppress(OSError):
-        pq.write_table(whole.replace_schema_metadata({_RUNS: listed}), draft, compression="zstd")
-        os.replace(draft, folder / _NAME)
+    with suppress(OSError), whole_file(folder / _NAME) as file:
+        pq.write_table(whole.replace_schema_metadata({_RUNS: listed}), file, compression="zstd")
     return _Digest(whole, rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedsim.errors import ResultsError
 from fedsim.results.latex import latex_table
+from fedsim.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,11 +72,9 @@ def check_targets(csv: Path | None = None, latex: Path | None = None) -> None:
 
 
 def _write(text: str, path: Path) -> None:
-    """The whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise ResultsError(f"{path} cannot be written ({error.strerror})") from error

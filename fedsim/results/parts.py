@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from fedsim.errors import ResultsError
 from fedsim.results.schema import arrow_schema, table_named
+from fedsim.whole_file import whole_file
 
 __all__ = [
     "Parts",
@@ -93,7 +94,7 @@ def sealed_numbers(folder: Path, run_id: str) -> list[int]:
 
 
 def write(path: Path, table: pa.Table, after: int, durable: bool, compact: bool = False) -> None:
-    """Put `table` at `path` in one step: a temporary file, then a rename.
+    """Put `table` at `path` in one step.
 
     Args:
         path: Final name.
@@ -109,13 +110,8 @@ def write(path: Path, table: pa.Table, after: int, durable: bool, compact: bool 
         pq.write_table(table, sink, compression="zstd")
     else:
         pq.write_table(table, sink, use_dictionary=words, write_statistics=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path, durable) as file:
         file.write(sink.getvalue())
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)

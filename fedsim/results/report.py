@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -24,6 +23,7 @@ from fedsim.results.gallery import nearest_pairs, sets_beside, synthetic_gallery
 from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
+from fedsim.whole_file import whole_file
 
 __all__ = ["write_report"]
 
@@ -102,9 +102,8 @@ def write_report(
         folder=study.path,
     )
     path = study.path / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        file.write(text.encode())
     return path
 
 

@@ -21,6 +21,7 @@ from fedsim.results import parts
 from fedsim.results.cells import Rows, cell_array, to_batch
 from fedsim.results.columns import CONFIG_PREFIX, flatten_config
 from fedsim.results.schema import TABLES, arrow_schema
+from fedsim.whole_file import drafts_of, whole_file
 
 __all__ = ["TableWriter", "write_synthetic_images"]
 
@@ -216,8 +217,8 @@ class TableWriter:
             folder = self.study_dir / name
             if not folder.is_dir():
                 continue
-            parts.remove(folder.glob(f".{self.run_id}.parquet.tmp"))
-            parts.remove(folder.glob(f".{self.run_id}-[0-9][0-9][0-9][0-9].parquet.tmp"))
+            parts.remove(drafts_of(folder, f"{self.run_id}.parquet"))
+            parts.remove(drafts_of(folder, f"{self.run_id}-[0-9][0-9][0-9][0-9].parquet"))
             has_open = parts.open_path(folder, self.run_id).exists()
             if not has_open and not parts.sealed_numbers(folder, self.run_id):
                 continue
@@ -316,9 +317,6 @@ def _write_images(
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """All of the file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **dict[str, Any](arrays))
-    os.replace(temporary, path)

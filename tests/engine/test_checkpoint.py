@@ -83,7 +83,7 @@ def test_a_kill_before_the_rename_leaves_the_round_before(
 
 def test_drafts_of_killed_processes_do_not_pile_up(folder: CheckpointFolder):
     folder.save(2, CONTENT)
-    (folder.path / "round-000001.tmp12345").write_bytes(b"half")
+    (folder.path / ".round-000001.pt.tmp12345").write_bytes(b"half")
     folder.release()
     folder.claim()
     assert files(folder) == ["round-000002.pt"]
