@@ -41,7 +41,11 @@ class Draw:
 
 
 def draw_augmentation(
-    operations: Sequence[str], num_images: int, rng: torch.Generator, siamese: bool = False
+    operations: Sequence[str],
+    num_images: int,
+    rng: torch.Generator,
+    siamese: bool = False,
+    padded_to: int = 0,
 ) -> Draw | None:
     """One of the operations, with a strength per image or, `siamese`, one for all.
 
@@ -50,12 +54,16 @@ def draw_augmentation(
         num_images: Images of the batch.
         rng: A CPU generator.
         siamese: Whether all images (and other batches) are changed alike.
+        padded_to: Images of the batch with what pads it, for which nothing is drawn.
     """
     if not operations:
         return None
     chosen = int(torch.randint(len(operations), (), generator=rng))
     rows = 1 if siamese else num_images
-    return Draw(operations[chosen], torch.rand(rows, _NUM_VALUES, generator=rng))
+    strength = torch.rand(rows, _NUM_VALUES, generator=rng)
+    if not siamese and padded_to > rows:
+        strength = torch.cat([strength, strength.new_full((padded_to - rows, _NUM_VALUES), 0.5)])
+    return Draw(operations[chosen], strength)
 
 
 def augment(x: Tensor, draw: Draw | None) -> Tensor:

@@ -297,7 +297,10 @@ class _Run:
             for y, rng in zip(self.labels, rngs, strict=True)
         ]
         size = max(len(order) for order in orders)
-        draws = tuple(draw_augmentation(operations, size, rng) for rng in rngs)
+        draws = tuple(
+            draw_augmentation(operations, len(order), rng, padded_to=size)
+            for order, rng in zip(orders, rngs, strict=True)
+        )
         rows = torch.stack([_padded(order, size) for order in orders])
         mask = torch.stack([torch.arange(size) < len(order) for order in orders])
         return Step(rows.to(self.device), mask.to(self.device), draws)

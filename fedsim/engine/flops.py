@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,27 +22,42 @@ from fedsim.seeding import torch_rng
 
 
 class FlopCounter:
-    """What a round costs a method per sample, which may change with what the server sends.
-
-    All local epochs are run on the sample: sums over samples take one pass, whatever their number.
+    """What a round costs a method's clients, which may change with what the server sends.
 
     Figures are kept in the node's store, named by all that they depend on.
     """
 
     def __init__(self, method: Method) -> None:
         self._method = method
-        self._known: dict[tuple[str, int], int] = {}
+        self._known: dict[tuple[str, str, int], int] = {}
 
-    def per_sample(self, message: Params, epochs: int, one: Callable[[], Batches]) -> int:
-        """FLOPs of one client for one sample in one round.
+    def of(
+        self, message: Params, batches: Batches, epochs: int, one: Callable[[int], Batches]
+    ) -> list[int]:
+        """FLOPs of every real client of a group in one round.
+
+        All local epochs are run on one sample: sums over samples take one pass, whatever their
+        number.
 
         Args:
             message: What the clients received.
+            batches: The group's local data.
             epochs: Local epochs of the round.
-            one: Makes the batches of one client with one sample, for so many epochs.
+            one: Makes the batches of the client at this place with one sample, and of its ghost.
         """
+        found = []
+        for place, work in enumerate(self._method.work(batches).tolist()):
+            client = batches.client_ids[place]
+            if client < 0:
+                continue  # a ghost, and the last
+            kind = self._method.variant(client)
+            found.append(round(work * self._unit(message, kind, epochs, partial(one, place))))
+        return found
+
+    def _unit(self, message: Params, variant: str, epochs: int, one: Callable[[], Batches]) -> int:
         shapes = json.dumps({name: list(value.shape) for name, value in message.items()})
-        if (shapes, epochs) not in self._known:
+        known = shapes, variant, epochs
+        if known not in self._known:
             config = self._method.config
             code = Path(inspect.getfile(type(self._method))).read_bytes()
             key = {
@@ -55,23 +71,32 @@ class FlopCounter:
                 "clip": config.models.clip,
                 "classifier": config.models.classifier.model_dump(),
                 "message": shapes,
+                "variant": variant,
                 "epochs": epochs,
                 "num_classes": self._method.task.num_classes,
                 "inputs": list(one().inputs.shape[1:]),
             }
             found = shared_arrays(key, lambda: {"flops": self._count(message, one())})
-            self._known[shapes, epochs] = int(found["flops"].item())
-        return self._known[shapes, epochs]
+            self._known[known] = int(found["flops"].item())
+        return self._known[known]
 
     def _count(self, message: Params, batches: Batches) -> np.ndarray:
-        rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
-        with CountedOperations() as counted:
+        def train() -> None:
+            rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
             self._method.client_update(message, batches, [{}] * batches.num_clients, rngs)
-        return np.array(counted.flops // batches.num_clients)
+
+        train()  # what is built or loaded but once is no part of a round
+        with CountedOperations() as counted:
+            train()
+        trained = batches.num_clients if self._method.trains_ghosts else 1
+        return np.array(counted.flops // trained)
 
 
 class CountedOperations(TorchDispatchMode):
     """Within this block operations are counted, by the formulas of torch's `FlopCounterMode`.
+
+    But for the gradients of a convolution in groups, such as clients side by side: torch's formula
+    has every group's weights read all groups' inputs.
 
     That class would load torch's compiler: 3 s of CPU time and 70 MB in a process. The formulas
     alone load Triton, so only who counts imports them.
@@ -81,10 +106,18 @@ class CountedOperations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        from torch.utils.flop_counter import flop_registry
+        from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+        def convolution_backward(
+            grad: Any, x: Any, weight: Any, *rest: Any, out_val: Any, **kwargs: Any
+        ) -> int:
+            transposed, wanted = rest[4], rest[7]
+            forwards = conv_flop_count(x.shape, weight.shape, grad.shape, transposed)
+            return forwards * sum(wanted[:2])
 
         super().__init__()
-        self._formulas: dict[Any, Callable[..., Any]] = flop_registry
+        backward = {torch.ops.aten.convolution_backward: convolution_backward}
+        self._formulas: dict[Any, Callable[..., Any]] = {**flop_registry, **backward}
         self.flops = 0
 
     def __torch_dispatch__(

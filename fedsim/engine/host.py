@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ class ClientHost:
         seed = self.config.train_seed
         batches = self._batches(group, work.round)
         epochs = self.config.train.epochs(work.round)
-        flops = self._flops.per_sample(message, epochs, lambda: self._one_sample(group, epochs))
+        flops = self._flops.of(message, batches, epochs, partial(self._one_sample, group, epochs))
         reset_peak_memory(self.device)
         kept = [to_device(work.states.get(c, {}), self.device) for c in batches.client_ids]
         states = [{k: v for k, v in state.items() if k != RESIDUAL} for state in kept]
@@ -224,7 +225,7 @@ class ClientHost:
         message: Params,
         update: Update,
         up: int,
-        flops: int,
+        flops: Sequence[int],
         train_s: float,
     ) -> list[dict[str, Any]]:
         """One row of the `clients` table per real client."""
@@ -251,7 +252,7 @@ class ClientHost:
                     "weight": float(update.weight[c]),
                     "update_norm": length[c],
                     "bytes_up": up + (num_bytes(update.extra[c]) if update.extra else 0),
-                    "train_flops": flops * samples,
+                    "train_flops": flops[c],
                     "train_s": train_s / real,
                     "node": self.node,
                     "device": str(self.device),
@@ -326,9 +327,9 @@ class ClientHost:
             self.device,
         )
 
-    def _one_sample(self, group: Group, epochs: int) -> Batches:
-        """A client with one sample, to count what it costs."""
-        one = Group(0, group.client_ids[:1], (group.indices[0][:1],))
+    def _one_sample(self, group: Group, epochs: int, place: int) -> Batches:
+        """A client with one of its samples, to count what it costs."""
+        one = Group(0, group.client_ids[place : place + 1], (group.indices[place][:1],))
         train = self.config.train.model_copy(update={"local_epochs": epochs})
         return make_batches(
             one, self._inputs, self._labels, train, 0, 0, self._prepare, self.device

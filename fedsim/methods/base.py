@@ -200,6 +200,8 @@ class Method:
     averages: ClassVar[bool] = True
     """Whether the mean delta is a step of the model's parameters. Only then do server optimisers,
     class weighting and lossy compression of updates make sense."""
+    trains_ghosts: ClassVar[bool] = True
+    """Whether the ghost beside a client alone (`Batches`) is trained as well, on the same axis."""
     pooled: ClassVar[bool] = False
     """True for ceilings: all clients' data is one client's."""
     personal: ClassVar[bool] = False
@@ -280,6 +282,14 @@ class Method:
             The update over the client axis and every client's new state.
         """
         raise NotImplementedError
+
+    def work(self, batches: Batches) -> Tensor:
+        """How much every client has to compute in a round `(C,)`, in what one sample costs."""
+        return batches.num_samples
+
+    def variant(self, client: int) -> str:
+        """What sets a client's training apart, such as a network of its own; `work` is the same."""
+        return ""
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor | None:
         """The model over the client axis; lets the engine measure clients before and after.

@@ -147,6 +147,9 @@ class FedDGM(TrainsOnSets):
         keys = [*self._keys(self._name(client)).values(), ROUND]
         return {key: message[key] for key in keys if key in message}
 
+    def variant(self, client: int) -> str:
+        return self._name(client)
+
     def client_update(
         self,
         message: Params,
@@ -154,7 +157,8 @@ class FedDGM(TrainsOnSets):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        names = [self._name(client) for client in batches.client_ids]
+        first = batches.client_ids[0]  # whose network its ghost trains
+        names = [self._name(first if client < 0 else client) for client in batches.client_ids]
         rounds_done = int(message[ROUND]) if self.own.starts > 1 else 0
         trained: list[tuple[list[int], Params]] = []
         sent: list[Params] = [{} for _ in names]

@@ -49,12 +49,21 @@ class FedDMOptions(SetOptions, extra="forbid"):
 class FedDM(TrainsOnSets):
     """Federated learning by distribution matching on clients."""
 
+    trains_ghosts = False
     Options = FedDMOptions
 
     @classmethod
     def check(cls, config: Experiment) -> None:
         if config.distill.generator_lr:
             raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
+
+    def work(self, batches: Batches) -> Tensor:
+        # A step goes forwards through real images, and both ways through the set.
+        assert isinstance(self.options, FedDMOptions)
+        counts = batches.label_counts(self.task.num_classes)
+        both_ways = 2 * self.config.distill.images_per_class
+        passes = (counts.clamp(max=self.options.real_batch) + both_ways * (counts > 0)).sum(1)
+        return passes / (1 + both_ways)
 
     def client_update(
         self,

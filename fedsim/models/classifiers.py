@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from fedsim.architecture import ClassifierConfig
 from fedsim.errors import ConfigError
-from fedsim.models.folded import foldable, folded
+from fedsim.models.folded import foldable, folded, pools
 from fedsim.models.networks import Shape, build_body, flat_length
 from fedsim.params import Params
 
@@ -60,6 +60,7 @@ class Classifier:
         with torch.device("meta"):
             self._net = _Network(self.body(), settings.projection, image_shape, num_classes)
         self._folds = foldable(self._net.body) and foldable(self._net.projection)
+        self._pools = pools(self._net.body)
         self.names = tuple(name for name, _ in self._net.named_parameters())
         self.embed_dim = self._net.head.in_features
         self.num_params = sum(p.numel() for p in self._net.parameters())
@@ -107,9 +108,14 @@ class Classifier:
         return embedding @ weight.mT + bias.unsqueeze(-2)
 
     def embed_clients(self, weights: Params, x: Tensor) -> Tensor:
-        """The same over the client axis: weights `(C, ...)`, images `(C, B, c, h, w)`."""
+        """The same over the client axis: weights `(C, ...)`, images `(C, B, c, h, w)`.
+
+        Channels lie last where that is faster: by a third in training of a small convnet on CPU.
+        Images that are distilled have gradients of gradients, which are faster the other way.
+        """
         if self._folds:
-            flat = folded(self._net.body, "body", weights, x)
+            last = self._pools and x.device.type == "cpu" and not x.requires_grad
+            flat = folded(self._net.body, "body", weights, x, channels_last=last)
             return folded(self._net.projection, "projection", weights, flat)
         chosen = {name: weights[name] for name in self.names}
         return vmap(self.embed)(chosen, x)

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.models.networks import Halve, Mean, Norm, Residual
 from fedsim.params import Params
 
-__all__ = ["foldable", "folded"]
+__all__ = ["foldable", "folded", "pools"]
 
 
 def foldable(module: nn.Module) -> bool:
@@ -36,7 +37,14 @@ def foldable(module: nn.Module) -> bool:
     return type(module) in _RULES
 
 
-def folded(module: nn.Module, prefix: str, weights: Params, x: Tensor) -> Tensor:
+def pools(module: nn.Module) -> bool:
+    """Whether a module halves maps, which CPUs do faster with channels last."""
+    return any(isinstance(part, Halve | nn.MaxPool2d | nn.AvgPool2d) for part in module.modules())
+
+
+def folded(
+    module: nn.Module, prefix: str, weights: Params, x: Tensor, channels_last: bool = False
+) -> Tensor:
     """A module for every client, with its own weights.
 
     Args:
@@ -44,6 +52,7 @@ def folded(module: nn.Module, prefix: str, weights: Params, x: Tensor) -> Tensor
         prefix: Of its tensors' names.
         weights: `(C, ...)` by name.
         x: Images `(C, B, c, h, w)`, or flat embeddings `(C, B, d)`.
+        channels_last: How maps lie in memory.
 
     Returns:
         Flat embeddings, or maps `(B, C * c, h, w)` if the module does not flatten them.
@@ -51,6 +60,8 @@ def folded(module: nn.Module, prefix: str, weights: Params, x: Tensor) -> Tensor
     clients = len(x)
     if x.dim() == 5:
         x = x.transpose(0, 1).flatten(1, 2)
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
     return _apply(module, prefix, weights, x, clients)
 
 

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,18 @@ from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.engine.flops import CountedOperations
+from fedsim.methods import method_class
+from fedsim.results.tables import load
+from tests.helpers import experiment, run
+from tests.methods.test_feddgm import TINY
+
+WHOLE: dict[str, Any] = {  # clients of one size, whose batch is all they have
+    "train__rounds": 1,
+    "train__batch_size": 64,
+    "partition__scheme": "iid",
+    "partition__dirichlet_alpha": None,
+    "engine__group_size": 3,
+}
 
 CLASSIFIERS = """
 import sys
@@ -56,3 +71,35 @@ def test_they_are_as_many_as_torch_counts():
 def test_networks_are_built_and_counted_without_the_compiler():
     found = subprocess.run([sys.executable, "-c", CLASSIFIERS], capture_output=True, text=True)
     assert found.stdout == "[]\n", found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("fedavg", {}),
+        ("feddgm", {"global_models": ["lenet"]}),
+        ("feddgm", {"other_surrogates": ["lenet"], "skip_absent": True}),
+        ("feddm", {"real_batch": 5}),
+    ],
+)
+def test_clients_are_charged_what_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str, options: dict[str, Any]
+):
+    """Without padding, the counted figure of every client is what its training really takes."""
+    cls, done = method_class(use), list[int]()
+    train = cls.client_update
+
+    def counted(self: Any, message: Any, batches: Any, *rest: Any) -> Any:
+        if -1 in batches.client_ids:  # to count what a sample costs
+            return train(self, message, batches, *rest)
+        with CountedOperations() as operations:
+            out = train(self, message, batches, *rest)
+        done.append(operations.flops)
+        return out
+
+    monkeypatch.setattr(cls, "client_update", counted)
+    given = TINY | WHOLE | {"use": use, "options": options}
+    run(experiment("digits", use, **given), tmp_path)
+    rows = load(tmp_path).clients.query("round == 1")
+    assert rows["num_samples"].nunique() == 1
+    assert rows["train_flops"].sum() == sum(done) > 0
