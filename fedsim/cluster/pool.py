@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -181,6 +181,12 @@ class ActorPool:
             cause = error.cause if isinstance(error.cause, FedsimError) else None
             raise cause or ExecutionError(f"{what} failed: {error}") from error
 
+    @cached_property
+    def device(self) -> str:
+        """What the actors compute on."""
+        found = [answer["device"] for _, answer in self._spread("asking where", _where, [None])]
+        return str(found[0])
+
     def take_events(self) -> list[tuple[str, str]]:
         """Lost actors since last asked."""
         events, self._events = self._events, []
@@ -213,6 +219,10 @@ class ActorPool:
         options = {"num_cpus": placement.cpus_per_actor, "num_gpus": placement.gpus_per_actor}
         actor = ray.remote(ClientActor).options(scheduling_strategy=strategy, **options)
         return actor.remote(placement.gpus_per_actor)
+
+
+def _where(actor: Any, job: None) -> Any:
+    return actor.where.remote()
 
 
 def _draw(config: Experiment | None, recipe: Recipe, actor: Any, job: Job) -> Any:

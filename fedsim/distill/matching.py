@@ -36,6 +36,11 @@ def gradient_distance(found: Params, wanted: Params) -> Tensor:
     return torch.stack(each).sum(0)
 
 
+def gradient_rows(params: Params) -> int:
+    """How many rows `gradient_distance` adds up, for tensors without a client axis."""
+    return sum(len(v) if v.dim() > 1 else 1 for v in params.values())
+
+
 def match_gradient(
     network: Network, start: Params, end: Params, images: Tensor, labels: Tensor, step: Step
 ) -> Match:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
 from fedsim.distill.latents import LoadPrior, decode_all, decode_with_way_back
+from fedsim.distill.matching import gradient_rows
 from fedsim.distill.student import student_of
 from fedsim.distill.trajectory import Lesson, Match, Network, Step
 from fedsim.distillation import DistillConfig
@@ -98,6 +99,8 @@ class SyntheticSet:
         loss_after: The same of the distilled images.
         loss_noise: The same of noise with the same labels and step size.
         distill_s: Its share of the time.
+        terms: How many distances a loss adds up: one, or one per output row of a gradient.
+        crowded: Whether more clients were to be distilled together than fitted in memory.
     """
 
     client_id: int
@@ -109,17 +112,32 @@ class SyntheticSet:
     loss_after: float
     loss_noise: float
     distill_s: float
+    terms: int = 1
+    crowded: bool = False
 
     @property
     def uninformative(self) -> bool:
         """Whether noise with the same labels makes nearly the same move."""
-        return self.loss_noise < UNINFORMATIVE
+        return self.loss_noise < UNINFORMATIVE * self.terms
 
 
 def distil(work: Work) -> list[SyntheticSet]:
-    """The sets of all clients of `work`."""
+    """The sets of all clients of `work`; in halves if together they do not fit in memory."""
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
+    try:
+        return _together(work)
+    except torch.OutOfMemoryError:
+        if len(work.sources) == 1:
+            raise
+    # Outside of the handler, whose traceback holds on to what did not fit.
+    middle = (len(work.sources) + 1) // 2
+    parts = (work.sources[:middle], work.sources[middle:])
+    found = [one for part in parts for one in distil(replace(work, sources=part))]
+    return [replace(one, crowded=True) for one in found]
+
+
+def _together(work: Work) -> list[SyntheticSet]:
     started = time.perf_counter()
     run = _Run(work)
     before, noise_images = run.images(), run.noise()
@@ -131,6 +149,7 @@ def distil(work: Work) -> list[SyntheticSet]:
     after = run.images()
     loss_after, loss_noise = run.measure(after), run.measure(noise_images)
     share = (time.perf_counter() - started) / len(work.sources)
+    by_gradient = work.settings.loss == "gradient"
     found = []
     for c, source in enumerate(work.sources):
         count = len(run.labels[c])
@@ -145,6 +164,7 @@ def distil(work: Work) -> list[SyntheticSet]:
                 float(loss_after[c]),
                 float(loss_noise[c]),
                 share,
+                gradient_rows(work.sources[0].segments[0][0]) if by_gradient else 1,
             )
         )
     return found
@@ -271,6 +291,7 @@ class _Run:
                 before = self.log_lr
                 self.log_lr = torch.where(free, before + math.log(factor), before)
                 loss, now = self._try(images)
+                free = free & loss.isfinite()
                 if factor > 1:
                     better = free & ((loss < best) | (moved < _LEAST_MOVE))
                 else:

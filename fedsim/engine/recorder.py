@@ -300,6 +300,8 @@ class Recorder:
             names = self.data.meta["classnames"]
             self.sink.save_round_images(round, images, labels, names, clients)
         self.sink.append("synthetic", [{"round": round, **row} for row in made.rows])
+        for kind, message, client in made.events:
+            self.event(kind, message, round, client if client >= 0 else None)
 
     def event(
         self,

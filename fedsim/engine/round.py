@@ -38,7 +38,14 @@ R = TypeVar("R")
 
 
 class LocalExecutor:
-    """Server-side work in this process, one item after the other."""
+    """Server-side work in this process, one item after the other.
+
+    Args:
+        device: Of this process.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`."""
@@ -73,7 +80,7 @@ class Federation:
     ) -> None:
         settle_process(config.engine.threads)
         self.config, self.sink, self.checkpoints, self.pool = config, sink, checkpoints, pool
-        self.executor = executor or LocalExecutor()
+        self.executor = executor or LocalExecutor(device)
         self.device, self._about = torch.device(device), about or {}
         self.cls = method_class(config.use)
         self.num_rounds = self.cls.num_rounds(config)

@@ -52,6 +52,10 @@ R = TypeVar("R")
 class Executor(Protocol):
     """Where server-side work of a round runs: in this process, or on the clients' actors."""
 
+    @property
+    def device(self) -> str:
+        """What its functions compute on: `cpu` or `cuda`, and not always what the server has."""
+
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, possibly in parallel; order is kept."""
 
@@ -167,11 +171,13 @@ class Made:
         images: uint8 `(n, c, h, w)` with labels; None where sets are not images.
         clients: `(n,)` int64, the client behind each image; -1 for none.
         rows: Rows of the table `synthetic`, without run and round.
+        events: Kind, message and client of what is worth telling; a client of -1 is none.
     """
 
     images: Labelled | None
     clients: Tensor
     rows: tuple[Mapping[str, Any], ...] = ()
+    events: tuple[tuple[str, str, int], ...] = ()
 
 
 class NoOptions(BaseModel, extra="forbid"):

@@ -45,6 +45,7 @@ from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.feddgm import client_set
+from fedsim.methods.synthetic_sets import told
 from fedsim.methods.training import Optimizer
 from fedsim.models.images import from_unit_range
 from fedsim.params import Params, to_device
@@ -96,6 +97,11 @@ class CacheDGM(CacheFL):
             raise ConfigError(
                 "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
             )
+        if config.cache.init == "random":
+            raise ConfigError(
+                "cachefl_dgm tells which classes a client holds by moves along keys that lie among "
+                "images' features; random keys do not: set cache.init to something else"
+            )
         if config.distill.generator_lr:
             raise ConfigError(
                 "cachefl_dgm looks at sets through the pretrained generator: leave out "
@@ -106,7 +112,7 @@ class CacheDGM(CacheFL):
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         state = super().setup(task, rng)
-        return state | {"initial": state["keys"], "sets": []}
+        return state | {"initial": state["keys"], "sets": [], "events": []}
 
     def client_update(
         self,
@@ -120,7 +126,7 @@ class CacheDGM(CacheFL):
 
     def aggregate(self, state: State, received: Received) -> State:
         """W', beside the W that it came from."""
-        state = state | {"round": received.round}
+        state = state | {"round": received.round, "events": []}
         if not received.kept:  # every client failed
             return state
         return state | {"sent": state["keys"], "keys": state["keys"] + received.average()["keys"]}
@@ -135,15 +141,16 @@ class CacheDGM(CacheFL):
             first = F.normalize(state["initial"], dim=-1)
             sets = [{"round": 0, "features": first, "labels": state["labels"], "weight": 1.0}]
         else:
-            sets += self._distilled(state, received, executor)
+            made, events = self._distilled(state, received, executor)
+            sets, state = sets + made, state | {"events": events}
         state = state | {"sets": sets, "keys": self._train(state, sets)}
         del state["sent"]
         return state
 
     def _distilled(
         self, state: State, received: Received, executor: Executor
-    ) -> list[dict[str, Any]]:
-        """A set for each client's move, or for their average."""
+    ) -> tuple[list[dict[str, Any]], list[tuple[str, str, int]]]:
+        """A set for each client's move, or for their average; and what to tell of them."""
         moves = {c: (u.delta["keys"][0], float(u.weight[0])) for c, u in received.kept}
         if self.own.data == "mean":
             moves = {AVERAGE: (received.average()["keys"], sum(w for _, w in moves.values()))}
@@ -151,11 +158,14 @@ class CacheDGM(CacheFL):
         held = [source for source in sources.values() if source.classes]
         size = self.config.distill.clients_at_once
         items = [
-            self._work(state, tuple(held[i : i + size]), received.round)
+            self._work(state, tuple(held[i : i + size]), received.round, executor.device)
             for i in range(0, len(held), size)
         ]
         made = [s for group in executor.map(distil, items) for s in group]
-        return [self._entry(s, moves[s.client_id][1], received.round) for s in made]
+        found = {s.client_id: client_set(s) for s in made}
+        whole = [s for s in made if found[s.client_id].finite]
+        sets = [self._entry(s, moves[s.client_id][1], received.round) for s in whole]
+        return sets, told(list(found.values()))
 
     def _source(self, state: State, client: int, move: Tensor) -> Source:
         """A client's move as the student has to make it, and where its set starts."""
@@ -170,22 +180,20 @@ class CacheDGM(CacheFL):
         segment = ({"keys": sent}, {"keys": sent + move})
         return to_device(Source(client, (segment,), tuple(classes), latents), "cpu")
 
-    def _work(self, state: State, sources: tuple[Source, ...], round: int) -> Work:
+    def _work(self, state: State, sources: tuple[Source, ...], round: int, device: str) -> Work:
         return Work(
             sources,
             to_device(self._student(state), "cpu"),
             self.config.distill.model_copy(update={"augment": ()}),  # of images; these are features
-            *self.priors,
+            *self.priors(device),
             self.config.train_seed,
             round,
-            str(self.task.device),
+            device,
             self.config.engine.threads,
         )
 
-    @property
-    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What sets are made of, and what noise is."""
-        device = str(self.task.device)
         if self.own.space == "features":
             return feature_priors(self.task.embed_dim, device)
         return encoded_priors(self.config, self.task.classnames, device)
@@ -193,37 +201,35 @@ class CacheDGM(CacheFL):
     def check_task(self) -> None:
         super().check_task()
         if self.own.data != "initial":
-            load_prior, _ = self.priors
+            load_prior, _ = self.priors(str(self.task.device))
             load_prior()
 
     def _entry(self, made: SyntheticSet, weight: float, round: int) -> dict[str, Any]:
         """A set as the state keeps it: features, and the images they are of."""
-        found = client_set(made)
         images = {}
         if self.own.space == "generator":
-            prior = self.priors[0]()
+            prior = self.priors(str(self.task.device))[0]()
             assert isinstance(prior, EncodedImages)
             images["images"] = from_unit_range(prior.images(made.latents)).cpu()
-        row = {"client_id": made.client_id, **found.measures, "num_images": len(made.labels)}
         return images | {
             "round": round,
             "client": made.client_id,
             "features": made.images,
             "labels": made.labels,
             "weight": weight,
-            "row": row | {"num_classes": len(made.labels.unique())},
+            "row": client_set(made).row(),
         }
 
     def made(self, state: State) -> Made | None:
-        sets = [s for s in state["sets"] if s["round"] == state["round"]]
+        sets, events = [s for s in state["sets"] if s["round"] == state["round"]], state["events"]
         if not sets:
-            return None
+            return Made(None, torch.zeros(0), events=tuple(events)) if events else None
         labels = torch.cat([s["labels"] for s in sets])
         clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
         images = None
         if self.own.space == "generator":
             images = Labelled(torch.cat([s["images"] for s in sets]), labels)
-        return Made(images, clients, tuple(s["row"] for s in sets))
+        return Made(images, clients, tuple(s["row"] for s in sets), tuple(events))
 
     def _train(self, state: State, sets: Sequence[dict[str, Any]]) -> Tensor:
         """The averaged keys after E steps on the union, every client by its weight."""

@@ -8,7 +8,6 @@ spaces, which no module path has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from fedsim.methods.base import Batches
@@ -33,20 +32,29 @@ def train_paths(
     Returns:
         The change from the first start, `(C, ...)` by name, and per client what goes beside it.
     """
-    first = weights = stack(starts[0], batches.num_clients)
+    first = stack(starts[0], batches.num_clients)
     beside: list[Params] = [{} for _ in batches.client_ids]
 
     def send(prefix: str, change: Params) -> None:
         for c, sent in enumerate(beside):
             sent |= {f"{prefix} {k}": v for k, v in unstack(change, c).items()}
 
-    for number, part in enumerate(_parts(batches, segments), 1):
-        weights = add(weights, train_apart(weights, logits, part))
-        if number < segments:
-            send(f"checkpoint {number}", subtract(weights, first))
+    # A client's own steps, not the group's, are cut into stretches of about the same number.
+    cuts = [batches.num_steps * n // segments for n in range(1, segments)]
+    passed = [{k: v.clone() for k, v in first.items()} for _ in cuts]
+
+    def keep(step: int, weights: Params) -> None:
+        for cut, checkpoint in zip(cuts, passed, strict=True):
+            here = (cut == step).nonzero().flatten().tolist()
+            for k, v in weights.items() if here else ():
+                checkpoint[k][here] = v.detach()[here]
+
+    change = train_apart(first, logits, batches, keep if cuts else None)
+    for number, checkpoint in enumerate(passed, 1):
+        send(f"checkpoint {number}", subtract(checkpoint, first))
     for number, other in enumerate(starts[1:], 1):
         send(f"start {number}", train_apart(stack(other, batches.num_clients), logits, batches))
-    return subtract(weights, first), beside
+    return change, beside
 
 
 def read_paths(
@@ -69,9 +77,3 @@ def read_paths(
     stretches = list(pairwise([*path, add(first, change)]))
     stretches += [(other, moved(other, f"start {n}")) for n, other in enumerate(starts[1:], 1)]
     return [(a, b) for a, b in stretches if any((a[k] != b[k]).any() for k in a)]
-
-
-def _parts(batches: Batches, count: int) -> list[Batches]:
-    """Local training cut into stretches of about as many steps; some are empty if there are few."""
-    cuts = [len(batches.steps) * i // count for i in range(count + 1)]
-    return [replace(batches, steps=batches.steps[a:b]) for a, b in pairwise(cuts)]

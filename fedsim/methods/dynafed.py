@@ -28,6 +28,7 @@ from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, S
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.feddgm import client_set
 from fedsim.methods.server_training import ServerTraining, Training, train_on_images
+from fedsim.methods.synthetic_sets import told
 from fedsim.models.images import from_unit_range
 from fedsim.params import Params, add, to_device
 
@@ -55,6 +56,11 @@ class DynaFed(FedAvg):
                 f"options.segment_rounds is {options.segment_rounds}, longer than the trajectory "
                 f"of {options.trajectory_rounds} rounds (options.trajectory_rounds)"
             )
+        if options.trajectory_rounds > config.train.rounds:
+            raise ConfigError(
+                f"options.trajectory_rounds is {options.trajectory_rounds}, but there are "
+                f"{config.train.rounds} rounds (train.rounds): dynafed would never distil"
+            )
 
     @property
     def own(self) -> DynaFedOptions:
@@ -62,21 +68,19 @@ class DynaFed(FedAvg):
         assert isinstance(self.options, DynaFedOptions)
         return self.options
 
-    @property
-    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What sets are made of, and what noise is."""
-        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
-        assert shape is not None
-        return image_priors(self.config, names, shape, str(device))
+        assert self.task.image_shape is not None
+        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
 
     def check_task(self) -> None:
         super().check_task()
-        load_prior, _ = self.priors
+        load_prior, _ = self.priors(str(self.task.device))
         load_prior()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = super().setup(task, rng)
-        return {"weights": weights, "path": [weights], "set": {}, "round": 0}
+        return {"weights": weights, "path": [weights], "set": {}, "events": [], "round": 0}
 
     def message(self, state: State) -> Params:
         return state["weights"]
@@ -94,7 +98,8 @@ class DynaFed(FedAvg):
         if received.round < self.own.trajectory_rounds:
             return state
         if received.round == self.own.trajectory_rounds:
-            state = state | {"set": self._distilled(state, executor), "path": []}
+            made, events = self._distilled(state, executor)
+            state = state | {"set": made, "events": events, "path": []}
         if not state["set"]:
             return state
         made = state["set"]
@@ -106,7 +111,7 @@ class DynaFed(FedAvg):
             self.own.train_config(),
             self.own.augmentation(self.config.distill),
             (self.config.train_seed, received.round, ""),
-            str(self.task.device),
+            executor.device,
             self.config.engine.threads,
         )
         (weights,) = executor.map(train_on_images, [work])
@@ -117,36 +122,38 @@ class DynaFed(FedAvg):
 
     def made(self, state: State) -> Made | None:
         made = state["set"]
-        if not made or state["round"] != self.own.trajectory_rounds:
+        if state["round"] != self.own.trajectory_rounds:
             return None
+        if not made:
+            events = tuple(state["events"])
+            return Made(None, torch.zeros(0), events=events) if events else None
         clients = torch.full((len(made["labels"]),), -1)
         return Made(Labelled(made["images"], made["labels"]), clients, (made["measures"],))
 
-    def _distilled(self, state: State, executor: Executor) -> dict[str, Any]:
-        """One set for the whole trajectory; empty if the global network has not moved."""
+    def _distilled(
+        self, state: State, executor: Executor
+    ) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
+        """One set for the whole trajectory, empty if there is none; and what to tell of it."""
         path, step = state["path"], self.own.segment_rounds
         pairs = zip(path, path[step:], strict=False)
         segments = tuple((a, b) for a, b in pairs if any((a[k] != b[k]).any() for k in a))
         if not segments:
-            return {}
+            return {}, [("distillation", "the global network has not moved: no set", -1)]
         classes = tuple(range(self.task.num_classes))
         source = to_device(Source(-1, segments, classes), "cpu")
         work = Work(
             (source,),
             self.net,
             self.config.distill,
-            *self.priors,
+            *self.priors(executor.device),
             self.config.train_seed,
             state["round"],
-            str(self.task.device),
+            executor.device,
             self.config.engine.threads,
         )
         ((found,),) = executor.map(distil, [work])
         made = client_set(found)
-        measures = {
-            "num_images": len(made.labels),
-            "num_classes": len(classes),
-            **made.measures,
-        }
+        if not made.finite:
+            return {}, told([made])
         images = from_unit_range(made.images)
-        return {"images": images, "labels": made.labels, "measures": measures}
+        return {"images": images, "labels": made.labels, "measures": made.row()}, []

@@ -90,6 +90,11 @@ class FedDGM(TrainsOnSets):
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
         options = FedDGMOptions.model_validate(config.options)
+        if options.warmup_rounds >= config.train.rounds:
+            raise ConfigError(
+                f"options.warmup_rounds is {options.warmup_rounds} of {config.train.rounds} rounds "
+                "(train.rounds): feddgm would never distil"
+            )
         for name in ("warmup_rounds", "average"):
             if getattr(options, name) and options.other_surrogates:
                 raise ConfigError(
@@ -103,7 +108,7 @@ class FedDGM(TrainsOnSets):
 
     def check_task(self) -> None:
         super().check_task()
-        load_prior, _ = self.priors
+        load_prior, _ = self.priors(str(self.task.device))
         load_prior()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -119,12 +124,10 @@ class FedDGM(TrainsOnSets):
         nets = {name: trained(name, self.global_nets[name], w) for name, w in state["nets"].items()}
         return state | {"surrogate": trained("", self.net, state["surrogate"]), "nets": nets}
 
-    @property
-    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What sets are made of, and what noise is."""
-        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
-        assert shape is not None
-        return image_priors(self.config, names, shape, str(device))
+        assert self.task.image_shape is not None
+        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
 
     @cached_property
     def surrogates(self) -> dict[str, Classifier]:
@@ -207,10 +210,10 @@ class FedDGM(TrainsOnSets):
                 tuple(alike[i : i + size]),
                 self.surrogates[name],
                 self.config.distill,
-                *self.priors,
+                *self.priors(executor.device),
                 self.config.train_seed,
                 received.round,
-                str(self.task.device),
+                executor.device,
                 self.config.engine.threads,
             )
             for name, alike in sources.items()
@@ -273,4 +276,4 @@ def client_set(made: SyntheticSet) -> ClientSet:
         "generate_s": made.distill_s,
     }
     memory = {"latents": made.latents, "lr": made.lr}
-    return ClientSet(made.client_id, made.images, made.labels, measures, memory)
+    return ClientSet(made.client_id, made.images, made.labels, measures, memory, made.crowded)

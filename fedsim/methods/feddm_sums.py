@@ -75,16 +75,14 @@ class FedDMSums(TrainsOnSets):
         own, operations = self.own, self.config.distill.augment
         return Probing(own.probes, own.weights, own.rho, operations)
 
-    @property
-    def priors(self) -> tuple[LoadPrior, LoadPrior]:
+    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What the set is made of, and what noise is."""
-        names, shape, device = self.task.classnames, self.task.image_shape, self.task.device
-        assert shape is not None
-        return image_priors(self.config, names, shape, str(device))
+        assert self.task.image_shape is not None
+        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
 
     def check_task(self) -> None:
         super().check_task()
-        load_prior, _ = self.priors
+        load_prior, _ = self.priors(str(self.task.device))
         load_prior()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -144,11 +142,11 @@ class FedDMSums(TrainsOnSets):
             self.probing,
             classes,
             self.config.distill,
-            *self.priors,
+            *self.priors(executor.device),
             to_device(last.get("latents", {}), "cpu"),
             self.config.train_seed,
             received.round,
-            str(self.task.device),
+            executor.device,
             self.config.engine.threads,
         )
         (made,) = executor.map(match_means, [work])

@@ -10,7 +10,7 @@ w and every v_m are trained on D, from where they were
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -49,6 +49,7 @@ class ClientSet:
         labels: `(n,)` int64.
         measures: Columns of its row in the table `synthetic`.
         memory: What the next round starts from.
+        crowded: Whether more sets were to be made together than fitted in memory.
     """
 
     client: int
@@ -56,6 +57,27 @@ class ClientSet:
     labels: Tensor
     measures: Mapping[str, Any]
     memory: Mapping[str, Any]
+    crowded: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is no pixel that is NaN or infinite."""
+        return bool(self.images.isfinite().all())
+
+    def row(self) -> dict[str, Any]:
+        """Its row in the table `synthetic`."""
+        counts = {"num_images": len(self.labels), "num_classes": len(self.labels.unique())}
+        return {"client_id": self.client if self.client >= 0 else None, **counts, **self.measures}
+
+
+def told(sets: Sequence[ClientSet]) -> list[tuple[str, str, int]]:
+    """What `Made.events` says of a round's sets."""
+    lost = "its synthetic set has pixels that are NaN or infinite, and is left out"
+    found = [("diverged", lost, one.client) for one in sets if not one.finite]
+    if any(one.crowded for one in sets):
+        fewer = "distill.clients_at_once sets did not fit in memory together: made in smaller parts"
+        found.append(("out_of_memory", fewer, -1))
+    return found
 
 
 class TrainsOnSets(FedAvg):
@@ -104,23 +126,27 @@ class TrainsOnSets(FedAvg):
     def setup(self, task: Task, rng: torch.Generator) -> State:
         surrogate = to_device(self.net.init(rng), task.device)
         nets = {k: to_device(net.init(rng), task.device) for k, net in self.global_nets.items()}
-        return {"surrogate": surrogate, "nets": nets, "sets": [], "round": 0}
+        return {"surrogate": surrogate, "nets": nets, "sets": [], "events": [], "round": 0}
 
     def message(self, state: State) -> Params:
         return state["surrogate"]
 
     def aggregate(self, state: State, received: Received) -> State:
-        return state | {"round": received.round}
+        return state | {"round": received.round, "events": []}
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
-        made = self.client_sets(state, received, executor)
-        state = state | {"sets": self._union(state["sets"], made, received.round)}
+        found = self.client_sets(state, received, executor)
+        made = [one for one in found if one.finite]
+        sets = self._union(state["sets"], made, received.round)
+        state = state | {"sets": sets, "events": told(found)}
         state = self.before_training(state, received)
         if not made:
             return state
-        trained = executor.map(train_on_images, self._trainings(state, received.round))
+        trained = executor.map(
+            train_on_images, self._trainings(state, received.round, executor.device)
+        )
         surrogate, *larger = (to_device(weights, self.task.device) for weights in trained)
         nets = dict(zip(self.global_nets, larger, strict=True))
         return state | {"surrogate": surrogate, "nets": nets}
@@ -134,11 +160,12 @@ class TrainsOnSets(FedAvg):
     def made(self, state: State) -> Made | None:
         sets = [s for s in state["sets"] if s["round"] == state["round"]]
         if not sets:
-            return None
+            events = tuple(state["events"])
+            return Made(None, torch.zeros(0), events=events) if events else None
         images, labels = _joined(sets)
         clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
-        rows = tuple({"client_id": s["client"], **s["measures"]} for s in sets)
-        return Made(Labelled(images, labels), clients, rows)
+        rows = tuple(s["measures"] for s in sets)
+        return Made(Labelled(images, labels), clients, rows, tuple(state["events"]))
 
     def _union(
         self, sets: list[dict[str, Any]], made: list[ClientSet], round: int
@@ -157,17 +184,13 @@ class TrainsOnSets(FedAvg):
                 "round": round,
                 "images": from_unit_range(s.images),
                 "labels": s.labels,
-                "measures": {
-                    "num_images": len(s.labels),
-                    "num_classes": len(s.labels.unique()),
-                    **s.measures,
-                },
+                "measures": s.row(),
                 "memory": dict(s.memory),
             }
             for s in made
         ]
 
-    def _trainings(self, state: State, round: int) -> list[Training]:
+    def _trainings(self, state: State, round: int, device: str) -> list[Training]:
         """The surrogate's training, and those of the larger networks."""
         options = self.options
         assert isinstance(options, SetOptions)
@@ -194,7 +217,7 @@ class TrainsOnSets(FedAvg):
                 train,
                 options.augmentation(self.config.distill),
                 (self.config.train_seed, round, name),
-                str(self.task.device),
+                device,
                 self.config.engine.threads,
             )
             for name, net, start, train in models

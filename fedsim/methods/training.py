@@ -25,6 +25,9 @@ Logits = Callable[[Params, Tensor], Tensor]
 Loss = Callable[[Params, Batch], Tensor]
 """Stacked params and a batch -> every client's loss on it, `(C,)`."""
 
+Watch = Callable[[int, Params], None]
+"""Called with the number of a local step, from 1, and the stacked params after it."""
+
 
 def cross_entropy(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Mean cross-entropy of every client's valid samples.
@@ -160,19 +163,22 @@ def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
     return minimise(start, of_logits(logits, batches), batches)
 
 
-def train_apart(starts: Params, logits: Logits, batches: Batches) -> Params:
+def train_apart(
+    starts: Params, logits: Logits, batches: Batches, watch: Watch | None = None
+) -> Params:
     """Local epochs of every client of a group, each from a start of its own.
 
     Args:
         starts: The trainable tensors, `(C, ...)` by name.
         logits: The model over the client axis.
         batches: The group's local data, a pass over it is all local epochs; and how to train.
+        watch: Sees the trainable tensors after every step.
 
     Returns:
         Each client's change, `(C, ...)` by name.
     """
     params = {k: v.clone() for k, v in starts.items()}
-    return _train(params, starts, of_logits(logits, batches), batches)
+    return _train(params, starts, of_logits(logits, batches), batches, watch)
 
 
 def of_logits(logits: Logits, batches: Batches) -> Loss:
@@ -186,25 +192,27 @@ def minimise(start: Params, loss: Loss, batches: Batches) -> Params:
     return _train(stack(start, batches.num_clients), start, loss, batches)
 
 
-def _train(params: Params, start: Params, loss: Loss, batches: Batches) -> Params:
+def _train(
+    params: Params, start: Params, loss: Loss, batches: Batches, watch: Watch | None = None
+) -> Params:
     """Trains the stacked `params` in place; their change against `start`, stacked or not."""
     mu = batches.train.proximal_mu
     params = {k: v.requires_grad_() for k, v in params.items()}
     leaves = list(params.values())
     optimizer = Optimizer(leaves, batches.train)
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         losses = loss(params, batch)
         total = (losses + proximal(params, start, mu) if mu else losses).sum()
-        if batch.active.all():
-            optimizer.step(total)
-            continue
         # Finished clients stand still: momentum and weight decay would move them on.
         idle = ~batch.active
-        before = [leaf.detach()[idle] for leaf in leaves]
+        before = [leaf.detach()[idle] for leaf in leaves] if idle.any() else []
         optimizer.step(total)
-        with torch.no_grad():
-            for leaf, old in zip(leaves, before, strict=True):
-                leaf[idle] = old
+        if before:
+            with torch.no_grad():
+                for leaf, old in zip(leaves, before, strict=True):
+                    leaf[idle] = old
+        if watch:
+            watch(number, params)
     del optimizer  # its moments take twice the memory of what is trained
     return {k: v.detach().sub_(start[k]) for k, v in params.items()}
 

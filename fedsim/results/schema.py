@@ -195,7 +195,11 @@ _SYNTHETIC = Table(
         result("match_loss_noise", "float64", "Matching loss of noise with the same labels"),
         result("num_classes", "int64", "Classes of the set", "classes"),
         result("student_lr", "float64", "Step size of the student on the set, as learned"),
-        result("uninformative", "bool", "Noise matches nearly as well: `match_loss_noise` < 0.1"),
+        result(
+            "uninformative",
+            "bool",
+            "Noise matches nearly as well: `match_loss_noise` < 0.1 per row",
+        ),
         measured(
             "generate_s", "float64", "Time to make them, when that was; a class: its share", "s"
         ),

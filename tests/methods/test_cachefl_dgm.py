@@ -17,7 +17,15 @@ from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Received, State, Update
 from fedsim.methods.cachefl_dgm import CacheDGM, directions, held_classes
 from fedsim.params import unstack
-from tests.helpers import batches_of, experiment, run, tiny_task, unit, write_features
+from tests.helpers import (
+    batches_of,
+    experiment,
+    run,
+    synthetic_set,
+    tiny_task,
+    unit,
+    write_features,
+)
 
 D, N = 16, 4
 DISTILL = {"latent_steps": 40, "student_steps": 4, "optimizer": "adam", "latent_lr": 0.01}
@@ -25,7 +33,7 @@ DISTILL = {"latent_steps": 40, "student_steps": 4, "optimizer": "adam", "latent_
 
 def config(folder: Path | str = "features.npz", **settings: Any) -> Experiment:
     given: dict[str, Any] = {
-        "cache__init": "random",
+        "cache__init": "public_shots",
         "cache__images_per_class": 2,
         "cache__residual_ratio": 5.0,
         "cache__sharpness": 2.0,
@@ -75,7 +83,10 @@ def made(**settings: Any) -> CacheDGM:
     made_config = config(**settings)
     text = torch.stack([cone(1, label, 80 + label)[0] for label in range(N)])
     method = build_method(
-        made_config, tiny_task(made_config, N, D, text_features=text, logit_scale=2.0)
+        made_config,
+        tiny_task(
+            made_config, N, D, text_features=text, logit_scale=2.0, public=synthetic_set(N, D, 2)
+        ),
     )
     assert isinstance(method, CacheDGM)
     return method
@@ -119,7 +130,7 @@ def test_a_student_on_the_set_makes_the_client_s_move(start: str):
     state = method.aggregate(state, received)
     sources = [method._source(state, c, u.delta["keys"][0]) for c, u in received.kept]
     for source in sources:
-        (found,) = distil(method._work(state, (source,), 1))
+        (found,) = distil(method._work(state, (source,), 1, "cpu"))
         assert found.loss_after < 0.7 * found.loss_before
         assert found.loss_after < 0.7 * found.loss_noise
         torch.testing.assert_close(found.images.norm(dim=1), torch.ones(2))

@@ -1,0 +1,82 @@
+"""Distilling sets of several clients: what fits in memory, and what a control tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.distill import sets
+from fedsim.distill.latents import NoisePixels
+from fedsim.distill.sets import Source, SyntheticSet, Work, distil
+from fedsim.distillation import DistillConfig
+from tests.distill.nets import SIDE, network, weights
+
+
+def work(num_clients: int = 5, **settings: Any) -> Work:
+    shape = (1, SIDE, SIDE)
+    start = {k: v[0].float() for k, v in weights(1).items()}
+    moved = weights(num_clients, seed=1)
+    sources = tuple(
+        Source(c, ((start, {k: v + 0.1 * moved[k][c].float() for k, v in start.items()}),), (0, 2))
+        for c in range(num_clients)
+    )
+    given = {"prior": "pixels", "init": "noise", "images_per_class": 1, "latent_steps": 2}
+    config = DistillConfig(**(given | {"student_steps": 2, "student_lr": 0.05} | settings))
+    prior = lambda: NoisePixels(shape)  # noqa: E731
+    return Work(sources, network, config, prior, prior, seed=0, round=1)
+
+
+def test_what_does_not_fit_in_memory_is_made_in_parts(monkeypatch: pytest.MonkeyPatch):
+    whole, together = distil(work()), sets._together
+    sizes: list[int] = []
+
+    def small(item: Work) -> list[SyntheticSet]:
+        sizes.append(len(item.sources))
+        if len(item.sources) > 2:
+            raise torch.OutOfMemoryError("3 do not fit")
+        return together(item)
+
+    monkeypatch.setattr(sets, "_together", small)
+    found = distil(work())
+    assert sizes == [5, 3, 2, 1, 2]
+    assert [one.client_id for one in found] == [0, 1, 2, 3, 4]
+    assert all(one.crowded for one in found)
+    assert not any(one.crowded for one in whole)
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one.images, other.images, atol=1e-4, rtol=0)
+
+
+def test_a_single_client_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def full(item: Work) -> list[SyntheticSet]:
+        raise torch.OutOfMemoryError("1 does not fit")
+
+    monkeypatch.setattr(sets, "_together", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        distil(work(2))
+
+
+@pytest.mark.parametrize(("loss", "terms"), [("trajectory", 1), ("gradient", 2 + 1 + 3 + 1)])
+def test_a_control_is_judged_per_distance_that_its_loss_adds_up(loss: str, terms: int):
+    (found,) = distil(work(1, loss=loss))
+    assert found.terms == terms
+    assert replace(found, loss_noise=0.09 * terms).uninformative
+    assert not replace(found, loss_noise=0.11 * terms).uninformative
+
+
+def test_the_search_for_a_step_size_goes_back_from_where_nothing_is_finite(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A step size at which the student diverges is no better than any other."""
+    run = sets._Run(work(1, student_lr="auto"))
+
+    def tried(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        lr = run.log_lr.exp()
+        loss = torch.where(lr > 0.05, torch.nan, 1 / lr)
+        return loss, torch.zeros(1)  # the student hardly moves: larger steps are wanted
+
+    monkeypatch.setattr(run, "_try", tried)
+    run.search_lr(run.images())
+    assert float(run.log_lr.exp()) == pytest.approx(0.04)
