@@ -18,6 +18,7 @@ from fedsim.results.tables import Study, load
 from fedsim.results.writer import TableWriter
 from fedsim.study import parse_study
 from tests.helpers import experiment, write_features
+from tests.methods.test_feddgm import config as distilling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -80,6 +81,18 @@ def test_training_and_evaluation_agree(method: str, tmp_path: Path):
     np.testing.assert_allclose(*moved, rtol=5e-3)
     agree = cuda.predictions.prediction == cpu.predictions.prediction
     assert agree.mean() > 0.98
+
+
+@pytest.mark.parametrize("use", ["feddgm", "feddm", "feddm_sums", "dynafed"])
+def test_distillation_agrees(use: str, tmp_path: Path):
+    config = distilling({"trajectory_rounds": 1} if use == "dynafed" else {}, use=use)
+    cpu, cuda = (run_on(device, config, tmp_path / device) for device in ("cpu", "cuda"))
+    measures = [name for name in cpu.synthetic if name.startswith("match_loss")]
+    first = [study.synthetic.query("round == 1")[measures] for study in (cuda, cpu)]
+    np.testing.assert_allclose(*first, rtol=2e-2)
+    images = [study.synthetic_images(1).images.astype(int) for study in (cuda, cpu)]
+    assert abs(images[0] - images[1]).mean() < 2
+    np.testing.assert_allclose(cuda.rounds.loss, cpu.rounds.loss, rtol=5e-2)
 
 
 def test_two_runs_on_one_gpu_agree(tmp_path: Path):

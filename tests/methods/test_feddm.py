@@ -15,7 +15,7 @@ from fedsim.models.images import to_unit_range
 from fedsim.results.tables import equal_results, load
 from fedsim.sections import TrainConfig
 from fedsim.seeding import torch_rng
-from tests.helpers import batches_of, federation, rngs, run
+from tests.helpers import batches_of, experiment, federation, rngs, run, write_features
 from tests.methods.test_feddgm import config as distilling
 
 
@@ -61,6 +61,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
     stopped.abort("interrupted")
     run(whole, tmp_path / "halves")
     assert equal_results(load(tmp_path / "whole"), load(tmp_path / "halves")) == []
+
+
+@pytest.mark.parametrize("use", ["feddm", "feddm_sums", "feddgm", "dynafed", "cachefl_dgm"])
+def test_a_third_of_clients_without_most_classes_is_enough(tmp_path: Path, use: str):
+    given = {"train__participation": 0.3, "partition__dirichlet_alpha": 0.05}
+    if use == "cachefl_dgm":
+        shots = {"data__prototype_shots": 1, "cache__init": "public_shots"}
+        one = experiment(write_features(tmp_path), use, **(given | shots))
+    else:
+        own = {"trajectory_rounds": 2} if use == "dynafed" else {}
+        given |= {"train__rounds": 3, "partition__num_clients": 6}
+        one = distilling(own, use=use, **given)
+    study = load(run(one, tmp_path))
+    assert study.runs["status"].tolist() == ["finished"]
+    assert study.rounds["num_clients_ok"].iloc[1:].tolist() == [2, 2, 2]
+    counts = study.clients.query("round == 0")["label_counts"]
+    assert sum((np.asarray(held) == 0).sum() for held in counts) > 6
+    assert study.rounds[["accuracy", "loss"]].notna().all().all()
+    assert not study.synthetic.empty
 
 
 def test_the_images_features_come_to_be_like_the_client_s(tmp_path: Path):
