@@ -194,6 +194,7 @@ _ADDED_LATER = (
     "cache.form",
     "data.max_test_samples",
     "distill.generator_lr",
+    "evaluation.set_quality",
     "models.classifier",
     "partition.samples_per_client",
     "train.augment_flip",

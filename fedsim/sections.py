@@ -359,6 +359,9 @@ class EvaluationConfig(Section):
     """Part of every client's samples never trained on; hyper-parameters are chosen on it."""
     client_metrics: bool = True
     """Loss and accuracy of every sampled client before and after its local training."""
+    set_quality: bool = False
+    """Measure the images that a server makes in a round as the generated ones are, with
+    `models.clip`: fidelity, coverage, whether they show their class. All data is encoded once."""
     personal: bool = True
     """Accuracy of the served and of each client's own model on its held-out samples, at the end."""
     predictions: bool = True

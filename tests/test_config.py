@@ -145,6 +145,7 @@ OTHER: dict[str, Any] = {
     "failures.deadline_s": 10.0,
     "evaluation.holdout_fraction": 0.3,
     "evaluation.client_metrics": False,
+    "evaluation.set_quality": True,
     "evaluation.personal": False,
     "evaluation.predictions": False,
     "evaluation.batch_size": 32,

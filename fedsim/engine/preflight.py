@@ -13,6 +13,7 @@ from fedsim.data.store import is_stored
 from fedsim.engine.extract import Extract, Progress, extract_here
 from fedsim.engine.generate import synthetic_key
 from fedsim.engine.prepare import TaskData, prepare
+from fedsim.engine.quality import MEASURED_LIKE
 from fedsim.engine.spoil import spoilt_key
 from fedsim.engine.task import class_embeddings, make_task, settle_process
 from fedsim.engine.views import views_key, wants_views
@@ -78,6 +79,15 @@ def preflight(
                 prepared[key] = data
             task = make_task(config, prepared[key], cls, torch.device(device), server=False)
             build_method(config, task).check_task()
+            if config.evaluation.set_quality:
+                if clip is None:
+                    raise ConfigError(
+                        f"methods.{config.method}: evaluation.set_quality measures images with "
+                        "models.clip: name one, such as tiny-clip or ViT-B-32/openai"
+                    )
+                where = torch.device(device)
+                measured = method_class(MEASURED_LIKE)
+                prepare(config, measured, where, False, extract=extract, progress=progress)
             if cls.needs_synthetic(config):
                 _check_generated(config, prepared[key].meta, device, loaded)
         except ConfigError as error:

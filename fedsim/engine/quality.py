@@ -6,16 +6,21 @@ Computed once per set and data, then read again.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.data.configured import read_dataset
 from fedsim.data.store import Arrays, shared_arrays
-from fedsim.engine.prepare import TaskData
+from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.task import as_tensor
+from fedsim.methods import method_class
+from fedsim.methods.base import Labelled
+from fedsim.models.clip import Clip, load_clip
 from fedsim.models.fidelity import nearest_samples
 from fedsim.models.images import fit_images
 from fedsim.models.quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
@@ -24,6 +29,8 @@ _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
 _PAIRS = 8
 """Synthetic images whose nearest real ones are kept as pixels, to be looked at."""
+MEASURED_LIKE = "fedavg_head"
+"""A method whose inputs are features of all images."""
 _SIDE = 128
 """The most pixels of a side of those."""
 
@@ -60,7 +67,8 @@ def quality_rows(config: Experiment, data: TaskData, text: Tensor | None) -> lis
 def _measured(config: Experiment, data: TaskData, text: Tensor) -> Arrays:
     """Every measure, by name: of each class, then of the whole set."""
     cache, scale = config.cache, data.meta["logit_scale"]
-    made, real = _made(data), _real(data)
+    made = _made(data)
+    real = _real(data, made.features.shape[1])
     key = {
         "kind": "quality",
         "format": _FORMAT,
@@ -72,6 +80,40 @@ def _measured(config: Experiment, data: TaskData, text: Tensor) -> Arrays:
     if real is not None:  # quick, and another one for every sharpness that is tried
         found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
     return found
+
+
+class RoundQuality:
+    """Measures sets that a server makes in rounds, as wholes, in the space of `models.clip`.
+
+    Encoder and real features, which the method need not use, are loaded with the first set.
+
+    Args:
+        config: The resolved experiment.
+        device: Where the encoder computes.
+    """
+
+    def __init__(self, config: Experiment, device: torch.device) -> None:
+        self._config, self._device = config, device
+
+    def __call__(self, made: Labelled) -> dict[str, float]:
+        """Columns of `synthetic` for uint8 images `(n, c, h, w)`, as far as they can be had."""
+        images = made.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
+        order = made.labels.cpu().argsort(stable=True)
+        features = self._clip.encode_images(self._clip.prepare(images)).cpu()[order]
+        data = self._data
+        whole = SyntheticFeatures(features, features, made.labels.cpu()[order])
+        text, real = as_tensor(data.arrays["text_features"]), _real(data, features.shape[1])
+        found = {k: float(v[-1]) for k, v in set_quality(whole, text, real).items()}
+        return {name: value for name, value in sorted(found.items()) if not np.isnan(value)}
+
+    @cached_property
+    def _clip(self) -> Clip:
+        assert self._config.models.clip is not None, "see preflight"
+        return load_clip(self._config.models.clip, self._device)
+
+    @cached_property
+    def _data(self) -> TaskData:
+        return prepare(self._config, method_class(MEASURED_LIKE), self._device, synthetic=False)
 
 
 def nearest_real(config: Experiment, data: TaskData) -> Arrays | None:
@@ -92,7 +134,7 @@ def nearest_real(config: Experiment, data: TaskData) -> Arrays | None:
     Raises:
         DataError: The data can no longer be read.
     """
-    real = _real(data)
+    real = _real(data, data.synthetic["features"].shape[1])
     if real is None or not len(real.train):
         return None
     key = {
@@ -126,9 +168,9 @@ def _made(data: TaskData) -> SyntheticFeatures:
     return SyntheticFeatures(*(as_tensor(data.synthetic[name]) for name in names))
 
 
-def _real(data: TaskData) -> RealFeatures | None:
-    """Real features, where clients train on features of the same encoder; images have none here."""
-    arrays, width = data.arrays, data.synthetic["features"].shape[1]
+def _real(data: TaskData, width: int) -> RealFeatures | None:
+    """Real features `(n, width)`, where the arrays hold features; images have none here."""
+    arrays = data.arrays
     if arrays["train_inputs"].ndim != 2 or arrays["train_inputs"].shape[1] != width:
         return None
     names = ("train_inputs", "train_labels", "val_inputs", "val_labels")

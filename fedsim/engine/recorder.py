@@ -17,7 +17,7 @@ from fedsim.data.partition import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.machine import describe_machine
 from fedsim.engine.prepare import TaskData
-from fedsim.engine.quality import nearest_real, quality_rows
+from fedsim.engine.quality import RoundQuality, nearest_real, quality_rows
 from fedsim.engine.task import as_tensor
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Made, Method, Predictor, Task
@@ -94,6 +94,7 @@ class Recorder:
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
         self._domains = _domains_of(arrays, held)
+        self._quality = RoundQuality(config, device)
         if self.served not in self._samples:
             raise ConfigError(
                 "tuning needs held-out client data, but every client has too few samples to hold "
@@ -299,7 +300,10 @@ class Recorder:
             labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
             names = self.data.meta["classnames"]
             self.sink.save_round_images(round, images, labels, names, clients)
-        self.sink.append("synthetic", [{"round": round, **row} for row in made.rows])
+        rows = list(made.rows)
+        if made.images is not None and self.config.evaluation.set_quality:
+            rows.append({"num_images": len(made.images), **self._quality(made.images)})
+        self.sink.append("synthetic", [{"round": round, **row} for row in rows])
         for kind, message, client in made.events:
             self.event(kind, message, round, client if client >= 0 else None)
 

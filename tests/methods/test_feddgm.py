@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
 from fedsim.engine.local import drive
+from fedsim.engine.preflight import preflight
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError, ResultsError
 from fedsim.methods import feddgm, synthetic_sets
@@ -489,3 +490,20 @@ def test_the_mean_is_taken_also_where_nothing_could_be_distilled(
     run(experiment("digits", "fedavg", **plain), tmp_path / "fedavg")
     mean, fedavg = (load(tmp_path / n).rounds["loss"].to_numpy() for n in ("mean", "fedavg"))
     np.testing.assert_allclose(mean, fedavg, rtol=1e-5)
+
+
+def test_a_round_s_images_are_measured_like_generated_ones(tmp_path: Path):
+    measured = config(models__clip="tiny-clip", evaluation__set_quality=True, train__rounds=1)
+    rows = load(run(measured, tmp_path)).synthetic
+    whole = rows[rows["client_id"].isna()]
+    assert len(rows) == 3 + 1
+    assert whole["num_images"].tolist() == [30]
+    for name in ("clip_agreement", "diversity", "kid", "coverage", "nearest_similarity"):
+        assert whole[name].notna().all()
+        assert rows.loc[rows["client_id"].notna(), name].isna().all()
+    plain = load(run(config(models__clip="tiny-clip", train__rounds=1), tmp_path / "plain"))
+    assert plain.synthetic["kid"].isna().all()
+
+    no_encoder = config(models__clip=None, evaluation__set_quality=True)
+    with pytest.raises(ConfigError, match=r"feddgm: evaluation.set_quality .* models.clip"):
+        preflight([no_encoder], "cpu")
