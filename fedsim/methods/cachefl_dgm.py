@@ -97,6 +97,10 @@ class CacheDGM(CacheFL):
             raise ConfigError(
                 "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
             )
+        if config.distill.distance != "squared":
+            raise ConfigError(
+                "cachefl_dgm distils keys, one tensor: leave distill.distance at squared"
+            )
         if config.cache.init == "random":
             raise ConfigError(
                 "cachefl_dgm tells which classes a client holds by moves along keys that lie among "

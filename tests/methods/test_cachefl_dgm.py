@@ -213,6 +213,8 @@ def test_images_behind_an_encoder_pass_gradients_to_latents():
     [
         ({"train__optimizer": "adamw"}, "train.optimizer to sgd"),
         ({"cache__trainable": "keys_values"}, "cache.trainable to keys"),
+        ({"cache__init": "random"}, "set cache.init to something else"),
+        ({"distill": DISTILL | {"distance": "layerwise"}}, "leave distill.distance at squared"),
         ({"options": {"space": "generator"}, "models": {"clip": None}}, "needs models.clip"),
     ],
 )
