@@ -20,6 +20,9 @@ from fedsim.methods.base import Batches, Method
 from fedsim.params import Params
 from fedsim.seeding import torch_rng
 
+_FORMAT = 1
+"""Raised whenever counting changes; older figures are then not found."""
+
 
 class FlopCounter:
     """What a round costs a method's clients, which may change with what the server sends.
@@ -62,6 +65,7 @@ class FlopCounter:
             code = Path(inspect.getfile(type(self._method))).read_bytes()
             key = {
                 "kind": "flops",
+                "format": _FORMAT,
                 "versions": [version("fedsim"), torch.__version__],
                 "code": hashlib.sha256(code).hexdigest(),
                 "options": config.options,
