@@ -83,3 +83,17 @@ def test_networks(benchmark, together: int):
         group_of(rows[at : at + together], images, train) for at in range(0, len(rows), together)
     ]
     benchmark(lambda: [train_locally(start, net.on_clients, batches) for batches in groups])
+
+
+@pytest.mark.parametrize("layout", ["channels first", "channels last"])
+@pytest.mark.parametrize("name", ["convnet", "lenet", "resnet18"])
+@pytest.mark.benchmark(group="networks, 5 clients of 32 images of 32x32")
+def test_layouts(benchmark, monkeypatch: pytest.MonkeyPatch, name: str, layout: str):
+    width = None if name == "lenet" else 16
+    net = Classifier(ClassifierConfig(name=name, width=width), (3, 32, 32), 10)
+    monkeypatch.setattr(net, "_pools", layout == "channels last")
+    start = net.init(torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (160, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    batches = group_of(shards(5, 32, 32), images, TrainConfig(batch_size=32, lr=0.05))
+    benchmark(lambda: train_locally(start, net.on_clients, batches))

@@ -38,7 +38,10 @@ def foldable(module: nn.Module) -> bool:
 
 
 def pools(module: nn.Module) -> bool:
-    """Whether a module halves maps, which CPUs do faster with channels last."""
+    """Whether a module halves maps, which CPUs do faster with channels last.
+
+    So is all else in such networks, but not in residual ones (`benchmarks/suite`).
+    """
     return any(isinstance(part, Halve | nn.MaxPool2d | nn.AvgPool2d) for part in module.modules())
 
 
