@@ -280,7 +280,8 @@ class _Run:
         """From the first step size on, double or halve it as long as that matches better.
 
         But let the student move at least a quarter as far as the client: images that point
-        nowhere yet match best with a step size of 0, from which no gradient leads away.
+        nowhere yet match best with a step size of 0, from which no gradient leads away. And no step
+        size is kept at which the student diverges, if a smaller one is tried where it does not.
         """
         if self.settings.loss == "gradient":
             return
@@ -291,11 +292,12 @@ class _Run:
                 before = self.log_lr
                 self.log_lr = torch.where(free, before + math.log(factor), before)
                 loss, now = self._try(images)
-                free = free & loss.isfinite()
+                diverges = free & ~best.isfinite()
+                closer = free & loss.isfinite() & ((loss < best) | diverges)
                 if factor > 1:
-                    better = free & ((loss < best) | (moved < _LEAST_MOVE))
+                    better = closer | (free & loss.isfinite() & (moved < _LEAST_MOVE))
                 else:
-                    better = free & (loss < best) & (now >= _LEAST_MOVE)
+                    better = (closer & (now >= _LEAST_MOVE)) | diverges
                 self.log_lr = torch.where(better, self.log_lr, before)
                 best, moved = torch.where(better, loss, best), torch.where(better, now, moved)
                 if not better.any():

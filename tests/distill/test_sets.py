@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -66,17 +67,26 @@ def test_a_control_is_judged_per_distance_that_its_loss_adds_up(loss: str, terms
     assert not replace(found, loss_noise=0.11 * terms).uninformative
 
 
-def test_the_search_for_a_step_size_goes_back_from_where_nothing_is_finite(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("diverges_above", "best", "moved", "found"),
+    [
+        (0.05, 1.0, 0.0, 0.04),  # it hardly moves: larger steps are wanted, up to where it diverges
+        (0.05, 0.02, 1.0, 0.02),
+        (0.015, 0.0025, 1.0, 0.0025),  # the first larger one diverges, smaller ones are better
+        (0.005, 0.0025, 1.0, 0.0025),  # also the first of all does, and half of it
+        (0.003, 0.01, 1.0, 0.0025),
+    ],
+)
+def test_the_search_for_a_step_size_keeps_away_from_where_the_student_diverges(
+    monkeypatch: pytest.MonkeyPatch, diverges_above: float, best: float, moved: float, found: float
 ):
-    """A step size at which the student diverges is no better than any other."""
     run = sets._Run(work(1, student_lr="auto"))
 
     def tried(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         lr = run.log_lr.exp()
-        loss = torch.where(lr > 0.05, torch.nan, 1 / lr)
-        return loss, torch.zeros(1)  # the student hardly moves: larger steps are wanted
+        loss = (lr.log() - math.log(best)).abs() + 0.1
+        return torch.where(lr > diverges_above, torch.nan, loss), torch.full((1,), moved)
 
     monkeypatch.setattr(run, "_try", tried)
     run.search_lr(run.images())
-    assert float(run.log_lr.exp()) == pytest.approx(0.04)
+    assert float(run.log_lr.exp()) == pytest.approx(found)
