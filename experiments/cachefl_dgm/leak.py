@@ -3,13 +3,17 @@
     python experiments/cachefl_dgm/leak.py experiments/cachefl_dgm/cachefl_dgm.yaml \
         data.path=$DATA/clip_real_bundle/dtd_vitb32.npz
 
-For each class of each client, three directions are compared with the mean feature of the client's
-own images of the class, by their cosine: the sum of the class's moves (`move`), the global keys
-that the client was sent (`keys`, which the server knew before), and the mean of all *other*
-clients' images of the class (`others`: how much belongs to the class and not to the client).
-Features of CLIP lie in a narrow cone, so the same is shown without their part along the mean of
-all features. `found` and `right` say what share of a client's classes the moves reveal, and what
-share of the revealed is true.
+For each class that a client shares with another, directions are compared with the mean feature of
+the client's own images of the class, by their cosine: the sum of the class's moves (`move`), the
+global keys that the client was sent (`keys`), the mean of all other clients' images of the class
+(`others`). Features of CLIP lie in a narrow cone, so all are taken without their part along the
+mean of all features.
+
+`own part` is what is left of two directions when everything that is not the client's is taken out
+too: the keys, and the others' mean. Its null is another client's mean of the class in the place of
+the client's (`own part, null`). All of it for every such class and for those that moves reveal;
+`classes found` is how many of a client's classes they do, `found and held` how many of those are
+its own.
 """
 
 import sys
@@ -32,69 +36,94 @@ from fedsim.results.significance import mean_interval
 from fedsim.results.writer import TableWriter
 from fedsim.study import load_study
 
-METHOD, SEEDS = "cachefl_dgm", range(10)
-ROUNDS = (1, 10)
+METHOD, SEEDS, ROUNDS = "cachefl_dgm", range(10), (1, 10)
 
 
-def moves(study: Any, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """One row per class that a client holds, in the first and the last round."""
+def outside(v: Tensor, *known: Tensor) -> Tensor:
+    """What is left of a direction without its part in the span of others."""
+    basis, _ = torch.linalg.qr(torch.stack(known, 1))
+    return v - basis @ (basis.T @ v)
+
+
+def directions(move: Tensor, keys: Tensor, mine: Tensor, others: list[Tensor], mean: Tensor) -> Any:
+    """Cosines of one class; `others` are the means of other clients, each with its share."""
+    everyone_else = torch.stack(others).sum(0)
+    one = others[0]
+
+    def near(v: Tensor, w: Tensor, *known: Tensor) -> float:
+        return float(F.cosine_similarity(outside(v, mean, *known), outside(w, mean, *known), 0))
+
+    return {
+        "move": near(move, mine),
+        "keys": near(keys, mine),
+        "others": near(everyone_else, mine),
+        "own part": near(move, mine, keys, everyone_else),
+        "own part, null": near(move, one, keys, everyone_else),
+    }
+
+
+def measure(study: Any, seed: int, folder: Path) -> tuple[list[Any], list[Any]]:
+    """A row per class that a client shares with others, and one per client."""
     config = study.resolve([(METHOD, {}, seed, "final")], METHODS)[0]
     place = TableWriter(folder, config.run_id), CheckpointFolder(folder, config.run_id)
-    run, rows = Federation(config, *place, LocalPool(config)), list[dict[str, Any]]()
+    run = Federation(config, *place, LocalPool(config))
     run.setup()
     features = torch.as_tensor(run.data.arrays["train_inputs"]).float()
     labels = torch.as_tensor(run.data.arrays["train_labels"]).long()
-    everyone = torch.cat([torch.as_tensor(own) for own in run.split.fit])
-    average, finish = features[everyone].mean(0), run.method.finish_round
-
-    def compared(directions: dict[str, Tensor], mine: Tensor) -> dict[str, float]:
-        cosines = {k: F.cosine_similarity(v, mine, dim=0) for k, v in directions.items()}
-        centred = {
-            f"{k}, centred": F.cosine_similarity(_outside(v, average), _outside(mine, average), 0)
-            for k, v in directions.items()
-        }
-        return {k: float(v) for k, v in (cosines | centred).items()}
+    own = [torch.as_tensor(rows) for rows in run.split.fit]
+    mean, finish = features[torch.cat(own)].mean(0), run.method.finish_round
+    sums = {
+        (client, label): features[rows[labels[rows] == label]].sum(0)
+        for client, rows in enumerate(own)
+        for label in labels[rows].unique().tolist()
+    }
+    classes, clients = list[Any](), list[Any]()
 
     def watched(state: Any, received: Any, *rest: Any) -> Any:
         for client, update in received.kept if received.round in ROUNDS else ():
-            own, move = torch.as_tensor(run.split.fit[client]), update.delta["keys"][0]
-            others = everyone[~torch.isin(everyone, own)]
+            about, move = {"seed": seed, "round": received.round}, update.delta["keys"][0]
             told = set(held_classes(state["sent"], move, state["labels"]))
-            held = set(labels[own].unique().tolist())
-            shares = {"found": len(told & held) / len(held), "right": len(told & held) / len(told)}
+            held = {label for owner, label in sums if owner == client}
+            right = {"found and held": len(told & held) / len(told)} if told else {}
+            clients.append(about | {"classes found": len(told & held) / len(held)} | right)
             for label in held:
+                others = [v for (c, at), v in sums.items() if at == label and c != client]
+                if not others:
+                    continue
                 keys = state["labels"] == label
-                directions = {"move": move[keys].sum(0), "keys": state["sent"][keys].sum(0)}
-                if (labels[others] == label).any():
-                    directions["others"] = features[others[labels[others] == label]].mean(0)
-                mine = features[own[labels[own] == label]].mean(0)
-                found = compared(directions, mine)
-                rows.append({"seed": seed, "round": received.round} | found | shares)
+                pair = move[keys].sum(0), state["sent"][keys].sum(0)
+                found = directions(*pair, sums[client, label], others, mean)
+                classes.append(about | {"revealed": label in told} | found)
         return finish(state, received, *rest)
 
     run.method.finish_round = watched  # type: ignore[method-assign]
     while not run.finished:
         run.step()
     run.finish()
-    return rows
+    return classes, clients
 
 
-def _outside(v: Tensor, average: Tensor) -> Tensor:
-    """What is left of a direction without its part along the mean of all features."""
-    along = F.normalize(average, dim=0)
-    return v - (v @ along) * along
+def show(title: str, rows: pd.DataFrame) -> None:
+    """Means over seeds of each seed's means, and half the 95 % t interval."""
+    print(title)
+    by_seed = rows.drop(columns="round").groupby("seed").mean()
+    for name in by_seed:
+        mean, low, _ = mean_interval(by_seed[name].to_numpy())
+        print(f"  {name:16}{mean:7.3f} ± {mean - low:.3f}")
 
 
 def main() -> None:
     study = load_study(Path(sys.argv[1]), sys.argv[2:])
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for s in track(SEEDS, "seeds") for row in moves(study, s, Path(folder))]
-    by_seed = pd.DataFrame(rows).groupby(["round", "seed"]).mean()
-    for number, values in by_seed.groupby("round"):
-        print(f"round {number}")
-        for name in values:
-            mean, low, _ = mean_interval(values[name].to_numpy())
-            print(f"  {name:18}{mean:6.3f} ± {mean - low:.3f}")
+        found = [measure(study, seed, Path(folder)) for seed in track(SEEDS, "seeds")]
+    classes = pd.DataFrame([row for rows, _ in found for row in rows])
+    clients = pd.DataFrame([row for _, rows in found for row in rows])
+    for number in ROUNDS:
+        now = classes[classes["round"] == number]
+        seen = now[now["revealed"]]
+        show(f"round {number}, all classes", now.drop(columns="revealed"))
+        show(f"round {number}, classes that are revealed", seen.drop(columns="revealed"))
+        show(f"round {number}, clients", clients[clients["round"] == number])
 
 
 if __name__ == "__main__":
