@@ -1,11 +1,21 @@
 """A file is there as a whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedsim.whole_file import drafts_of, whole_file
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fedsim.whole_file import whole_file
+with whole_file(Path(sys.argv[1])):
+    os._exit(0)
+"""
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -53,11 +63,8 @@ def test_is_durable_before_it_replaces(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_drafts_of_killed_writers_are_found_by_name(tmp_path: Path):
-    child = os.fork()
-    if not child:
-        with whole_file(tmp_path / "a.txt"):
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert [path.name for path in tmp_path.iterdir()] == [f".a.txt.tmp{child}"]
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "a.txt"])
+    assert killed.wait() == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f".a.txt.tmp{killed.pid}"]
     assert list(drafts_of(tmp_path)) == list(drafts_of(tmp_path, "a.*")) == [*tmp_path.iterdir()]
     assert list(drafts_of(tmp_path, "b.txt")) == []

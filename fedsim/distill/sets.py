@@ -33,7 +33,8 @@ from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
 
 UNINFORMATIVE = 0.1
-"""A client whose noise control matches this well says nothing about what its images look like."""
+"""A client whose noise control matches this well, by each distance that its loss adds up, says
+nothing about what its images look like."""
 
 _FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5

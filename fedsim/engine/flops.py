@@ -49,12 +49,12 @@ class FlopCounter:
             one: Makes the batches of the client at this place with one sample, and of its ghost.
         """
         found = []
-        for place, work in enumerate(self._method.work(batches).tolist()):
-            client = batches.client_ids[place]
+        for place, client in enumerate(batches.client_ids):
             if client < 0:
-                continue  # a ghost, and the last
+                continue  # a ghost
             kind = self._method.variant(client)
-            found.append(round(work * self._unit(message, kind, epochs, partial(one, place))))
+            each = self._unit(message, kind, epochs, partial(one, place))
+            found.append(round(float(self._method.local_flops(message, batches, each)[place])))
         return found
 
     def _unit(self, message: Params, variant: str, epochs: int, one: Callable[[], Batches]) -> int:

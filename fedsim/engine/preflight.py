@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.configured import draw_seed
+from fedsim.data.configured import draw_seed, read_dataset
 from fedsim.data.store import is_stored
 from fedsim.engine.extract import Extract, Progress, extract_here
 from fedsim.engine.generate import synthetic_key
-from fedsim.engine.prepare import TaskData, prepare
-from fedsim.engine.quality import MEASURED_LIKE
+from fedsim.engine.prepare import MEASURED_LIKE, TaskData, measures_sets, prepare
 from fedsim.engine.spoil import spoilt_key
 from fedsim.engine.task import class_embeddings, make_task, settle_process
 from fedsim.engine.views import views_key, wants_views
@@ -79,15 +78,10 @@ def preflight(
                 prepared[key] = data
             task = make_task(config, prepared[key], cls, torch.device(device), server=False)
             build_method(config, task).check_task()
-            if config.evaluation.set_quality:
-                if clip is None:
-                    raise ConfigError(
-                        f"methods.{config.method}: evaluation.set_quality measures images with "
-                        "models.clip: name one, such as tiny-clip or ViT-B-32/openai"
-                    )
+            if measures_sets(config, cls):
+                _check_measured(config)
                 where = torch.device(device)
-                measured = method_class(MEASURED_LIKE)
-                prepare(config, measured, where, False, extract=extract, progress=progress)
+                prepare(config, MEASURED_LIKE, where, False, extract=extract, progress=progress)
             if cls.needs_synthetic(config):
                 _check_generated(config, prepared[key].meta, device, loaded)
         except ConfigError as error:
@@ -129,6 +123,21 @@ def _check_models(config: Experiment, cls: type[Method]) -> None:
         raise ConfigError(
             f"{where}: synthetic.filter {config.synthetic.filter!r} lets models.clip judge the "
             f"images, which is null: name an encoder, or set synthetic.filter to none"
+        )
+
+
+def _check_measured(config: Experiment) -> None:
+    """Refuse to measure images without an encoder, or without images to compare with."""
+    where = f"methods.{config.method}: evaluation.set_quality"
+    if config.models.clip is None:
+        raise ConfigError(
+            f"{where} measures images with models.clip: name one, such as tiny-clip or "
+            "ViT-B-32/openai"
+        )
+    if read_dataset(config).train.features is not None:
+        raise ConfigError(
+            f"{where} compares images with the data's, but {config.data.name!r} holds "
+            "precomputed features: leave it out"
         )
 
 

@@ -27,6 +27,7 @@ from fedsim.engine.spoil import OBSERVED, spoilt_arrays, spoilt_key
 from fedsim.engine.views import VIEWS, check_views, encoded_views, views_key, wants_views
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Method
+from fedsim.methods.fedavg_head import FedAvgHead
 from fedsim.models.clip import Clip
 from fedsim.seeding import numpy_rng
 
@@ -158,7 +159,17 @@ def inputs_key(config: Experiment, method: type[Method]) -> dict[str, Any]:
 def entry_keys(config: Experiment, method: type[Method]) -> list[dict[str, Any]]:
     """Of the entries that hold what is encoded for a run, once `prepare` has made them."""
     key = inputs_key(config, method)
-    return [key, views_key(config, address(key))] if wants_views(config, method) else [key]
+    keys = [key, views_key(config, address(key))] if wants_views(config, method) else [key]
+    return keys + ([inputs_key(config, MEASURED_LIKE)] if measures_sets(config, method) else [])
+
+
+MEASURED_LIKE = FedAvgHead
+"""A method that works on features of all images: those that synthetic sets are compared with."""
+
+
+def measures_sets(config: Experiment, method: type[Method]) -> bool:
+    """Whether sets that the server makes in rounds are compared with the data."""
+    return config.evaluation.set_quality and method.made is not Method.made
 
 
 def _inputs(

@@ -16,9 +16,8 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.data.configured import read_dataset
 from fedsim.data.store import Arrays, shared_arrays
-from fedsim.engine.prepare import TaskData, prepare
+from fedsim.engine.prepare import MEASURED_LIKE, TaskData, prepare
 from fedsim.engine.task import as_tensor
-from fedsim.methods import method_class
 from fedsim.methods.base import Labelled
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.fidelity import nearest_samples
@@ -29,8 +28,6 @@ _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
 _PAIRS = 8
 """Synthetic images whose nearest real ones are kept as pixels, to be looked at."""
-MEASURED_LIKE = "fedavg_head"
-"""A method whose inputs are features of all images."""
 _SIDE = 128
 """The most pixels of a side of those."""
 
@@ -113,7 +110,7 @@ class RoundQuality:
 
     @cached_property
     def _data(self) -> TaskData:
-        return prepare(self._config, method_class(MEASURED_LIKE), self._device, synthetic=False)
+        return prepare(self._config, MEASURED_LIKE, self._device, synthetic=False)
 
 
 def nearest_real(config: Experiment, data: TaskData) -> Arrays | None:

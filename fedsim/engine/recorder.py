@@ -300,10 +300,14 @@ class Recorder:
             labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
             names = self.data.meta["classnames"]
             self.sink.save_round_images(round, images, labels, names, clients)
-        rows = list(made.rows)
+        rows = [{"round": round, **row} for row in made.rows]
         if made.images is not None and self.config.evaluation.set_quality:
-            rows.append({"num_images": len(made.images), **self._quality(made.images)})
-        self.sink.append("synthetic", [{"round": round, **row} for row in rows])
+            found = self._quality(made.images)
+            if len(rows) == 1 and rows[0].get("client_id") is None:
+                rows[0] |= found
+            else:  # of all clients' sets together
+                rows.append({"round": round, **found})
+        self.sink.append("synthetic", rows)
         for kind, message, client in made.events:
             self.event(kind, message, round, client if client >= 0 else None)
 

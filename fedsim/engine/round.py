@@ -189,7 +189,10 @@ class Federation:
         rng = torch_rng(config.train_seed, "server", number)
         self._state = self.method.finish_round(self._state, received, self.executor, rng)
         row["distill_s"] = clock.lap()
-        self.record.made(self.method.made(self._state), number)
+        made = self.method.made(self._state)
+        self.record.made(made, number)
+        if made and any(kind == "out_of_memory" for kind, *_ in made.events):
+            self._comparable = False  # sets round differently in smaller parts
         # 6. Evaluate, write rows, commit.
         self.round = number
         return self._commit(row)

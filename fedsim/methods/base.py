@@ -289,12 +289,18 @@ class Method:
         """
         raise NotImplementedError
 
-    def work(self, batches: Batches) -> Tensor:
-        """How much every client has to compute in a round `(C,)`, in what one sample costs."""
-        return batches.num_samples
+    def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
+        """FLOPs of every client's local training `(C,)`, where that is not a sum over samples.
+
+        Args:
+            message: What the clients received.
+            batches: The group's local data.
+            one_sample: FLOPs of a client that has one sample, in as many epochs.
+        """
+        return one_sample * batches.num_samples
 
     def variant(self, client: int) -> str:
-        """What sets a client's training apart, such as a network of its own; `work` is the same."""
+        """What sets a client's training apart, such as a network of its own."""
         return ""
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor | None:

@@ -91,6 +91,15 @@ class CacheFL(Method):
             delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
+    def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
+        linear, n = super().local_flops(message, batches, one_sample), batches.num_samples
+        if self.config.cache.form != "dual":
+            return linear
+        # All pairs of samples: their cosines, and each step's with what earlier ones added.
+        num_keys, dim = message["keys"].shape
+        each_pair = 2 * dim + 2 * batches.train.epochs(1) * num_keys
+        return linear + (n.square() - n) * each_pair
+
     def _train_keys(self, message: Params, batches: Batches) -> Params:
         """The same on cosines (`fedsim.methods.dual`)."""
         cache, text = self.config.cache, message["text"]

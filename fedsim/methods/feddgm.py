@@ -20,6 +20,7 @@ D_k is an inversion of them. `skip_absent` also tells it how many images of each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -275,5 +276,5 @@ def client_set(made: SyntheticSet) -> ClientSet:
         "uninformative": made.uninformative,
         "generate_s": made.distill_s,
     }
-    memory = {"latents": made.latents, "lr": made.lr}
+    memory = {"latents": made.latents} | ({"lr": made.lr} if math.isfinite(made.lr) else {})
     return ClientSet(made.client_id, made.images, made.labels, measures, memory, made.crowded)

@@ -57,13 +57,13 @@ class FedDM(TrainsOnSets):
         if config.distill.generator_lr:
             raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
 
-    def work(self, batches: Batches) -> Tensor:
+    def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
         # A step goes forwards through real images, and both ways through the set.
         assert isinstance(self.options, FedDMOptions)
         counts = batches.label_counts(self.task.num_classes)
         both_ways = 2 * self.config.distill.images_per_class
         passes = (counts.clamp(max=self.options.real_batch) + both_ways * (counts > 0)).sum(1)
-        return passes / (1 + both_ways)
+        return one_sample * passes.double() / (1 + both_ways)
 
     def client_update(
         self,
@@ -81,7 +81,9 @@ class FedDM(TrainsOnSets):
             where = rows.to(batches.inputs.device)
             x = batches.prepare(batches.inputs[where].to(batches.device))
             images, labels = self._match(message, x, batches.labels[where].to(x.device), rng[c])
-            sent.append({IMAGES: from_unit_range(images), LABELS: labels.to(torch.int16)})
+            if images.isfinite().all():  # else they are sent, and refused, as they are
+                images = from_unit_range(images)
+            sent.append({IMAGES: images, LABELS: labels.to(torch.int16)})
         return Update({}, batches.num_samples, linear=False, extra=tuple(sent)), client_state
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:

@@ -73,6 +73,10 @@ class PromptFL(Method):
         delta = train_locally(message, partial(self.client_logits, message), batches)
         return Update(delta, weight=batches.num_samples), client_state
 
+    def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
+        # A step encodes all prompts, whatever the number of its samples, and little else.
+        return one_sample * (batches.num_samples / batches.train.batch_size).ceil()
+
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return text_logits(x, self._text(params["context"]), self.task.logit_scale)
 

@@ -38,11 +38,13 @@ def foldable(module: nn.Module) -> bool:
 
 
 def pools(module: nn.Module) -> bool:
-    """Whether a module halves maps, which CPUs do faster with channels last.
+    """Whether a module halves maps, which CPUs do faster with channels last; not in residual ones.
 
-    So is all else in such networks, but not in residual ones (`benchmarks/suite`).
+    Measured by `benchmarks/suite`.
     """
-    return any(isinstance(part, Halve | nn.MaxPool2d | nn.AvgPool2d) for part in module.modules())
+    parts = list(module.modules())
+    halves = any(isinstance(part, Halve | nn.MaxPool2d | nn.AvgPool2d) for part in parts)
+    return halves and not any(isinstance(part, Residual) for part in parts)
 
 
 def folded(

@@ -77,11 +77,13 @@ def synthetic_quality(study: Study) -> Grid:
     table = _whole_sets(study).merge(runs, on="run_id")
     columns: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for (dataset, method), group in table.groupby(["dataset", "method"], sort=False):
-        # A set serves all partitions, but what it is worth depends on the cache's settings.
-        named = group["synthetic_set"].notna()
+        # A set serves all partitions, but what it is worth depends on the cache's settings. What
+        # clients' sets are like together is measured, but is no further set.
+        is_set = group["num_images"].notna()
+        named = is_set & (group["client_id"] < 0) & group["synthetic_set"].notna()
         again = group.duplicated(["synthetic_set", "cache_accuracy", "kid"])
         distinct = group[~(named & again)]
-        count = distinct["synthetic_set"].nunique() + int((~named).sum())
+        count = group.loc[named, "synthetic_set"].nunique() + int((is_set & ~named).sum())
         cells = [str(count), *(_cell(distinct, measure) for measure in _MEASURES)]
         columns.setdefault((dataset, *cells), (dataset, []))[1].append(method)
     if not columns:

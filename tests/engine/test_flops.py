@@ -13,9 +13,11 @@ from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.engine.flops import CountedOperations
+from fedsim.engine.local import drive
 from fedsim.methods import method_class
+from fedsim.methods.cachefl import CacheFL
 from fedsim.results.tables import load
-from tests.helpers import experiment, run
+from tests.helpers import experiment, federation, run, write_features
 from tests.methods.test_feddgm import TINY
 
 WHOLE: dict[str, Any] = {  # clients of one size, whose batch is all they have
@@ -104,3 +106,27 @@ def test_clients_are_charged_what_they_do(
     rows = load(tmp_path).clients.query("round == 1")
     assert rows["num_samples"].nunique() == 1
     assert rows["train_flops"].sum() == sum(done) > 0
+
+
+@pytest.mark.parametrize("form", ["direct", "dual"])
+def test_both_forms_of_a_cache_are_charged_what_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+):
+    """All take one step an epoch on what they have, padded to the longest of them."""
+    given = WHOLE | {"train__rounds": 1, "train__optimizer": "sgd", "partition__num_clients": 3}
+    given |= {"cache__form": form, "partition__dirichlet_alpha": None}
+    one = federation(experiment(write_features(tmp_path), **given), tmp_path)
+    train, done = CacheFL.client_update, list[int]()
+
+    def counted(self: Any, message: Any, batches: Any, *rest: Any) -> Any:
+        with CountedOperations() as operations:
+            out = train(self, message, batches, *rest)
+        if -1 not in batches.client_ids:
+            done.append(operations.flops)
+        return out
+
+    monkeypatch.setattr(CacheFL, "client_update", counted)
+    drive(one, lambda row: None)
+    rows = load(tmp_path).clients.query("round == 1")
+    assert rows["num_samples"].min() >= rows["num_samples"].max() - 1
+    assert 3 * rows["train_flops"].max() == sum(done) > 0
