@@ -98,6 +98,13 @@ def test_server_side_work_outlives_an_actor(pool: ActorPool, tmp_path: Path):
     assert "client actor" in message
 
 
+def test_server_side_work_is_told_the_actors_device_also_after_a_death(pool: ActorPool):
+    ray.kill(pool._actors[0])
+    assert pool.device == "cpu"
+    assert [kind for kind, _ in pool.take_events()] == ["actor_lost"]
+    assert {actor["device"] for actor in pool.where()} == {"cpu"}
+
+
 def test_what_server_side_work_raises_is_raised(pool: ActorPool):
     with pytest.raises(DataError, match="number 2"):
         pool.map(_refuse_two, [1, 2, 3])
