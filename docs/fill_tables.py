@@ -166,8 +166,9 @@ def _shown(summary: Any, methods: list[str]) -> Any:
     if not methods:
         return summary
     partitions = list(dict.fromkeys(summary["partition"]))
-    found = summary[summary["method"].isin(methods)]
-    place = found["partition"].map(partitions.index) * len(methods) + found["method"].map(
+    names = summary["method"].str.removesuffix(" (leak)")  # a mark of priors that saw the data
+    found = summary[names.isin(methods)]
+    place = found["partition"].map(partitions.index) * len(methods) + names[found.index].map(
         methods.index
     )
     return found.loc[place.sort_values().index]
