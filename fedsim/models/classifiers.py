@@ -110,7 +110,7 @@ class Classifier:
     def embed_clients(self, weights: Params, x: Tensor) -> Tensor:
         """The same over the client axis: weights `(C, ...)`, images `(C, B, c, h, w)`.
 
-        Channels lie last where that is faster: by a third in training of a small convnet on CPU.
+        Channels lie last where that is faster on CPUs (`make bench`): where networks pool.
         Images that are distilled have gradients of gradients, which are faster the other way.
         """
         if self._folds:
