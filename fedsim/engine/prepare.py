@@ -32,6 +32,9 @@ from fedsim.models.clip import Clip
 from fedsim.seeding import numpy_rng
 
 SPLITS = ("train", "val", "test")
+MEASURED_LIKE = FedAvgHead
+"""A method that works on features of all images: those that synthetic sets are compared with."""
+
 _FEATURE_LOGIT_SCALE = 100.0
 _FORMAT = 6
 """Raised whenever what `_inputs` stores changes; older entries are then not found."""
@@ -161,10 +164,6 @@ def entry_keys(config: Experiment, method: type[Method]) -> list[dict[str, Any]]
     key = inputs_key(config, method)
     keys = [key, views_key(config, address(key))] if wants_views(config, method) else [key]
     return keys + ([inputs_key(config, MEASURED_LIKE)] if measures_sets(config, method) else [])
-
-
-MEASURED_LIKE = FedAvgHead
-"""A method that works on features of all images: those that synthetic sets are compared with."""
 
 
 def measures_sets(config: Experiment, method: type[Method]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedsim.config import Experiment
@@ -21,7 +23,7 @@ from fedsim.seeding import torch_rng
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one client.
+    """Bytes of one client; where clients differ, such as in their networks, the mean over them.
 
     Attributes:
         num_rounds: Rounds of the run; 0 for methods that do not train.
@@ -39,7 +41,7 @@ class Traffic:
 
 
 def traffic(config: Experiment) -> Traffic:
-    """Set a method up and train client 0, to see what it sends."""
+    """Set a method up and train one client of each variant, to see what it sends."""
     settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config)
@@ -53,28 +55,37 @@ def traffic(config: Experiment) -> Traffic:
     split = split_clients(
         config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
     )
+    once = num_bytes(constants) + data.frozen_bytes(cls)
+    variants = Counter(map(method.variant, range(len(split.fit))))
+    firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
     # A method that averages sends the same in every round, and one sample shows it. Any other may
     # go through phases, and has come to its last one by round 3.
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
-    one = Group(0, (0,), (split.fit[0][: 1 if phases == 1 else None],))
     inputs, labels = map(as_tensor, data.local())
     train = config.train.model_copy(update={"local_epochs": 1})
-    batches = make_batches(one, inputs, labels, train, 0, 0, method.task.prepare, device)
-    rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]
-    sent: list[tuple[int, int]] = []
-    for number in range(1, phases + 1):
-        message = method.message(state)
-        update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
-        delta = unstack(update.delta, 0)
-        travels = compress(update.delta, config.wire).encoded
-        beside = num_bytes(update.extra[0]) if update.extra else 0
-        down = num_bytes(method.download(message, 0))
-        sent.append((num_bytes(unstack(travels, 0)) + beside, down))
-        if number < phases:
-            received = Received(delta, num_clients=1, round=number)
-            state = method.aggregate(state, received)
-            state = method.finish_round(state, received, LocalExecutor(), rngs[0])
-    up, down = sent[-1]
-    early = sum(map(sum, sent)) - phases * (up + down)
-    once = num_bytes(constants) + data.frozen_bytes(cls)
+
+    def sent_by(client: int) -> list[tuple[int, int]]:
+        """Bytes up and down in the first rounds."""
+        begun, sent = state, list[tuple[int, int]]()
+        one = Group(0, (client,), (split.fit[client][: 1 if phases == 1 else None],))
+        batches = make_batches(one, inputs, labels, train, 0, 0, method.task.prepare, device)
+        rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]
+        for number in range(1, phases + 1):
+            message = method.message(begun)
+            update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
+            delta = unstack(update.delta, 0)
+            travels = compress(update.delta, config.wire).encoded
+            beside = num_bytes(update.extra[0]) if update.extra else 0
+            down = num_bytes(method.download(message, client))
+            sent.append((num_bytes(unstack(travels, 0)) + beside, down))
+            if number < phases:
+                received = Received(delta, num_clients=1, round=number)
+                begun = method.aggregate(begun, received)
+                begun = method.finish_round(begun, received, LocalExecutor(), rngs[0])
+        return sent
+
+    each = [np.array(sent_by(client)) * variants[kind] for kind, client in firsts.items()]
+    sent = np.sum(each, axis=0) / variants.total()
+    up, down = (int(value) for value in sent[-1].round())
+    early = int(sent.sum().round()) - phases * (up + down)
     return Traffic(num_rounds, up, down, once, early)

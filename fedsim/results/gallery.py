@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import NearestReal, SyntheticImages
 
-__all__ = ["BARS", "nearest_pairs", "sets_beside", "synthetic_gallery"]
+__all__ = ["BARS", "drawn_bars", "nearest_pairs", "sets_beside", "synthetic_gallery"]
 
 BARS = {
     "clip_agreement": "CLIP\nagreement",
@@ -34,6 +34,11 @@ _COLOR, _WEAK = "#0072B2", "#D55E00"
 _INCH = 0.68
 _NEUTRAL = {"memorisation": 0.5}
 _ALARM = {"memorisation": 0.75}
+
+
+def drawn_bars(quality: pd.DataFrame) -> list[str]:
+    """Those of `BARS` that were measured; without an encoder none is."""
+    return [bar for bar in BARS if quality[bar].notna().any()]
 
 
 def synthetic_gallery(
@@ -59,9 +64,10 @@ def synthetic_gallery(
     names = [_name(images.classnames, label) for label in classes]
     canvas, h, gap = _canvas(images, classes, per_class, side)
     high, wide = canvas.shape[:2]
-    bars = [] if quality is None else [bar for bar in BARS if quality[bar].notna().any()]
+    bars = [] if quality is None else drawn_bars(quality)
     scale = _INCH / (h + gap)
-    left, top, bar, between = 0.3 + 0.075 * max(map(len, names), default=4), 0.5, 0.95, 0.24
+    left, bar, between = 0.3 + 0.075 * max(map(len, names), default=4), 0.95, 0.24
+    top = 0.5 if bars else 0.1  # their titles
     size = (left + wide * scale + len(bars) * (bar + between) + 0.1, top + high * scale + 0.15)
     figure = Figure(figsize=size)
 

@@ -19,7 +19,7 @@ from fedsim.results import (
     synthetic,
 )
 from fedsim.results.finals import CELL, final_runs
-from fedsim.results.gallery import nearest_pairs, sets_beside, synthetic_gallery
+from fedsim.results.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
 from fedsim.results.stats import summarise
 from fedsim.results.style import data_uri
 from fedsim.results.tables import Study, load
@@ -167,12 +167,13 @@ def _galleries(study: Study) -> Iterator[Picture]:
         images = study.synthetic_images(fingerprint)
         methods = synthetic.set_methods(study, fingerprint)
         used = f"Used by {', '.join(methods)}. " if methods else ""
+        quality = synthetic.class_quality(study, fingerprint)
+        explained = " Bars go from 0 to 1 and are explained above." if drawn_bars(quality) else ""
         yield Picture(
             f"Set {fingerprint}",
             f"{used}The first of {len(images.images)} images, one row per class; a row should look "
-            "like its class and its images should differ from one another. Bars go from 0 to 1 and "
-            "are explained above.",
-            data_uri(synthetic_gallery(images, synthetic.class_quality(study, fingerprint))),
+            f"like its class and its images should differ from one another.{explained}",
+            data_uri(synthetic_gallery(images, quality)),
         )
         nearest = synthetic.set_neighbours(study, fingerprint)
         if nearest is not None and nearest.pixels is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
 from fedsim.engine.round import LocalExecutor
+from fedsim.engine.traffic import traffic
 from fedsim.errors import ClientError, ConfigError, ResultsError
 from fedsim.methods import feddgm
 from fedsim.methods.feddgm import COUNTS, FedDGM
@@ -219,13 +220,17 @@ def test_training_on_the_sets_may_be_augmented_unlike_matching(tmp_path: Path):
 
 def test_clients_may_have_different_surrogates(tmp_path: Path):
     options = {"other_surrogates": ["lenet"], "global_models": ["lenet"], "starts": 2}
-    study = load(run(config(options, train__rounds=2), tmp_path))
+    mixed = config(options, train__rounds=2)
+    study = load(run(mixed, tmp_path))
     assert set(study.evaluations["model"]) == {"global", "lenet_1", "lenet_2"}
     clients = study.clients[study.clients["round"] == 2].set_index("client_id")
     small, other = (_num_params(tmp_path, c) for c in (TINY["models__classifier"], "lenet"))
     for client, weights in enumerate((small, other, small)):
         assert clients.loc[client, "bytes_down"] == 4 * weights + 8
         assert clients.loc[client, "bytes_up"] == 2 * 4 * weights
+    told = traffic(mixed)  # what a dry run says of one client: the mean over them
+    assert told.up == round(clients["bytes_up"].mean())
+    assert told.down == round(clients["bytes_down"].mean())
     assert (clients["update_norm"] > 0).all()
     assert study.synthetic.groupby("round")["client_id"].apply(list).to_list() == [[0, 1, 2]] * 2
     with pytest.raises(ConfigError, match="warmup_rounds .* leave one of them out"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import ResultsError
-from fedsim.results.gallery import BARS, nearest_pairs, sets_beside, synthetic_gallery
+from fedsim.results.gallery import BARS, drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
 from fedsim.results.report import write_report
 from fedsim.results.schema import TABLES
 from fedsim.results.synthetic import _MEASURES, class_quality, set_methods, synthetic_quality
@@ -114,6 +114,12 @@ def study(tmp_path: Path, make_run: MakeRun) -> Study:
     made = images()
     write_synthetic_images(tmp_path, "f00d", made.images, made.labels, made.classnames)
     return load(tmp_path)
+
+
+def test_without_an_encoder_there_are_no_bars(study: Study):
+    quality = class_quality(study, "f00d") * math.nan
+    assert drawn_bars(quality) == []
+    assert len(synthetic_gallery(images(), quality).axes) == 1
 
 
 def test_bars_stand_beside_the_images_of_their_class(study: Study):
