@@ -75,7 +75,7 @@ def test_cohort(benchmark, num_clients: int):
             Group(at, tuple(chosen[at : at + 10]), tuple(drawn[c] for c in chosen[at : at + 10]))
             for at in range(0, 100, 10)
         ]
-        assign(groups, 2)
+        assign(groups, [1.0, 1.0])
 
     benchmark(cohort)
 

@@ -83,6 +83,14 @@ class Done:
         self.backoffs += other.backoffs
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """What an attempt raised, as text: the exception would keep the attempt's tensors alive."""
+
+    reason: str
+    out_of_memory: bool
+
+
 class ClientHost:
     """Hosts any number of simulated clients of one experiment.
 
@@ -118,42 +126,44 @@ class ClientHost:
         return done
 
     def _train_group(self, group: Group, work: Work, message: Params, done: Done) -> None:
-        try:
-            done.merge(self._attempt(group, work, message))
-        except torch.OutOfMemoryError as error:
-            if len(group.client_ids) == 1:
-                done.failures.append(self._failure(group.client_ids[0], error))
-                return
+        found, ids = self._tried(group, work, message), group.client_ids
+        if isinstance(found, Done):
+            done.merge(found)
+        elif len(ids) == 1:
+            done.failures.append(Failure(ids[0], found.reason, self.node))
+        elif found.out_of_memory:
             torch.cuda.empty_cache()
-            half = len(group.client_ids) // 2
+            half = len(ids) // 2
             done.backoffs.append(
-                f"out of memory with {len(group.client_ids)} clients of group {group.position}; "
+                f"out of memory with {len(ids)} clients of group {group.position}; "
                 f"trained in halves"
             )
-            for ids in (group.client_ids[:half], group.client_ids[half:]):
-                self._train_group(group.only(ids), work, message, done)
-        except Exception as error:  # a method's own code may raise anything
-            self._isolate(group, work, message, done, error)
+            for part in (ids[:half], ids[half:]):
+                self._train_group(group.only(part), work, message, done)
+        else:
+            self._isolate(group, work, message, done, found)
 
     def _isolate(
-        self, group: Group, work: Work, message: Params, done: Done, error: Exception
+        self, group: Group, work: Work, message: Params, done: Done, together: _Raised
     ) -> None:
         """A group raised: find the clients that raise alone, and train the others without them."""
-        if len(group.client_ids) == 1:
-            done.failures.append(self._failure(group.client_ids[0], error))
-            return
-        culprits: dict[int, Exception] = {}
-        for client in group.client_ids:
-            try:
-                self._attempt(group.only([client]), work, message)
-            except Exception as found:
-                culprits[client] = found
+        alone = {c: self._tried(group.only([c]), work, message) for c in group.client_ids}
+        culprits = {c: found for c, found in alone.items() if isinstance(found, _Raised)}
         if not culprits:  # only together do they fail: none of them can be blamed
-            culprits = dict.fromkeys(group.client_ids, error)
-        done.failures += [self._failure(client, found) for client, found in culprits.items()]
+            culprits = dict.fromkeys(group.client_ids, together)
+        done.failures += [Failure(c, found.reason, self.node) for c, found in culprits.items()]
         rest = [client for client in group.client_ids if client not in culprits]
         if rest:
             self._train_group(group.only(rest), work, message, done)
+
+    def _tried(self, group: Group, work: Work, message: Params) -> Done | _Raised:
+        """What came of an attempt."""
+        try:
+            return self._attempt(group, work, message)
+        except Exception as error:  # a method's own code may raise anything
+            text = "".join(traceback.format_exception(error)).rstrip()
+            reason = f"{type(error).__name__}: {error}\n{text}"
+            return _Raised(reason, isinstance(error, torch.OutOfMemoryError))
 
     def _attempt(self, group: Group, work: Work, message: Params) -> Done:
         """All of a group at once; what raises half-way leaves nothing behind."""
@@ -334,10 +344,6 @@ class ClientHost:
         return make_batches(
             one, self._inputs, self._labels, train, 0, 0, self._prepare, self.device
         )
-
-    def _failure(self, client: int, error: Exception) -> Failure:
-        text = "".join(traceback.format_exception(error)).rstrip()
-        return Failure(client, f"{type(error).__name__}: {error}\n{text}", self.node)
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

@@ -1,5 +1,6 @@
 """A host of clients: failures are isolated by name, and what is left is not touched by them."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,27 @@ def test_out_of_memory_splits_groups_and_says_so(toy: Toy, fits: int):
     assert len(done.backoffs) == {1: 4, 2: 2, 3: 1}[fits]
     halves = {1: [[0], [1], [2], [3], [4]], 2: [[0, 1], [2], [3, 4]], 3: [[0, 1], [2, 3, 4]]}
     same(done, Bench(toy("Faulty")).train(*halves[fits]))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ValueError])
+def test_what_failed_holds_no_memory_when_its_parts_are_tried(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+):
+    bench = Bench(toy("Faulty"))
+    trained, made, alive = bench.host.method.client_update, list[Any](), list[int]()
+
+    def greedy(message: Any, batches: Any, states: Any, rng: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in made))
+        activations = torch.zeros(8)
+        made.append(weakref.ref(activations))
+        if len(batches.client_ids) > 2:
+            raise error("too much")
+        return trained(message, batches, states, rng)
+
+    monkeypatch.setattr(bench.host.method, "client_update", greedy)
+    bench.train([0, 1, 2, 3])
+    assert alive == [0] * len(alive)
+    assert len(alive) > 2
 
 
 def test_a_client_that_never_fits_fails_alone(toy: Toy):
