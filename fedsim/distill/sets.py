@@ -98,7 +98,7 @@ class SyntheticSet:
         lr: The student's step size.
         loss_before: Distance with the prior's images, before any latent step; no augmentation.
         loss_after: The same of the distilled images.
-        loss_noise: The same of noise with the same labels and step size.
+        loss_noise: The same of noise with the same labels, at a step size that suits it.
         distill_s: Its share of the time.
         terms: How many distances a loss adds up: one, or one per output row of a gradient.
         crowded: Whether more clients were to be distilled together than fitted in memory.
@@ -148,7 +148,7 @@ def _together(work: Work) -> list[SyntheticSet]:
     for _ in range(work.settings.latent_steps):
         run.step()
     after = run.images()
-    loss_after, loss_noise = run.measure(after), run.measure(noise_images)
+    loss_after, loss_noise = run.measure(after), run.measure_control(noise_images)
     share = (time.perf_counter() - started) / len(work.sources)
     by_gradient = work.settings.loss == "gradient"
     found = []
@@ -269,6 +269,17 @@ class _Run:
         lessons = [self._lesson(images, steps, a, b) for a, b in self._segments]
         return torch.stack([self._student.distance(lesson)[0] for lesson in lessons]).mean(0)
 
+    def measure_control(self, images: Tensor) -> Tensor:
+        """The same of images that were not distilled: at a step size of their own, if one is free.
+
+        At the sets' step size noise would look worse than it is.
+        """
+        of_sets = self.log_lr
+        if self.settings.student_lr == "auto":
+            self.search_lr(images, torch.ones_like(of_sets, dtype=torch.bool))
+        loss, self.log_lr = self.measure(images), of_sets
+        return loss
+
     def _fixed_steps(self) -> list[Step]:
         """Always the same batches, without augmentation."""
         rngs = [self._rng(s.client_id, "measure") for s in self.work.sources]
@@ -277,8 +288,11 @@ class _Run:
     def _lesson(self, images: Tensor, steps: Sequence[Step], start: Params, end: Params) -> Lesson:
         return Lesson(start, end, images, self._padded, self.log_lr.exp(), steps)
 
-    def search_lr(self, images: Tensor) -> None:
-        """From the first step size on, double or halve it as long as that matches better.
+    def search_lr(self, images: Tensor, free: Tensor | None = None) -> None:
+        """From where it is, double or halve the step size as long as that matches better.
+
+        Clients that are not `free`, `(C,)` bool, keep theirs: by default those that have one from
+        an earlier round.
 
         But let the student move at least a quarter as far as the client: images that point
         nowhere yet match best with a step size of 0, from which no gradient leads away. And no step
@@ -286,7 +300,8 @@ class _Run:
         """
         if self.settings.loss == "gradient":
             return
-        free = torch.tensor([s.lr is None for s in self.work.sources], device=self.device)
+        if free is None:
+            free = torch.tensor([s.lr is None for s in self.work.sources], device=self.device)
         best, moved = self._try(images)
         for factor in (_LR_FACTOR, 1 / _LR_FACTOR):
             for _ in range(_LR_TRIES):

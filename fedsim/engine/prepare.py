@@ -68,11 +68,16 @@ class TaskData:
 
     def local(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels that clients train on: V consecutive rows for each training sample."""
-        labels = np.asarray(self.arrays.get(OBSERVED, self.arrays["train_labels"]))
+        labels = self.observed_labels
         if VIEWS not in self.arrays:
             return self.arrays["train_inputs"], labels
         views = self.arrays[VIEWS]
         return views, np.repeat(labels, len(views) // len(labels))
+
+    @property
+    def observed_labels(self) -> np.ndarray:
+        """Of all training samples, as clients see them."""
+        return np.asarray(self.arrays.get(OBSERVED, self.arrays["train_labels"]))
 
     def frozen_bytes(self, method: type[Method]) -> int:
         """Bytes of the encoders that a client of this method downloads once."""

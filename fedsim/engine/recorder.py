@@ -94,6 +94,7 @@ class Recorder:
             labels = np.asarray(arrays["train_labels"])[held]
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
         self._domains = _domains_of(arrays, held)
+        self._fit = split.fit
         self._quality = RoundQuality(config, device)
         if self.served not in self._samples:
             raise ConfigError(
@@ -300,7 +301,7 @@ class Recorder:
             labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
             names = self.data.meta["classnames"]
             self.sink.save_round_images(round, images, labels, names, clients)
-        rows = [{"round": round, **row} for row in made.rows]
+        rows = [{"round": round, **row, **self._local(row)} for row in made.rows]
         if made.images is not None and self.config.evaluation.set_quality:
             found = self._quality(made.images)
             if len(rows) == 1 and rows[0].get("client_id") is None:
@@ -310,6 +311,13 @@ class Recorder:
         self.sink.append("synthetic", rows)
         for kind, message, client in made.events:
             self.event(kind, message, round, client if client >= 0 else None)
+
+    def _local(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Of how many classes a set's client has samples; the server may not know."""
+        client = row.get("client_id")
+        if client is None:
+            return {}
+        return {"local_classes": len(np.unique(self.data.observed_labels[self._fit[client]]))}
 
     def event(
         self,

@@ -63,6 +63,7 @@ _MEASURES = (
     _Measure("uninformative", "uninformative sets, %",
              "sets that noise with the same labels matches: clients that say little", *_PERCENT),
     _Measure("num_classes", "classes", "in a set", ".0f"),
+    _Measure("local_classes", "local classes", "that its client trains on", ".1f"),
     _Measure("student_lr", "student's step size", "as learned while matching", ".3g"),
 )  # fmt: skip
 

@@ -12,7 +12,9 @@ import torch
 from fedsim.distill import sets
 from fedsim.distill.latents import NoisePixels
 from fedsim.distill.sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.trajectory import train_student
 from fedsim.distillation import DistillConfig
+from fedsim.params import unstack
 from tests.distill.nets import SIDE, network, weights
 
 
@@ -65,6 +67,26 @@ def test_a_control_is_judged_per_distance_that_its_loss_adds_up(loss: str, terms
     assert found.terms == terms
     assert replace(found, loss_noise=0.09 * terms).uninformative
     assert not replace(found, loss_noise=0.11 * terms).uninformative
+
+
+def test_noise_is_judged_at_a_step_size_that_suits_it():
+    """A client that noise explains, and a set whose own step size is far from what noise needs."""
+    item = work(1, student_lr="auto", latent_steps=0)
+    run = sets._Run(item)
+    run.log_lr = torch.tensor([math.log(0.08)])
+    start, moved = run._segments[0]
+    lesson = run._lesson(run.noise(), run._fixed_steps(), start, moved)
+    end = train_student(network, start, *(lesson.images, lesson.labels, lesson.lr, lesson.steps))[
+        -1
+    ]
+    explained = Source(0, ((unstack(start, 0), unstack(end, 0)),), (0, 2), lr=0.08 / 64)
+    (found,) = distil(replace(item, sources=(explained,)))
+    assert found.lr == pytest.approx(0.08 / 64)  # the control leaves the set's alone
+    assert found.loss_noise == pytest.approx(0, abs=1e-6)
+    assert found.uninformative
+    given = item.settings.model_copy(update={"student_lr": 0.08 / 64})
+    (fixed,) = distil(replace(item, sources=(explained,), settings=given))
+    assert fixed.loss_noise > 0.5
 
 
 @pytest.mark.parametrize(

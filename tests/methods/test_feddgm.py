@@ -52,6 +52,8 @@ def test_a_run_leaves_models_sets_and_images(tmp_path: Path):
         (r, c) for r in (1, 2) for c in range(3)
     ]
     assert (rows["num_images"] == 10).all()
+    assert (rows["num_classes"] == 10).all()  # the server is not told which are absent
+    assert rows["local_classes"].between(1, 9).all()  # the rows are: Dirichlet 0.3
     assert rows[["match_loss_before", "match_loss_after", "match_loss_noise"]].notna().all().all()
     (run_id,) = study.runs["run_id"]
     assert study.synthetic_rounds() == {run_id: [1, 2]}
