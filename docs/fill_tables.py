@@ -163,6 +163,7 @@ def _partitions(summary: Any, methods: list[str]) -> list[str]:
 
 def _shown(summary: Any, methods: list[str]) -> Any:
     """The rows of these methods in their order; none named: all of them."""
+    summary = summary.assign(all_seeds=len(summary.attrs["seeds"]))
     if not methods:
         return summary
     partitions = list(dict.fromkeys(summary["partition"]))
@@ -182,7 +183,9 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 def _missing(row: dict[str, Any]) -> str:
     seeds, unfinished = row["num_seeds"], row["num_unfinished"]
-    return f" ({seeds} of {seeds + unfinished} runs)" if unfinished else ""
+    if unfinished:
+        return f" ({seeds} of {seeds + unfinished} runs)"
+    return f" ({seeds})" if seeds < row["all_seeds"] else ""
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -214,7 +217,9 @@ def note(study: Any, summary: Any, kind: str = "table") -> str:
 
 def _meaning(summary: Any, kind: str) -> str:
     seeds, reference = ", ".join(map(str, summary.attrs["seeds"])), summary.attrs["reference"]
-    mean = f"Mean and half the 95 % t interval over seeds {seeds}; "
+    fewer = (summary["num_seeds"] + summary["num_unfinished"] < len(summary.attrs["seeds"])).any()
+    mean = f"Mean and half the 95 % t interval over seeds {seeds}"
+    mean += ", or over the first (n) of them; " if fewer else "; "
     best = "bold: best mean but for ceilings"
     if kind == "differences":
         return (

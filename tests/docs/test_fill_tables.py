@@ -54,6 +54,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return fedsim.load(folder / "small")
 
 
+def test_cells_of_fewer_seeds_say_so(tables: ModuleType, study: Study):
+    summary, page = study.summary(), PAGE.format(kind="matrix")
+    assert "(n)" not in tables.fill(page, study, summary)
+    summary.loc[summary["method"] == "zero_shot", "num_seeds"] = 1
+    filled = tables.fill(page, study, summary)
+    assert "over seeds 0, 1, or over the first (n) of them; " in filled
+    (row,) = [line for line in filled.splitlines() if line.startswith("| zero_shot")]
+    assert " (1)" in row
+
+
 @pytest.mark.parametrize(
     ("kind", "header"),
     [
