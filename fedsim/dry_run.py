@@ -49,7 +49,7 @@ def describe(
     if experiments[0].engine.backend == "local":
         say("placement: all clients in this process (engine.backend: local)")
     else:
-        say(f"placement: {_placement(experiments, len(todo), address)}")
+        say(f"placement: {_placement(todo or experiments[:1], address)}")
 
 
 def _table(experiments: Sequence[Experiment]) -> Table:
@@ -101,17 +101,23 @@ def _bytes(config: Experiment) -> tuple[int, int, int, int, int]:
     return t.num_rounds, t.up, t.down, t.once, t.early
 
 
-def _placement(experiments: Sequence[Experiment], num_runs: int, address: str | None) -> str:
-    from fedsim.cluster.placement import Node, place
+def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
+    """The sum of the first of these runs, once all of them have a place."""
+    from fedsim.cluster.gpu_memory import smallest_gpu_bytes
+    from fedsim.cluster.placement import Node, place, plans_memory
 
+    memory = plans_memory(experiments)
     if address or "RAY_ADDRESS" in os.environ:
         from fedsim.cluster.session import nodes, session
 
         with session(address):
-            machines = nodes()
+            machines = nodes(memory)
     else:
-        machines = [Node(cpus=os.cpu_count() or 1, gpus=_local_gpus())]
-    return place(experiments[0], machines, max(1, num_runs)).arithmetic
+        gpus = _local_gpus()
+        each = smallest_gpu_bytes() if memory and gpus else None
+        machines = [Node(os.cpu_count() or 1, gpus, each)]
+    placements = [place(e, machines, len(experiments)) for e in experiments]
+    return placements[0].arithmetic
 
 
 def _local_gpus() -> int:

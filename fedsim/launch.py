@@ -272,13 +272,13 @@ def _launch_ray(
     address: str | None,
     early_stopping: EarlyStopping | None,
 ) -> None:
-    from fedsim.cluster.placement import place
+    from fedsim.cluster.placement import place, plans_memory
     from fedsim.cluster.preflight import preflight_on_ray
     from fedsim.cluster.session import Interrupted, nodes, session
 
     try:
         with session(address) as stop:
-            machines = nodes()
+            machines = nodes(plans_memory(experiments))
             placements = {e.run_id: place(e, machines, len(experiments)) for e in experiments}
             first = experiments[0]
             placement = placements[first.run_id]

@@ -8,7 +8,7 @@ shows its sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedsim.config import Experiment
@@ -29,7 +29,7 @@ class Node:
     Attributes:
         cpus: Logical CPUs registered with Ray.
         gpus: GPUs registered with Ray.
-        gpu_memory_bytes: Memory of each GPU, if known.
+        gpu_memory_bytes: Memory of its smallest GPU, if known.
     """
 
     cpus: float
@@ -86,6 +86,12 @@ class Placement:
     def bundle_of(self, actor: int) -> int:
         """Position of an actor's bundle in a placement group that has the head first, if any."""
         return self.actor_bundles[actor] + bool(self.head)
+
+
+def plans_memory(experiments: Iterable[Experiment]) -> bool:
+    """Whether the memory of GPUs matters to any of these, so that nodes have to be asked for it."""
+    every = (e.resources for e in experiments)
+    return any(r.gpu_memory_bytes_per_client and r.gpus_per_client != 0 for r in every)
 
 
 def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Placement:
@@ -145,7 +151,7 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
         f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at "
-        f"once",
+        f"once{_memory_words(config, nodes, gpus)}",
         slots,
     )
 
@@ -175,7 +181,7 @@ def _gpu_fraction(config: Experiment, nodes: Sequence[Node]) -> float:
     if gpus == 0:
         return 0.0
     need = config.resources.gpu_memory_bytes_per_client
-    memory = min((n.gpu_memory_bytes for n in nodes if n.gpu_memory_bytes), default=None)
+    memory = min(_known_memory(nodes), default=None)
     if need is None or memory is None:
         return AUTO_GPU_FRACTION
     per_gpu = math.floor(memory * MEMORY_HEADROOM / need)
@@ -203,14 +209,35 @@ def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> Non
     if need is None or gpus == 0:
         return
     per_gpu = _per_gpu(gpus)
-    for memory in {node.gpu_memory_bytes for node in nodes if node.gpu_memory_bytes}:
+    for memory in _known_memory(nodes):
         usable = int(memory * MEMORY_HEADROOM)
+        have = f"but {MEMORY_HEADROOM:.0%} of its {_gib(memory)} is {_gib(usable)}"
+        if need > usable:
+            raise PlacementError(
+                f"a client actor needs {_gib(need)} of one GPU, {have}; use larger GPUs or a "
+                f"smaller engine.group_size, and measure again"
+            )
         if per_gpu * need > usable:
             raise PlacementError(
                 f"{per_gpu} client actors of {gpus:g} GPU share one GPU and need {per_gpu} x "
-                f"{_gib(need)} = {_gib(per_gpu * need)}, but {MEMORY_HEADROOM:.0%} of its "
-                f"{_gib(memory)} is {_gib(usable)}; raise resources.gpus_per_client"
+                f"{_gib(need)} = {_gib(per_gpu * need)}, {have}; raise resources.gpus_per_client"
             )
+
+
+def _known_memory(nodes: Sequence[Node]) -> list[int]:
+    """Bytes of the smallest GPU of each node where they are known."""
+    return [node.gpu_memory_bytes for node in nodes if node.gpus and node.gpu_memory_bytes]
+
+
+def _memory_words(config: Experiment, nodes: Sequence[Node], gpus: float) -> str:
+    """What was checked of the GPUs' memory, and what could not be; empty if nothing was asked."""
+    need, known = config.resources.gpu_memory_bytes_per_client, _known_memory(nodes)
+    if need is None or gpus == 0:
+        return ""
+    unknown = sum(node.gpus > 0 for node in nodes) - len(known)
+    words = f"; {_per_gpu(gpus)} x {_gib(need)} on a GPU of {_gib(min(known))}" if known else ""
+    more = f"; GPU memory of {unknown} node(s) is unknown and was not checked" if unknown else ""
+    return words + more
 
 
 def _on_shared_gpus(

@@ -9,8 +9,9 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 # Read by Ray and Tune when they are imported. Tune must not write checkpoints, loggers' files or
 # console reports of its own: tables, checkpoints and progress are fedsim's. Trials stay in the
@@ -32,12 +33,15 @@ for _name, _value in _SETTINGS.items():
 
 import ray  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from fedsim.cluster.gpu_memory import smallest_gpu_bytes  # noqa: E402
 from fedsim.cluster.placement import Node  # noqa: E402
 from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
 from fedsim.interrupt import EXIT_CODE, check, quiet_exit  # noqa: E402
 
 _KNOCK_S = 10.0
+_MEMORY_DEADLINE_S = 60.0
 
 
 class Interrupted(Exception):
@@ -150,14 +154,34 @@ def _knock(address: str | None) -> None:
         socket.create_connection((found[1], int(found[2])), _KNOCK_S).close()
 
 
-def nodes() -> list[Node]:
-    """The machines of the connected cluster."""
-    found = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            resources = node["Resources"]
-            found.append(Node(resources.get("CPU", 0), resources.get("GPU", 0), None))
+def nodes(gpu_memory: bool = False) -> list[Node]:
+    """The machines of the connected cluster.
+
+    Args:
+        gpu_memory: Also ask those with GPUs for their memory, which takes a task on each.
+    """
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    with_gpus = [node for node, has in alive.items() if has.get("GPU")] if gpu_memory else []
+    memory = _gpu_memory(with_gpus) if with_gpus else {}
+    return [Node(has.get("CPU", 0), has.get("GPU", 0), memory.get(n)) for n, has in alive.items()]
+
+
+def _gpu_memory(node_ids: list[str]) -> dict[str, int | None]:
+    """Bytes of the smallest GPU of each node that answers in time; what it has not told is None."""
+    asked = {on_node(node, smallest_gpu_bytes).remote(): node for node in node_ids}
+    told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_MEMORY_DEADLINE_S)
+    found = {}
+    for future in told:
+        with suppress(RayError):  # a node that cannot run a task is the first round's to report
+            found[asked[future]] = ray.get(future)
     return found
+
+
+def on_node(node_id: str | None, function: Any, num_gpus: float = 0) -> Any:
+    """A function as a task without CPUs, on the given node or on any; it is not tried twice."""
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
+    options = {"num_cpus": 0, "num_gpus": num_gpus, "max_retries": 0}
+    return ray.remote(function).options(scheduling_strategy=strategy, **options)
 
 
 def own_error(error: RayError) -> FedsimError | None:

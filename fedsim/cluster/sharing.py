@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedsim.cluster.session import own_error
+from fedsim.cluster.session import on_node, own_error
 from fedsim.data.store import Arrays, is_stored, shared_arrays
 
 Key = Mapping[str, Any]
@@ -35,7 +34,7 @@ def share_entries(keys: Sequence[Key]) -> list[str]:
     nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
     room = min(resources.get("object_store_memory", 0) for resources in nodes.values()) / 2
     others = [node for node, resources in nodes.items() if node != here and resources.get("CPU")]
-    asked = {node: _on(node, _absent).remote(list(keys)) for node in others}
+    asked = {node: on_node(node, _absent).remote(list(keys)) for node in others}
     sent: dict[int, Any] = {}
     sending = {}
     for node in others:
@@ -45,7 +44,9 @@ def share_entries(keys: Sequence[Key]) -> list[str]:
                 size = sum(array.nbytes for array in arrays.values())
                 sent[position] = ray.put(arrays) if size <= room else None
             if sent[position] is not None:
-                sending[node, position] = _on(node, _keep).remote(keys[position], sent[position])
+                sending[node, position] = on_node(node, _keep).remote(
+                    keys[position], sent[position]
+                )
     return sorted({node for (node, _), future in sending.items() if _answer(future)})
 
 
@@ -57,11 +58,6 @@ def _answer(future: Any) -> Any:
         raise own_error(error) or error from None
     except RayError:
         return None
-
-
-def _on(node: str, function: Any) -> Any:
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
 
 
 def _absent(keys: list[Key]) -> list[int]:

@@ -1,5 +1,6 @@
 """The commands of `fedsim`, each as a user calls it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import typer.main
 from fedsim.cli import app
 from fedsim.results.tables import load
 from tests.cli.place import STUDY, Fedsim, contents
+from tests.cluster.drivers import times_asked, write_nvidia_smi
 
 COMMANDS = (
     "run", "sweep", "resume", "report", "compare", "costs", "pack", "unpack", "partition", "doctor"
@@ -354,6 +356,26 @@ def test_a_dry_run_shows_the_arithmetic_of_the_placement(fedsim: Fedsim, place: 
     assert (code, err) == (0, "")
     assert re.search(r"placement: 1 node\(s\) with \d+ CPU.* hold \d+ client actors", out)
     assert not Path("runs").exists()
+
+
+def test_a_dry_run_on_this_machine_knows_the_memory_of_its_gpus(
+    fedsim: Fedsim, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    driver = write_nvidia_smi(place / "driver", "printf '81559\\n24564\\n'")
+    monkeypatch.setenv("PATH", f"{driver}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("fedsim.dry_run._local_gpus", lambda: 2)
+    dry = ["run", "study.yaml", "engine.backend=ray", "resources.cpus_per_client=0.1", "--dry-run"]
+    code, out, _ = fedsim(*dry)
+    assert (code, times_asked(driver)) == (0, 0)
+    assert "hold 8 client actors of 0.1 CPUs and 0.25 GPUs" in out
+    need = f"resources.gpu_memory_bytes_per_client={7 * 2**30}"
+    code, out, _ = fedsim(*dry, need)
+    assert (code, times_asked(driver)) == (0, 1)
+    assert "hold 6 client actors of 0.1 CPUs and 0.333333 GPUs" in out
+    assert "3 x 7.0 GiB on a GPU of 24.0 GiB" in out
+    code, _, err = fedsim(*dry, need, "resources.gpus_per_client=0.25")
+    assert code == 5
+    assert "4 x 7.0 GiB = 28.0 GiB, but 90% of its 24.0 GiB is 21.6 GiB" in err
 
 
 # --- Ray -----------------------------------------------------------------------------------------

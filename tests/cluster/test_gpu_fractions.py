@@ -62,6 +62,41 @@ def test_actors_fill_both_nodes(found: dict[str, Any]):
     assert all(actor["gpu_ids"] == [] for actor in where)
 
 
+def test_gpu_memory_is_asked_once_and_only_of_a_node_with_gpus_and_only_where_it_matters(
+    found: dict[str, Any],
+):
+    seen = found["memory"]
+    assert seen["asked without need"] == 0
+    assert sorted(map(tuple, seen["nodes"]), key=lambda node: node[0]) == [
+        (2, 0, None),
+        (4, 2, 24564 * 2**20),
+    ]
+    assert seen["asked"] == 1
+
+
+def test_over_commit_of_gpu_memory_is_refused_before_round_1(found: dict[str, Any]):
+    seen = found["memory"]
+    for text in (seen["refused"], seen["refused dry"]):
+        assert "2 client actors of 0.5 GPU share one GPU and need 2 x 12.0 GiB = 24.0 GiB" in text
+        assert "90% of its 24.0 GiB is 21.6 GiB; raise resources.gpus_per_client" in text
+    assert seen["written"] is False
+
+
+def test_the_automatic_fraction_follows_the_memory(found: dict[str, Any]):
+    where = found["memory"]["thirds"]  # 21.6 / 7 = 3.08
+    assert [actor["resources"]["GPU"] for actor in where] == [pytest.approx(1 / 3, abs=1e-3)] * 2
+
+
+def test_a_node_whose_driver_does_not_answer_is_used_and_named_in_the_arithmetic(
+    found: dict[str, Any],
+):
+    text = found["with a silent node"]
+    assert "3 node(s) with 7 CPUs and 3 GPUs" in text
+    assert "3 x 7.0 GiB on a GPU of 24.0 GiB" in text
+    assert "GPU memory of 1 node(s) is unknown and was not checked" in text
+    assert found["silent node asked"] == 1
+
+
 def test_a_sweep_on_two_nodes_computes_the_same_bits(found: dict[str, Any], folder: Path):
     expected = local(folder / "study.yaml", folder / "local")
     study = load(folder / "ray")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fedsim.cluster.placement import Node, Placement, place
+from fedsim.cluster.placement import Node, Placement, place, plans_memory
 from fedsim.config import Experiment
 from fedsim.errors import PlacementError
 from fedsim.sections import PartitionConfig, ResourcesConfig
@@ -64,6 +64,29 @@ def test_measured_memory_settles_the_fraction():
     node = Node(cpus=16, gpus=1, gpu_memory_bytes=24 * GIB)
     need = {"gpu_memory_bytes_per_client": 7 * GIB}
     assert place(config(**need), [node]).gpus_per_actor == pytest.approx(1 / 3)  # 21.6 / 7 = 3.08
+
+
+def test_the_smallest_known_memory_counts_and_the_unknown_is_told():
+    nodes = [Node(8, 1, 80 * GIB), Node(8, 1, 24 * GIB), Node(8, 1), Node(8)]
+    placement = place(config(gpu_memory_bytes_per_client=7 * GIB), nodes)
+    assert placement.gpus_per_actor == pytest.approx(1 / 3)
+    assert "; 3 x 7.0 GiB on a GPU of 24.0 GiB; GPU memory of 1 node(s)" in placement.arithmetic
+    assert "GiB" not in place(config(), nodes).arithmetic  # nothing was asked
+
+
+@pytest.mark.parametrize(
+    ("resources", "matters"),
+    [
+        ({}, False),
+        ({"gpu_memory_bytes_per_client": GIB}, True),
+        ({"gpu_memory_bytes_per_client": GIB, "gpus_per_client": 0.5}, True),
+        ({"gpu_memory_bytes_per_client": GIB, "gpus_per_client": 0}, False),
+    ],
+)
+def test_memory_matters_where_clients_on_gpus_say_what_they_need(
+    resources: dict[str, Any], matters: bool
+):
+    assert plans_memory([config(), config(**resources)]) is matters
 
 
 def test_actors_are_spread_over_gpus_before_they_are_packed():
@@ -141,12 +164,17 @@ def test_nodes_count_by_what_runs_short_on_each():
             ["4 x 8.0 GiB = 32.0 GiB", "90% of its 24.0 GiB is 21.6 GiB", "raise"],
         ),
         (
+            {"gpu_memory_bytes_per_client": 25 * GIB},
+            [Node(cpus=16, gpus=1, gpu_memory_bytes=24 * GIB)],
+            ["needs 25.0 GiB of one GPU", "90% of its 24.0 GiB is 21.6 GiB", "larger GPUs"],
+        ),
+        (
             {"cpus_per_client": 4.0},
             [Node(cpus=2), Node(cpus=3)],
             ["no client actor fits", "needs 4 CPUs", "2 node(s) have 5 CPUs"],
         ),
     ],
-    ids=["cpus", "no gpus", "gpus", "memory", "nothing fits"],
+    ids=["cpus", "no gpus", "gpus", "memory", "too large", "nothing fits"],
 )
 def test_over_commit_is_refused_with_the_arithmetic(
     resources: dict[str, Any], nodes: list[Node], words: list[str]
