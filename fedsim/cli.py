@@ -278,7 +278,8 @@ def partition(
 def doctor(address: Address = None) -> None:
     """Check this machine or cluster before using it.
 
-    Versions, Ray, GPUs, memory, disk, data and weights; exits with 1 if something is wrong.
+    Versions, Ray, GPUs, memory, disk, storage that nodes share, and weights; exits with 1 if
+    something is wrong.
     """
     from fedsim.cluster.doctor import examine
 

@@ -9,7 +9,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,16 @@ import ray
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from fedsim.cluster.inspection import installed_versions, load_weights, look, look_at_gpus
-from fedsim.cluster.session import Interrupted, Stop, session
+from fedsim.cluster.inspection import (
+    installed_versions,
+    load_weights,
+    look,
+    look_at_gpus,
+    why_not_shared,
+)
+from fedsim.cluster.session import Interrupted, Stop, on_node, session
 from fedsim.errors import FedsimError
 
 Level = Literal["ok", "warning", "problem"]
@@ -72,9 +78,11 @@ def examine(address: str | None) -> bool:
         with session(address) as stop:
             what = f"the Ray cluster at {address} answers" if address else "Ray starts here"
             found.say(f"{what}, in {time.perf_counter() - began:.1f} s")
-            for node in ray.nodes():
-                if node["Alive"]:
-                    _check_node(found, node, stop)
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            for node in alive:
+                _check_node(found, node, stop)
+            if address:
+                _check_shared(found, alive, stop)
             if _ask(found, "embedded weights", load_weights, None, stop):
                 found.say("embedded weights: tiny-clip loads, tiny-diffusion is there")
     except Interrupted as error:
@@ -115,12 +123,42 @@ def _check_packages(found: _Findings) -> None:
     found.say(f"{right} packages within their ranges: {installed_versions()}, ...")
 
 
+def _output_folder() -> Path:
+    """Where studies go unless they say otherwise, or where that folder would be made."""
+    return Path("runs") if Path("runs").is_dir() else Path.cwd()
+
+
 def _check_output(found: _Findings) -> None:
-    folder = Path("runs") if Path("runs").is_dir() else Path.cwd()
+    folder = _output_folder()
     if os.access(folder, os.W_OK):
         _say_free(found, "output folder", str(folder.resolve()), shutil.disk_usage(folder).free)
     else:
         found.say(f"output folder: {folder} cannot be written", "warning", "use output=FOLDER")
+
+
+def _check_shared(found: _Findings, nodes: Iterable[dict[str, Any]], stop: Stop) -> None:
+    """Whether every node sees what is written here: a coordinator may run, and write, on any.
+
+    Only warned of: a study whose `output` is a URL needs no such folder.
+    """
+    folder = _output_folder().resolve()
+    token = folder / f".fedsim-doctor-{uuid.uuid4().hex}"  # new: no node remembers it as missing
+    try:
+        token.touch()
+    except OSError:  # said already
+        return
+    try:
+        for node in nodes:
+            what = f"node {node['NodeManagerHostname']}: output folder {folder}"
+            why = _ask(found, what, lambda: why_not_shared(token), node["NodeID"], stop)
+            if why is not None:
+                found.say(
+                    f"{what} {why or 'is shared'}",
+                    "warning" if why else "ok",
+                    "mount it there under the same path, or use output=URL, as in s3://bucket/runs",
+                )
+    finally:
+        token.unlink(missing_ok=True)
 
 
 def _say_free(found: _Findings, name: str, folder: str, free: int) -> None:
@@ -192,9 +230,7 @@ def _ask(
     gpus: int = 0,
 ) -> Any:
     """What a task on a node answers; None, and a problem, if it does not."""
-    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
-    options = {"num_cpus": 0, "num_gpus": gpus, "max_retries": 0}
-    future = ray.remote(task).options(scheduling_strategy=strategy, **options).remote()
+    future = on_node(node_id, task, gpus).remote()
     deadline = time.monotonic() + _DEADLINE_S
     while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
         stop.check()

@@ -87,6 +87,20 @@ def look_at_gpus() -> list[tuple[str, int, int]]:
     return [(torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i)) for i in range(count)]
 
 
+def why_not_shared(token: Path) -> str:
+    """Why this node does not share the folder of a file that another has just written; or empty.
+
+    Sharing is to see the file, and to be allowed to write beside it.
+    """
+    try:
+        token.read_bytes()
+    except FileNotFoundError:
+        return "does not show what is written here"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if os.access(token.parent, os.W_OK) else "cannot be written"
+
+
 def load_weights() -> bool:
     """Load the embedded models, or raise what is wrong with them."""
     from fedsim.errors import ModelError

@@ -1,5 +1,7 @@
 """`fedsim doctor`: one line per check, and what to do where all is not well."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,43 @@ def test_an_address_where_nobody_is_says_so(monkeypatch: pytest.MonkeyPatch):
     assert "cannot reach the Ray cluster at 127.0.0.1:1" in command.output
     assert "is the address right" in command.output
     assert "Traceback" not in command.output
+
+
+@pytest.mark.parametrize("spoil", ["hide", "protect", None])
+def test_a_node_that_does_not_share_the_output_folder_is_warned_of(
+    spoil: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Nodes answer one after the other: what is spoilt before the second, the first still saw."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+
+    def ask(found: object, what: str, task: Callable[[], str], node_id: str, stop: object) -> str:
+        (token,) = (tmp_path / "runs").iterdir()
+        if node_id == "2" and spoil == "hide":
+            token.unlink()
+        if node_id == "2" and spoil == "protect":
+            monkeypatch.setattr(os, "access", lambda path, mode: False)
+        return task()
+
+    monkeypatch.setattr(doctor, "_ask", ask)
+    found = doctor._Findings()
+    nodes = [{"NodeID": number, "NodeManagerHostname": f"host{number}"} for number in "12"]
+    doctor._check_shared(found, nodes, doctor.Stop())
+    text = capsys.readouterr().out
+    first, second, *advice = text.splitlines()
+    assert first.split()[0] == "ok"
+    assert f"node host1: output folder {tmp_path / 'runs'} is shared" in first
+    assert second.split()[0] == ("warning" if spoil else "ok")
+    words = {"hide": "does not show what is written here", "protect": "cannot be written"}
+    assert words.get(spoil or "", "is shared") in second
+    assert "node host2" in second
+    assert bool(advice) is (spoil is not None)
+    assert not advice or "output=URL" in advice[0]
+    assert found.sum_up() is True  # a study may have its output elsewhere
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def look(**changes: object) -> Look:

@@ -97,6 +97,12 @@ def test_a_node_whose_driver_does_not_answer_is_used_and_named_in_the_arithmetic
     assert found["silent node asked"] == 1
 
 
+def test_the_doctor_sees_that_nodes_share_a_folder(found: dict[str, Any], folder: Path):
+    shared = [line for line in found["doctor"] if f"output folder {folder.resolve()} " in line]
+    assert [(line.split()[0], line.split()[-1]) for line in shared] == [("ok", "shared")] * 2
+    assert found["token left"] == []
+
+
 def test_a_sweep_on_two_nodes_computes_the_same_bits(found: dict[str, Any], folder: Path):
     expected = local(folder / "study.yaml", folder / "local")
     study = load(folder / "ray")

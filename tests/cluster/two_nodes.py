@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def memory_of(config: Any, folder: Path, driver: Path, address: str) -> dict[str
 
 
 def main(folder: Path) -> None:
+    from fedsim.cluster import doctor
     from fedsim.cluster.placement import place
     from tests.integration.studies import experiments, run_all, write_study
 
@@ -98,6 +100,12 @@ def main(folder: Path) -> None:
         on_cpus = ["resources.gpus_per_client=0", "resources.cpus_per_client=2"]
         found["on both nodes"] = pool_of(config("resources.num_actors=3", *on_cpus))
         run_all(experiments(study, "resources.num_actors=2", *on_cpus), folder / "ray")
+
+        os.chdir(folder)
+        with redirect_stdout(io.StringIO()) as said:
+            doctor.examine(cluster.address)
+        found["doctor"] = said.getvalue().splitlines()
+        found["token left"] = [str(path) for path in folder.glob(".fedsim-doctor-*")]
 
         found["memory"] = memory_of(config, folder, driver, cluster.address)
         silent = {"PATH": f"{broken}{os.pathsep}{path}"}
