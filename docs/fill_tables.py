@@ -219,7 +219,10 @@ def _meaning(summary: Any, kind: str) -> str:
     seeds, reference = ", ".join(map(str, summary.attrs["seeds"])), summary.attrs["reference"]
     fewer = (summary["num_seeds"] + summary["num_unfinished"] < len(summary.attrs["seeds"])).any()
     mean = f"Mean and half the 95 % t interval over seeds {seeds}"
-    mean += ", or over the first (n) of them; " if fewer else "; "
+    if fewer:
+        mean += f", or {'those' if kind in PARTS else 'the first (n)'} of them"
+        mean += " that were run" if kind in PARTS else ""
+    mean += "; "
     best = "bold: best mean but for ceilings"
     if kind == "differences":
         return (

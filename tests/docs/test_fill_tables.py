@@ -59,7 +59,7 @@ def test_cells_of_fewer_seeds_say_so(tables: ModuleType, study: Study):
     assert "(n)" not in tables.fill(page, study, summary)
     summary.loc[summary["method"] == "zero_shot", "num_seeds"] = 1
     filled = tables.fill(page, study, summary)
-    assert "over seeds 0, 1, or over the first (n) of them; " in filled
+    assert "over seeds 0, 1, or the first (n) of them; " in filled
     (row,) = [line for line in filled.splitlines() if line.startswith("| zero_shot")]
     assert " (1)" in row
 
