@@ -75,6 +75,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of four logical CPUs, started once per test process."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # Without a name Ray would join a cluster that something else has started on this machine.
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -13,10 +13,12 @@ from fedsim.distill.features import EncodedImages, encoded_priors
 from fedsim.distill.sets import distil
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ConfigError
-from fedsim.methods import build_method, check_options, method_class
+from fedsim.methods import build_method, cachefl_dgm, check_options, method_class
 from fedsim.methods.base import Received, State, Update
 from fedsim.methods.cachefl_dgm import CacheDGM, directions, held_classes
+from fedsim.methods.training import Optimizer
 from fedsim.params import unstack
+from fedsim.results.tables import load
 from tests.helpers import (
     batches_of,
     experiment,
@@ -165,21 +167,58 @@ def test_the_union_makes_a_better_cache_than_the_average():
     assert losses["union"] < losses["average"]
 
 
+def test_the_null_on_the_first_cache_is_a_loop_from_the_average():
+    steps, lr = 3, 0.05
+    method = made(options={"data": "initial", "server_steps": steps, "server_lr": lr})
+    state, received, _ = clients(method)
+    first = torch.cat([cone(2, label, 400 + label) for label in range(N)])  # not what is sent now
+    state["initial"] = 3 * first
+    keys, total = state["keys"], sum(float(u.weight[0]) for _, u in received.kept)
+    for _ in range(2):  # rounds: the momentum ends with one, the set does not
+        for _, update in received.kept:
+            keys = keys + float(update.weight[0]) / total * update.delta["keys"][0]
+        momentum = torch.zeros_like(keys)
+        for _ in range(steps):
+            keys = keys.detach().requires_grad_()
+            near = torch.exp(-2.0 * (1 - first @ keys.T))
+            logits = 2.0 * first @ state["text"].T + 5.0 * near @ state["values"]
+            (slope,) = torch.autograd.grad(F.cross_entropy(logits, state["labels"]), keys)
+            momentum = 0.9 * momentum + slope
+            keys = keys.detach() - lr * momentum
+        state = method.aggregate(state, received)
+        average = state["keys"]
+        state = method.finish_round(state, received, LocalExecutor(), torch.Generator())
+        torch.testing.assert_close(state["keys"], keys)
+        assert (state["keys"] - average).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("data", ["clients", "mean", "initial"])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_the_nulls_are_options(tmp_path: Path, data: str, steps: int):
+def test_the_nulls_are_options(
+    tmp_path: Path, data: str, steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    """They make other sets, a client's for every move, and take equally many server steps."""
+    taken: list[Tensor] = []
+
+    class Counted(Optimizer):
+        def step(self, loss: Tensor) -> None:
+            taken.append(loss)
+            super().step(loss)
+
+    monkeypatch.setattr(cachefl_dgm, "Optimizer", Counted)
     made_config = config(
         write_features(tmp_path),
-        options={"data": data, "replay": 1},
+        options={"data": data, "replay": 1, "server_steps": 4},
         distill={"latent_steps": steps, "student_steps": 2, "images_per_class": 2},
         train__rounds=2,
     )
-    import fedsim
-
-    study = fedsim.load(run(made_config, tmp_path))
+    study = load(run(made_config, tmp_path))
     assert study.runs["status"].tolist() == ["finished"]
+    assert len(taken) == 2 * 4
     sets = study.synthetic.query("round > 0")
-    assert 0 <= {"clients": 2 * 6, "mean": 2, "initial": 0}[data] - len(sets) <= 2
+    makers = {"clients": range(6), "mean": [-1], "initial": []}[data]
+    found = zip(sets["round"], sets["client_id"].fillna(-1), strict=True)
+    assert sorted(found) == [(number, maker) for number in (1, 2) for maker in makers]
     if data != "initial":
         assert sets["match_loss_after"].notna().all()
         assert (sets["match_loss_after"] == sets["match_loss_before"]).all() == (steps == 0)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.engine import round as round_loop
 from fedsim.engine.local import drive
 from fedsim.engine.preflight import preflight
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError
 from fedsim.methods import feddgm, feddm, synthetic_sets
 from fedsim.results.synthetic import synthetic_quality
-from fedsim.results.tables import load
+from fedsim.results.tables import equal_results, load
 from tests.helpers import federation, run
 from tests.methods.test_feddgm import config
 
@@ -146,6 +147,49 @@ def test_a_client_whose_images_diverge_is_refused_by_name(tmp_path: Path, monkey
     }
     with pytest.raises(ClientError, match="NaN"):
         run(config(use="feddm", train__rounds=1), tmp_path / "raise")
+
+
+@pytest.mark.parametrize("how", ["raise", "nan"])
+def test_a_dropped_client_is_as_if_it_had_never_been_sampled(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Bit by bit where it raised, for the others train again without it; a refused update was
+    trained beside theirs, which rounds differently."""
+    train = feddgm.FedDGM.client_update
+
+    def failing(self: Any, message: Any, batches: Any, *args: Any) -> Any:
+        hit = [c for c, client in enumerate(batches.client_ids) if client == 1]
+        if hit and how == "raise":
+            raise ValueError("the camera of this client is broken")
+        update, states = train(self, message, batches, *args)
+        update.delta["head.bias"][hit, 0] = torch.nan
+        return update, states
+
+    one = config({"average": True}, failures__policy="drop", engine__group_size=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(feddgm.FedDGM, "client_update", failing)
+        dropped = load(run(one, tmp_path / "dropped"))
+    monkeypatch.setattr(round_loop, "sample_cohort", lambda *_: [0, 2])
+    without = load(run(one, tmp_path / "without"))
+
+    assert dropped.runs["status"].tolist() == ["finished"]
+    assert dropped.rounds["num_clients_failed"].tolist() == [0, 1, 1]
+    events = dropped.events[dropped.events["kind"] == "client_failed"]
+    assert events[["round", "client_id"]].to_numpy().tolist() == [[1, 1], [2, 1]]
+    reason = {"raise": "camera of this client is broken", "nan": "'head.bias' are NaN"}[how]
+    assert events["message"].str.contains(reason).all()
+    for study in (dropped, without):
+        assert study.synthetic.groupby("round")["client_id"].agg(list).to_list() == [[0, 2]] * 2
+    if how == "raise":
+        found = {text.partition(":")[0] for text in equal_results(dropped, without)}
+        counted = {"bytes_down", "num_clients_sampled", "num_clients_failed"}
+        assert found == {"clients"} | {f"rounds.{name}" for name in counted}
+    columns = ["match_loss_before", "match_loss_after"]
+    np.testing.assert_allclose(dropped.synthetic[columns], without.synthetic[columns], rtol=1e-3)
+    np.testing.assert_allclose(dropped.rounds["loss"], without.rounds["loss"], rtol=1e-4)
+    for number in (1, 2):
+        images = [s.synthetic_images(number).images.astype(int) for s in (dropped, without)]
+        assert abs(images[0] - images[1]).max() <= 2
 
 
 class Elsewhere(LocalExecutor):

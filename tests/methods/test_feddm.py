@@ -9,7 +9,9 @@ import torch
 
 from fedsim.config import Experiment
 from fedsim.distill.matching import class_means
+from fedsim.distill.means import Probe
 from fedsim.errors import ConfigError
+from fedsim.methods import feddm
 from fedsim.methods.feddm import IMAGES, LABELS, FedDM
 from fedsim.models.images import to_unit_range
 from fedsim.results.tables import equal_results, load
@@ -103,6 +105,45 @@ def test_the_images_features_come_to_be_like_the_client_s(tmp_path: Path):
         made = own.net.embed(weights, to_unit_range(sent[IMAGES]))
         gaps.append(float((class_means(made, sent[LABELS].long(), 10) - real).norm()))
     assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_every_step_looks_with_other_weights_near_those_received(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own, seen = method(tmp_path, distill__latent_steps=3), list[torch.Tensor]()
+    own.options = FedDM.Options(rho=2.0)
+    weights = own.net.init(torch_rng(0, "weights"))
+
+    def watched(near: Any, draw: Any) -> Probe:
+        seen.append(torch.cat([(near[k] - v).flatten() for k, v in weights.items()]))
+        return Probe(near, draw)
+
+    monkeypatch.setattr(feddm, "Probe", watched)
+    x = torch.randint(256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    rows, y = (np.arange(4), np.arange(4, 8)), torch.tensor([2, 5]).repeat(4)
+    batches = batches_of(TrainConfig(), rows, x.to(torch.uint8), y)
+    object.__setattr__(batches, "prepare", to_unit_range)
+    own.client_update(weights, batches, [{}] * 2, rngs(batches))
+    moves = torch.stack(seen)
+    assert len(moves) == 2 * 3
+    torch.testing.assert_close(moves.norm(dim=1), torch.full((6,), 2.0))
+    apart = torch.pdist(moves)
+    assert apart.min() > 2  # at right angles, nearly: clients and steps draw their own
+
+
+def test_the_perturbation_changes_the_images_and_nothing_breaks(tmp_path: Path):
+    """Against the same noise to start from and the same augmentations without it."""
+    studies = [
+        load(run(config({"rho": rho}, distill__feature_lr=1.0), tmp_path / str(rho)))
+        for rho in (0.0, 5.0)
+    ]
+    none, some = (study.synthetic_images(1) for study in studies)
+    assert none.labels.tolist() == some.labels.tolist()
+    changed = (none.images != some.images).any((1, 2, 3))
+    assert changed.all()
+    for study in studies:
+        assert np.isfinite(study.rounds[["accuracy", "loss"]]).all().all()
+        assert study.events.empty
 
 
 def test_dynafed_is_fedavg_until_it_distils_once(tmp_path: Path):
