@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from fedsim.cluster.client import device_of_actor
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
+from fedsim.cluster.session import nodes
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
 from fedsim.storage import local_folder
@@ -84,7 +85,7 @@ class Coordinator:
         config.enter()
         self.pool.config = config
         folder = local_folder(study_dir)
-        about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(ray.nodes())}
+        about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(nodes())}
         self._federation = Federation(
             config,
             TableWriter(folder, config.run_id),

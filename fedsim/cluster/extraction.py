@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from fedsim.cluster.client import device_of_actor, whereabouts
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import finished
-from fedsim.cluster.session import own_error
+from fedsim.cluster.session import LOST, own_error
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
 
@@ -121,7 +121,7 @@ class ExtractionPool:
                     actor = actor or starting.pop(future)
                     try:
                         result = ray.get(future)
-                    except RayActorError as error:
+                    except LOST as error:
                         self.lost.append(str(error))
                         if shard is not None:
                             left.appendleft(shard)

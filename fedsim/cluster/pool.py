@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.client import ClientActor
 from fedsim.cluster.placement import Placement
+from fedsim.cluster.session import LOST
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, FedsimError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from fedsim.engine.batching import Group
     from fedsim.engine.draw import Job, Recipe
     from fedsim.engine.host import Done, Work
     from fedsim.engine.schedule import Paces
     from fedsim.params import Params
 
-_MAX_LOSSES_PER_ROUND = 3
+_MORE_LOSSES = 3
+"""A node takes all its actors with it: one round may cost each of them once, and so many more."""
 
 J = TypeVar("J")
 T = TypeVar("T")
@@ -40,7 +44,7 @@ def finished(futures: Sequence[Any], timeout: float | None = None) -> list[Any]:
     `ray.wait` for a single one names whom it likes of several: an actor with quick answers would
     keep the others waiting for their next job.
     """
-    if not ray.wait(list(futures), timeout=timeout)[0]:
+    if not futures or not ray.wait(list(futures), timeout=timeout)[0]:
         return []
     return ray.wait(list(futures), num_returns=len(futures), timeout=0)[0]
 
@@ -48,8 +52,9 @@ def finished(futures: Sequence[Any], timeout: float | None = None) -> list[Any]:
 class ActorPool:
     """Client actors in the bundles of a placement group, kept warm between runs.
 
-    A dead actor is replaced in its bundle and its groups are trained again; since sums are exact
-    and groups whole, the results are the same bits.
+    A dead actor is replaced in its bundle, and what it was about to do is done again by whoever is
+    free first; since sums are exact and groups whole, the results are the same bits. A bundle that
+    went with its node is Ray's to place again, perhaps on a node that joins; nobody waits for it.
 
     Args:
         placement: How many actors, and what each holds.
@@ -61,6 +66,8 @@ class ActorPool:
         self.config: Experiment | None = None
         self._events: list[tuple[str, str]] = []
         self._actors = [self._start(position) for position in range(placement.num_actors)]
+        self._starting = {a.where.remote(): position for position, a in enumerate(self._actors)}
+        self._lost: set[int] = set()  # whose replacement has not started yet
         self._paces: Paces | None = None
 
     @property
@@ -80,39 +87,27 @@ class ActorPool:
         config = self.config
         assert config is not None
         shared = ray.put({k: v.detach().cpu().numpy() for k, v in message.items()})
-        pending: dict[Any, tuple[int, Work]] = {}
+        work = replace(work, states={c: pack(state) for c, state in work.states.items()})
         paces = self._paces = self._paces or Paces(self.num_actors)
         took: dict[int, tuple[int, float]] = {}
 
-        def submit(position: int, part: Work) -> None:
+        def ask(actor: Any, part: Work) -> Any:
             # `shared` is one object for all actors; arguments are resolved on arrival.
-            future = self._actors[position].train.remote(config, part, shared)
-            pending[future] = position, part
+            return actor.train.remote(config, part, shared)
 
-        for position, groups in enumerate(assign(work.groups, paces.now())):
-            if groups:
-                clients = {client for group in groups for client in group.client_ids}
-                states = {c: pack(state) for c, state in work.states.items() if c in clients}
-                submit(position, replace(work, groups=groups, states=states))
-        deadline, losses = time.monotonic() + config.failures.deadline_s, 0
-        while pending:
-            left = deadline - time.monotonic()
-            ready, _ = ray.wait(list(pending), timeout=max(0.0, left))
-            if not ready:
-                raise ExecutionError(
-                    f"round {work.round}: {len(pending)} client actor(s) did not answer within "
-                    f"failures.deadline_s = {config.failures.deadline_s:g} s"
-                )
-            position, part = pending.pop(ready[0])
-            try:
-                done: Done = ray.get(ready[0])
-            except RayActorError as error:
-                losses += 1
-                self._replace(position, f"round {work.round}", losses, error)
-                paces.forget(position)
-                submit(position, part)
-                continue
-            took[position] = sum(group.num_samples for group in part.groups), done.seconds
+        for future in finished(list(self._starting), timeout=0):
+            with suppress(*LOST):  # `_spread` replaces it
+                where = ray.get(future)
+                self._welcome(self._starting.pop(future), where)
+        there = [p for p in range(self.num_actors) if p not in self._lost]
+        there = there or list(range(self.num_actors))
+        plan = zip(there, assign(work.groups, [paces.now()[p] for p in there]), strict=True)
+        own = {position: _part(work, groups) for position, groups in plan if groups}
+        what, until = f"round {work.round}", time.monotonic() + config.failures.deadline_s
+        for position, part, done in self._spread(what, ask, (), own, _group_by_group, until):
+            samples, seconds = took.get(position, (0, 0.0))
+            samples += sum(group.num_samples for group in part.groups)
+            took[position] = samples, seconds + done.seconds
             done.total.sums = unpack(done.total.sums)
             yield replace(done, kept=unpack(done.kept), states=unpack(done.states))
         paces.learn(took)
@@ -128,7 +123,7 @@ class ActorPool:
         """
         try:
             asked = partial(_draw, self.config, recipe)
-            for job, images in self._spread("drawing images", asked, jobs):
+            for _, job, images in self._spread("drawing images", asked, jobs):
                 yield job.number, images
         finally:
             for actor in self._actors:
@@ -145,50 +140,85 @@ class ActorPool:
         """
         found: dict[int, R] = {}
         asked = partial(_call, self.config, function)
-        for (place, _), result in self._spread("server-side work", asked, list(enumerate(items))):
+        for _, (place, _), result in self._spread("server-side work", asked, enumerate(items)):
             found[place] = result
         return [found[place] for place in range(len(items))]
 
     def _spread(
-        self, what: str, ask: Callable[[Any, J], Any], jobs: Sequence[J]
-    ) -> Iterator[tuple[J, Any]]:
-        """Every job with its answer, in the order in which they are finished."""
-        todo, losses = deque(jobs), 0
-        pending: dict[Any, tuple[int, J]] = {}
+        self,
+        what: str,
+        ask: Callable[[Any, J], Any],
+        jobs: Iterable[J],
+        own: dict[int, J] | None = None,
+        split: Callable[[J], Sequence[J]] = lambda job: (job,),
+        until: float | None = None,
+    ) -> Iterator[tuple[int, J, Any]]:
+        """Every job with who did it and the answer, in the order in which they are finished.
 
-        def submit(position: int) -> None:
-            if todo:
-                job = todo.popleft()
-                pending[ask(self._actors[position], job)] = position, job
+        Args:
+            what: The jobs, for messages.
+            ask: Gives a job to an actor.
+            jobs: For whoever is free.
+            own: Jobs for certain actors. Of who has not started yet, others take them over.
+            split: Cuts a job that is taken over.
+            until: When to give up, on the monotonic clock; None: only when nobody is at work.
 
-        try:
-            for position in range(self.num_actors):
-                submit(position)
-            while pending:
-                for future in finished(list(pending)):
-                    position, job = pending.pop(future)
-                    try:
-                        answer = ray.get(future)
-                    except RayActorError as error:
-                        losses += 1
-                        self._replace(position, what, losses, error)
-                        todo.appendleft(job)
-                        submit(position)
-                        continue
-                    submit(position)
-                    yield job, answer
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, FedsimError) else None
-            raise cause or ExecutionError(f"{what} failed: {error}") from error
+        Raises:
+            FedsimError: What a job raised, if it is one.
+            ExecutionError: A job raised something else, actors keep dying, or time is up.
+        """
+        assert self.config is not None
+        limit = self.config.failures.deadline_s
+        todo, own, losses = deque(jobs), own or {}, 0
+        busy: dict[Any, tuple[int, list[J]]] = {}
+
+        def hand_out() -> None:
+            """To all who are free: their own job, what is left, or what late starters would do."""
+            away = {*self._starting.values(), *(position for position, _ in busy.values())}
+            for position in (p for p in range(self.num_actors) if p not in away):
+                if not todo and position not in own and (late := own.keys() & away):
+                    todo.extend(split(own.pop(min(late))))
+                if position in own or todo:
+                    job = own.pop(position) if position in own else todo.popleft()
+                    busy[ask(self._actors[position], job)] = position, [job]
+
+        while busy or todo or own:
+            hand_out()
+            timeout = None if busy else limit
+            if until is not None:
+                timeout = max(0.0, until - time.monotonic())
+            answered = finished([*busy, *self._starting], timeout)
+            if not answered:
+                who = f"{len(busy)} client actor(s) did not answer"
+                who = who if busy else "the cluster started none of the lost client actors again"
+                raise ExecutionError(f"{what}: {who} within failures.deadline_s = {limit:g} s")
+            for future in answered:
+                started = future in self._starting
+                position, given = (self._starting.pop(future), []) if started else busy.pop(future)
+                try:
+                    answer = ray.get(future)
+                except LOST as error:
+                    losses += 1
+                    self._replace(position, what, losses, error)
+                    todo.extendleft(part for job in given for part in reversed(split(job)))
+                    continue
+                except RayTaskError as error:
+                    cause = error.cause if isinstance(error.cause, FedsimError) else None
+                    raise cause or ExecutionError(f"{what} failed: {error}") from error
+                if started:
+                    self._welcome(position, answer)
+                for job in given:
+                    hand_out()  # before the caller has done its part
+                    yield position, job, answer
 
     @cached_property
     def device(self) -> str:
         """What the actors compute on."""
-        found = [answer["device"] for _, answer in self._spread("asking where", _where, [None])]
-        return str(found[0])
+        ((_, _, answer),) = self._spread("asking where", _where, [None])
+        return str(answer["device"])
 
     def take_events(self) -> list[tuple[str, str]]:
-        """Lost actors since last asked."""
+        """Actors that were lost, and that are back, since last asked."""
         events, self._events = self._events, []
         return events
 
@@ -200,16 +230,28 @@ class ActorPool:
         """End the actors."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors = []
+        self._actors, self._starting = [], {}
 
-    def _replace(self, position: int, what: str, losses: int, error: RayActorError) -> None:
+    def _welcome(self, position: int, where: dict[str, Any]) -> None:
+        """An actor has started; if it is a replacement, that is told."""
+        if position in self._lost:
+            self._lost.remove(position)
+            text = f"client actor {position}: started again, on node {where['node_id']}"
+            self._events.append(("actor_back", text))
+
+    def _replace(self, position: int, what: str, losses: int, error: Exception) -> None:
         """Another actor for one that died, unless too many have."""
-        if losses > _MAX_LOSSES_PER_ROUND:
+        if losses > self.num_actors + _MORE_LOSSES:
             raise ExecutionError(
                 f"{what}: client actors died {losses} times; last: {error}"
             ) from error
         self._events.append(("actor_lost", f"client actor {position}: {error}"))
+        ray.kill(self._actors[position])  # it may only be out of reach, and holds the bundle
         self._actors[position] = self._start(position)
+        self._starting[self._actors[position].where.remote()] = position
+        self._lost.add(position)
+        if self._paces is not None:
+            self._paces.forget(position)
 
     def _start(self, position: int) -> Any:
         placement = self.placement
@@ -233,3 +275,14 @@ def _call(
     config: Experiment | None, function: Callable[[T], Any], actor: Any, job: tuple[int, T]
 ) -> Any:
     return actor.call.remote(config, function, job[1])
+
+
+def _part(work: Work, groups: Sequence[Group]) -> Work:
+    """Some groups of `work`, with what their clients keep."""
+    clients = {client for group in groups for client in group.client_ids}
+    states = {c: state for c, state in work.states.items() if c in clients}
+    return replace(work, groups=groups, states=states)
+
+
+def _group_by_group(work: Work) -> list[Work]:
+    return [_part(work, [group]) for group in work.groups]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.coordinator import Coordinator, Progress
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.session import Interrupted, Stop, own_error
+from fedsim.cluster.session import LOST, Interrupted, Stop, beside_driver, own_error
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, PlacementError
 from fedsim.results import parts
@@ -64,8 +64,8 @@ def run_on_ray(
                 f"other jobs hold its resources (`ray status` shows them)"
             )
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": placement.gpus_coordinator}
-        if placement.head:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
+        head = PlacementGroupSchedulingStrategy(group, 0) if placement.head else beside_driver()
+        options["scheduling_strategy"] = head
         actor: Any = ray.remote(Coordinator).options(**options)
         coordinator = actor.remote(placement, group)
         if checked:
@@ -77,7 +77,7 @@ def run_on_ray(
         while not progress.finished:
             progress = _get(coordinator.step.remote(), stop)
             watch(progress)
-    except Interrupted:
+    except (Interrupted, ExecutionError):  # of its own errors the coordinator has told
         if coordinator is not None:
             ray.kill(coordinator)  # so that nothing is written after the mark
         mark_ended(study_dir, config.run_id, "interrupted")
@@ -95,7 +95,7 @@ def _get(future: Any, stop: Stop) -> Any:
         return ray.get(future)
     except RayTaskError as error:
         raise own_error(error) or ExecutionError(f"the coordinator failed: {error}") from error
-    except RayActorError as error:
+    except LOST as error:
         raise ExecutionError(f"the coordinator actor died: {error}; run `fedsim resume`") from error
 
 

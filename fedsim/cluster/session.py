@@ -32,7 +32,13 @@ for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.exceptions import (  # noqa: E402
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from fedsim.cluster.gpu_memory import smallest_gpu_bytes  # noqa: E402
@@ -40,6 +46,8 @@ from fedsim.cluster.placement import Node  # noqa: E402
 from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
 from fedsim.interrupt import EXIT_CODE, check, quiet_exit  # noqa: E402
 
+LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
+"""How Ray says that an actor is no more, or that its answer went with its node: ask another."""
 _KNOCK_S = 10.0
 _MEMORY_DEADLINE_S = 60.0
 
@@ -182,6 +190,14 @@ def on_node(node_id: str | None, function: Any, num_gpus: float = 0) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
     options = {"num_cpus": 0, "num_gpus": num_gpus, "max_retries": 0}
     return ray.remote(function).options(scheduling_strategy=strategy, **options)
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Where what a run cannot do without is least at risk: the run ends with its driver anyway.
+
+    Ray puts an actor that holds nothing onto any node, unless it must be on a certain one.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def own_error(error: RayError) -> FedsimError | None:

@@ -33,7 +33,7 @@ def share_entries(keys: Sequence[Key]) -> list[str]:
     here = ray.get_runtime_context().get_node_id()
     nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
     room = min(resources.get("object_store_memory", 0) for resources in nodes.values()) / 2
-    others = [node for node, resources in nodes.items() if node != here and resources.get("CPU")]
+    others = [node for node in nodes if node != here]  # without CPUs it may have the coordinator
     asked = {node: on_node(node, _absent).remote(list(keys)) for node in others}
     sent: dict[int, Any] = {}
     sending = {}

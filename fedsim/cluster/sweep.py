@@ -22,7 +22,7 @@ from ray.util.placement_group import get_current_placement_group
 from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.run import mark_ended
-from fedsim.cluster.session import Stop
+from fedsim.cluster.session import Stop, beside_driver
 from fedsim.config import Experiment
 from fedsim.errors import FedsimError
 from fedsim.storage import url_of
@@ -198,7 +198,8 @@ def sweep_on_ray(
     scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
     begun, stopped = set[str](), set[str]()
     at_once = min(placement.concurrent_runs, len(experiments))
-    gate = ray.remote(Gate).options(num_cpus=0).remote(at_once)
+    gate_options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_driver()}
+    gate = ray.remote(Gate).options(**gate_options).remote(at_once)
     factory = tune.PlacementGroupFactory([placement.head or {"CPU": 0.0}, *placement.bundles])
     tuner = tune.Tuner(
         tune.with_resources(Cell, factory),

@@ -192,7 +192,7 @@ _SYNTHETIC = Table(
         result("gain_per_image", "float64", "What that gains over text alone, per image", "0..1"),
         result("match_loss_before", "float64", "Matching loss before distillation"),
         result("match_loss_after", "float64", "Matching loss after distillation"),
-        result("match_loss_noise", "float64", "The same of noise with the same labels, at the step size that suits it"),
+        result("match_loss_noise", "float64", "The same of noise, at a step size that suits it"),
         result("num_classes", "int64", "Classes of the set", "classes"),
         result("local_classes", "int64", "Classes that its client trains on", "classes"),
         result("student_lr", "float64", "Step size of the student on the set, as learned"),

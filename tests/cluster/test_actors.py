@@ -4,27 +4,35 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.sweep import Gate
+from fedsim.distill.sets import SyntheticSet, Work, distil
 from fedsim.engine.draw import Drawer, Job, Recipe
+from fedsim.engine.local import drive
 from fedsim.engine.task import settle_process
 from fedsim.errors import DataError, ExecutionError
+from fedsim.methods import cachefl_dgm, feddgm
 from fedsim.results.equality import equal_results
-from tests.helpers import experiment
+from fedsim.results.tables import Study, load
+from tests.helpers import experiment, federation, run, write_features
 from tests.integration.studies import experiments, local, run_all, write_study
+from tests.methods.test_cachefl_dgm import config as on_features
+from tests.methods.test_feddgm import config as on_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-MORTAL = '''
+METHOD = '''
 import os
 import signal
 from contextlib import suppress
@@ -36,38 +44,65 @@ DIED = Path(__file__).with_name("died")
 
 
 class Mortal(FedAvgHead):
-    """Its process is killed once, in the middle of a round."""
+    """A process is killed once, in the middle of a round: a client actor's or the coordinator's."""
 
     calls = 0
 
     def client_update(self, message, batches, client_state, rng):
+        self.at_work("client", 4)
+        return super().client_update(message, batches, client_state, rng)
+
+    def aggregate(self, state, received):
+        self.at_work("server", 1)
+        return super().aggregate(state, received)
+
+    def at_work(self, who, calls):
         self.calls += 1
-        if self.calls > 4:
+        if who == MORTAL and self.calls > calls:
             with suppress(FileExistsError):  # of two actors that come here at once, one dies
                 DIED.touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().client_update(message, batches, client_state, rng)
 '''
+
+
+def mortal(folder: Path, who: str) -> tuple[Path, Path, Study]:
+    """A study in which somebody dies, the file that says so, and what it is without a death."""
+    (folder / "mortal.py").write_text(f"MORTAL = {who!r}\n{METHOD}")
+    study = write_study(folder, methods={"mortal": {"use": str(folder / "mortal.py")}})
+    died = folder / "died"
+    died.touch()
+    expected = local(study, folder / "local")
+    died.unlink()
+    return study, died, expected
 
 
 def test_a_killed_client_actor_is_replaced_and_leaves_no_trace_in_results(
     tmp_path: Path, ray_cluster: None
 ):
-    (tmp_path / "mortal.py").write_text(MORTAL)
-    study = write_study(tmp_path, methods={"mortal": {"use": str(tmp_path / "mortal.py")}})
-    died = tmp_path / "died"
-    died.touch()
-    expected = local(study, tmp_path / "local")
-    died.unlink()
+    study, died, expected = mortal(tmp_path, "client")
     found = run_all(experiments(study, "resources.num_actors=2"), tmp_path / "ray")
     assert died.exists()
     assert equal_results(expected, found) == []
-    (event,) = found.events.itertuples()
+    event, *_ = found.events.itertuples()  # its replacement may start before the end, or not
     assert event.kind == "actor_lost"
     assert event.round >= 1
     assert "client actor" in event.message
     assert found.runs.status.tolist() == ["finished"]
     assert found.runs.bit_comparable.all()
+
+
+def test_a_run_whose_coordinator_is_killed_goes_on_when_it_is_started_again(
+    tmp_path: Path, ray_cluster: None
+):
+    study, died, expected = mortal(tmp_path, "server")
+    todo = experiments(study, "resources.num_actors=2")
+    with pytest.raises(ExecutionError, match="the coordinator actor died(.|\n)*fedsim resume"):
+        run_all(todo, tmp_path / "ray")
+    assert died.exists()
+    assert load(tmp_path / "ray").runs.status.tolist() == ["interrupted"]
+    found = run_all(todo, tmp_path / "ray")
+    assert equal_results(expected, found) == []
+    assert found.runs.num_resumes.tolist() == [1]
 
 
 @pytest.fixture
@@ -93,15 +128,20 @@ def test_server_side_work_is_done_on_the_clients_actors_in_order(pool: ActorPool
 
 def test_server_side_work_outlives_an_actor(pool: ActorPool, tmp_path: Path):
     assert pool.map(partial(_once_deadly, tmp_path / "died"), [1, 2, 3]) == [1, 4, 9]
-    ((kind, message),) = pool.take_events()
+    (kind, message), *_ = pool.take_events()
     assert kind == "actor_lost"
     assert "client actor" in message
 
 
-def test_server_side_work_is_told_the_actors_device_also_after_a_death(pool: ActorPool):
-    ray.kill(pool._actors[0])
+def test_server_side_work_is_told_the_actors_device_also_after_their_death(pool: ActorPool):
+    assert len(pool.where()) == 2
+    for actor in pool._actors:
+        ray.kill(actor)
+        with suppress(RayActorError):
+            while ray.get(actor.where.remote()):  # Ray kills when it gets to it
+                pass
     assert pool.device == "cpu"
-    assert [kind for kind, _ in pool.take_events()] == ["actor_lost"]
+    assert [kind for kind, _ in pool.take_events()][:2] == ["actor_lost"] * 2
     assert {actor["device"] for actor in pool.where()} == {"cpu"}
 
 
@@ -119,6 +159,42 @@ def test_actors_draw_what_this_process_draws(pool: ActorPool):
     found, expected = dict(pool.draw(recipe, jobs)), dict(Drawer()(recipe, jobs))
     assert sorted(found) == [0, 1, 2]
     assert all(np.array_equal(found[number], expected[number]) for number in found)
+
+
+def test_actors_distil_what_this_process_distils(
+    pool: ActorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both losses and both methods, each round with more work than one actor takes."""
+    short = {"latent_steps": 3, "student_steps": 2, "images_per_class": 1, "clients_at_once": 2}
+    for config in (
+        on_images(distill__loss="trajectory"),
+        on_images(distill__loss="gradient", distill__clients_at_once=2),
+        on_features(write_features(tmp_path), distill=short, train__rounds=2),
+    ):
+        alone = tmp_path / config.run_id / "alone"
+        run(config, alone)
+        pool.config, signed = config, tmp_path / config.run_id / "signed"
+        signed.mkdir()
+        with monkeypatch.context() as patch:
+            for method in (feddgm, cachefl_dgm):
+                patch.setattr(method, "distil", partial(_distil_and_sign, signed))
+            one = federation(config, tmp_path / config.run_id / "actors", pool)
+            one.executor = pool
+            drive(one, lambda row: None)
+        assert {path.name for path in signed.iterdir()} == {str(a["pid"]) for a in pool.where()}
+        expected, found = (load(alone.with_name(name)) for name in ("alone", "actors"))
+        assert equal_results(expected, found) == []
+        assert set(found.synthetic["round"]) >= {1, 2}
+        kept = found.synthetic_rounds().get(config.run_id, [])
+        assert kept == ([1, 2] if config.use == "feddgm" else [])  # features have no images
+        for number in kept:
+            images = [study.synthetic_images(number).images for study in (expected, found)]
+            assert np.array_equal(*images)
+
+
+def _distil_and_sign(folder: Path, work: Work) -> list[SyntheticSet]:
+    (folder / str(os.getpid())).touch()
+    return distil(work)
 
 
 def _late_if_even(n: int) -> tuple[int, int]:
