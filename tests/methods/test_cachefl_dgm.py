@@ -197,7 +197,7 @@ def test_the_null_on_the_first_cache_is_a_loop_from_the_average():
 def test_the_nulls_are_options(
     tmp_path: Path, data: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """They make other sets, a client's for every move, and take equally many server steps."""
+    """A set for every move, one for their average, or none; and equally many server steps."""
     taken: list[Tensor] = []
 
     class Counted(Optimizer):

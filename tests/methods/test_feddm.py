@@ -127,8 +127,7 @@ def test_every_step_looks_with_other_weights_near_those_received(
     moves = torch.stack(seen)
     assert len(moves) == 2 * 3
     torch.testing.assert_close(moves.norm(dim=1), torch.full((6,), 2.0))
-    apart = torch.pdist(moves)
-    assert apart.min() > 2  # at right angles, nearly: clients and steps draw their own
+    assert torch.pdist(moves).min() > 2  # clients and steps draw their own: nearly right angles
 
 
 def test_the_perturbation_changes_the_images_and_nothing_breaks(tmp_path: Path):
@@ -139,8 +138,7 @@ def test_the_perturbation_changes_the_images_and_nothing_breaks(tmp_path: Path):
     ]
     none, some = (study.synthetic_images(1) for study in studies)
     assert none.labels.tolist() == some.labels.tolist()
-    changed = (none.images != some.images).any((1, 2, 3))
-    assert changed.all()
+    assert (none.images != some.images).any((1, 2, 3)).all()
     for study in studies:
         assert np.isfinite(study.rounds[["accuracy", "loss"]]).all().all()
         assert study.events.empty
