@@ -134,7 +134,7 @@ class _Listener(Callback):
             self._watch(experiment, {**last, "stopped": True})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause = trial.get_pickled_error() or trial.get_error()
+        cause = trial.get_pickled_error() or trial.get_error() or "it died, perhaps with its node"
         self._watch(trial.config["experiment"], {"error": f"the trial's actor failed: {cause}"})
 
 
