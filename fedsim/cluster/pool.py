@@ -79,6 +79,7 @@ class ActorPool:
         """Give every actor its groups, and yield partial results as they arrive.
 
         Raises:
+            FedsimError: What an actor raised that no client is to blame for.
             ExecutionError: The deadline of a round passed, or actors keep dying.
         """
         from fedsim.cluster.transport import pack, unpack
