@@ -128,6 +128,7 @@ def main(folder: Path) -> None:
         cluster.add_node(num_cpus=1)
         found["joined"] = run(study, folder / "joined", cluster, joins=True)
     found["head"] = cluster.head_node.node_id
+    found["servers"] = sorted({path.name for path in folder.glob("server-*")})
     cluster.shutdown()
     sys.stdout.write(json.dumps(found) + "\n")
 
