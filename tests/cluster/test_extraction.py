@@ -1,23 +1,18 @@
 """Images are encoded by GPU-fraction actors, to the same bits as in one process."""
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from tests.cluster.raylets import seen_by
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `extracting.py` saw; a process of its own, since Ray connects a process only once."""
-    folder = tmp_path_factory.mktemp("extraction")
-    command = [sys.executable, "-m", "tests.cluster.extracting", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    """What `extracting.py` saw."""
+    return seen_by("extracting", tmp_path_factory.mktemp("extraction"))
 
 
 def test_extractors_hold_a_fraction_of_a_gpu_each(found: dict[str, Any]):

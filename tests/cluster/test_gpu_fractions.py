@@ -1,8 +1,5 @@
 """Client actors hold GPU fractions, on two real raylets with logical GPUs."""
 
-import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ import pytest
 
 from fedsim.results.equality import equal_results
 from fedsim.results.tables import load
+from tests.cluster.raylets import seen_by
 from tests.integration.studies import local
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -23,11 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    """What `two_nodes.py` saw; a process of its own, since Ray connects a process only once."""
-    command = [sys.executable, "-m", "tests.cluster.two_nodes", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    """What `two_nodes.py` saw."""
+    return seen_by("two_nodes", folder)
 
 
 def test_both_nodes_and_their_gpus_are_seen(found: dict[str, Any]):

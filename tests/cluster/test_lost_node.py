@@ -1,8 +1,5 @@
 """A node that dies in mid-round, and one that joins, on real raylets: the same bits either way."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import pytest
 
 from fedsim.results.equality import equal_results
 from fedsim.results.tables import Study, load
+from tests.cluster.raylets import seen_by
 from tests.integration.studies import local
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -22,11 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    """What `lost_node.py` saw; a process of its own, since Ray connects a process only once."""
-    command = [sys.executable, "-m", "tests.cluster.lost_node", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    """What `lost_node.py` saw."""
+    return seen_by("lost_node", folder)
 
 
 @pytest.fixture(scope="module")
