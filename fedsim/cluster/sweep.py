@@ -99,6 +99,12 @@ class Cell(tune.Trainable):
             "done": progress.finished,
         }
 
+    def train(self) -> dict[str, Any]:
+        """A step's result without the run's config, which the driver would keep of every trial."""
+        result = super().train()
+        del result["config"]
+        return result
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a run's checkpoints are written by its own round loop."""
 

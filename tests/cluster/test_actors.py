@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.sweep import Gate
+from fedsim.config import Experiment
 from fedsim.distill.sets import SyntheticSet, Work, distil
 from fedsim.engine.draw import Drawer, Job, Recipe
 from fedsim.engine.local import drive
 from fedsim.engine.task import settle_process
 from fedsim.errors import DataError, ExecutionError
+from fedsim.launch import launch, study_lock, unfinished
 from fedsim.methods import cachefl_dgm, feddgm
 from fedsim.results.equality import equal_results
 from fedsim.results.tables import Study, load
@@ -103,6 +106,54 @@ def test_a_run_whose_coordinator_is_killed_goes_on_when_it_is_started_again(
     found = run_all(todo, tmp_path / "ray")
     assert equal_results(expected, found) == []
     assert found.runs.num_resumes.tolist() == [1]
+
+
+def test_a_sweep_goes_on_when_a_trials_actors_are_killed(tmp_path: Path, ray_cluster: None):
+    (tmp_path / "mortal.py").write_text(f"MORTAL = 'server'\n{METHOD}")
+    methods = {
+        "mortal": {"use": str(tmp_path / "mortal.py")},
+        "fedavg_head": None,
+        "zero_shot": None,
+        "cache_random": {"use": "cachefl", "cache.init": "random"},
+    }
+    study = write_study(tmp_path, methods=methods, seeds=[0, 1])
+    died, folder = tmp_path / "died", tmp_path / "ray"
+    died.touch()
+    expected = local(study, tmp_path / "local")
+    died.unlink()
+    todo = experiments(study, "resources.num_actors=1")
+    heard: list[tuple[str, int, str]] = []
+
+    def watch(config: Experiment, seen: dict[str, Any]) -> None:
+        if seen.get("error"):
+            heard.append((config.method, config.seed, seen["error"]))
+
+    with study_lock(folder):
+        launch(todo, folder, watch)
+    assert died.exists()
+    ((method, seed, error),) = heard
+    assert (method, error.startswith("the trial's actor failed")) == ("mortal", True)
+    runs = load(folder).runs
+    lost = (runs.method == method) & (runs.seed == seed)
+    assert runs.status[lost].tolist() == ["interrupted"]
+    assert set(runs.status[~lost]) == {"finished"}
+    assert len(runs) == len(todo)
+    assert [e.run_id for e in unfinished(folder, todo)] == runs.run_id[lost].tolist()
+    assert equal_results(expected, run_all(unfinished(folder, todo), folder)) == []
+
+
+def test_runs_of_two_shapes_in_one_sweep(tmp_path: Path, ray_cluster: None):
+    methods = {
+        "fedavg_head": {"resources.num_actors": 1},
+        "cache_random": {"use": "cachefl", "cache.init": "random", "resources.num_actors": 2},
+    }
+    study = write_study(tmp_path, methods=methods, seeds=[0, 1])
+    found = run_all(experiments(study), tmp_path / "ray")
+    assert set(zip(found.runs.method, found.runs.num_actors, strict=True)) == {
+        ("fedavg_head", 1),
+        ("cache_random", 2),
+    }
+    assert equal_results(local(study, tmp_path / "local"), found) == []
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""Memory that processes hold does not grow with rounds."""
+"""Memory that processes hold does not grow with rounds, nor with a sweep's trials."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -10,10 +12,13 @@ import ray
 from fedsim.cluster.placement import place
 from fedsim.cluster.run import run_on_ray
 from fedsim.cluster.session import Stop, nodes
+from fedsim.config import Experiment
 from fedsim.engine.local import drive
+from fedsim.launch import launch, study_lock
 from tests.helpers import experiment, federation, write_features
+from tests.integration.studies import experiments, write_study
 
-ROUNDS, WARM = 300, 60
+ROUNDS, TRIALS, WARM = 300, 110, 60
 KIB = 1024
 LIMIT = 64 * KIB
 """Bytes per round. Rows that are kept on purpose, and buffers that grow with them, are a few KiB;
@@ -33,6 +38,36 @@ def slope(sizes: list[int]) -> float:
     return float(np.polyfit(np.arange(len(kept)), kept, 1)[0])
 
 
+class Sizes:
+    """Bytes that this process and every actor below it hold, time after time."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, list[int]] = {}
+        self._names: dict[int, set[str]] = {}  # a process is called by what it does
+
+    def look(self) -> None:
+        """Read them now."""
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                name = "driver" if process == me else process.name().split(".")[0][:14]
+                self._bytes.setdefault(process.pid, []).append(process.memory_info().rss)
+                self._names.setdefault(process.pid, set()).add(name)
+
+    def slopes(self, times: int) -> dict[str, float]:
+        """Slope of every process that was there nearly all of the times, by its names."""
+        steady = {pid: held for pid, held in self._bytes.items() if len(held) > times - 10}
+        return {f"{sorted(self._names[pid])} {pid}": slope(held) for pid, held in steady.items()}
+
+
+def check(slopes: dict[str, float], *kinds: str) -> None:
+    """Actors of each kind were watched, and none grows."""
+    actors = {name: rate for name, rate in slopes.items() if "ray::" in name or "driver" in name}
+    for kind in kinds:
+        assert any(kind in name for name in actors), sorted(actors)
+    assert {name: rate for name, rate in actors.items() if rate >= LIMIT} == {}
+
+
 @pytest.mark.slow
 def test_of_a_run_in_this_process(tmp_path: Path):
     sizes: list[int] = []
@@ -45,20 +80,30 @@ def test_of_a_run_in_this_process(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_of_a_runs_actors_and_of_their_driver(tmp_path: Path, ray_cluster: None):
-    made, sizes, me = config(tmp_path), dict[str, list[int]](), psutil.Process()
-
-    def look(progress) -> None:
-        found = {"driver": me.memory_info().rss}
-        for child in me.children(recursive=True):
-            name = child.name()
-            if name.startswith("ray::"):
-                found[f"{name.split('.')[0]} {child.pid}"] = child.memory_info().rss
-        for name, size in found.items():
-            sizes.setdefault(name, []).append(size)
-
-    run_on_ray(made, place(made, nodes()), tmp_path, Stop(), look)
-    steady = {name: values for name, values in sizes.items() if len(values) > ROUNDS - 10}
-    kinds = {name.split()[0] for name in steady}
-    assert {"driver", "ray::Coordinator", "ray::ClientActor"} <= kinds
-    assert {name: rate for name, v in steady.items() if (rate := slope(v)) >= LIMIT} == {}
+    made, sizes = config(tmp_path), Sizes()
+    run_on_ray(made, place(made, nodes()), tmp_path, Stop(), lambda progress: sizes.look())
+    check(sizes.slopes(ROUNDS), "driver", "ray::Coordina", "ray::ClientAct")
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_of_a_sweeps_actors_and_of_their_driver(tmp_path: Path, ray_cluster: None):
+    study = write_study(
+        tmp_path,
+        data={"name": str(write_features(tmp_path, num_classes=4, dim=4000))},
+        methods={"fedavg_head": None},
+        train={"rounds": 1, "batch_size": 4},
+        resources={"num_actors": 1},
+        seeds=list(range(TRIALS)),
+    )
+    sizes = Sizes()
+
+    def watch(config: Experiment, seen: dict[str, Any]) -> None:
+        assert not seen.get("error")
+        if seen.get("finished"):
+            sizes.look()
+
+    with study_lock(tmp_path / "runs" / "small"):
+        launch(experiments(study), tmp_path / "runs" / "small", watch)
+    check(sizes.slopes(TRIALS), "driver", "ray::Cell", "ray::ClientAct")
