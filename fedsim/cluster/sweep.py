@@ -102,7 +102,7 @@ class Cell(tune.Trainable):
     def train(self) -> dict[str, Any]:
         """A step's result without the run's config, which the driver would keep of every trial."""
         result = super().train()
-        del result["config"]
+        result.pop("config", None)
         return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
