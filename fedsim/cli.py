@@ -20,8 +20,12 @@ from fedsim.options import (
     Folder,
     Folders,
     Latex,
+    Margin,
     NewFolder,
+    OnlyMethods,
+    OnlyPartitions,
     Overrides,
+    Reference,
 )
 
 if TYPE_CHECKING:
@@ -146,22 +150,10 @@ def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
 @app.command()
 def compare(
     folders: Folders,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METHOD",
-            help="Compare the others with this method; by default that of the first study.",
-            show_default=False,
-        ),
-    ] = None,
-    margin: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POINTS",
-            help="Also test which methods are no more than this far below the best other one.",
-            show_default=False,
-        ),
-    ] = None,
+    reference: Reference = None,
+    methods: OnlyMethods = None,
+    partitions: OnlyPartitions = None,
+    margin: Margin = None,
     csv: Csv = None,
     latex: Latex = None,
 ) -> None:
@@ -178,7 +170,8 @@ def compare(
     for folder in folders:
         find_study(folder)
     check_targets(csv, latex)
-    found = comparison.compare(folders, reference, comparison.margin_of(margin))
+    points = comparison.margin_of(margin)
+    found = comparison.compare(folders, reference, points, methods or (), partitions or ())
     for warning in found.warnings:
         typer.echo(f"fedsim: {warning}", err=True)
     typer.echo(found.text)

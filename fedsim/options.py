@@ -1,4 +1,4 @@
-"""Arguments and options that several commands of `fedsim` share."""
+"""Arguments and options of `fedsim`'s commands that are long, or that several of them share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ __all__ = [
     "Folder",
     "Folders",
     "Latex",
+    "Margin",
     "NewFolder",
+    "OnlyMethods",
+    "OnlyPartitions",
     "Overrides",
+    "Reference",
 ]
 
 Config = Annotated[
@@ -64,6 +68,41 @@ Latex = Annotated[
         "--latex",
         metavar="FILE",
         help="Also write a LaTeX table, with marks for the best and for what is significant.",
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="Compare the others with this method; by default that of the first study.",
+        show_default=False,
+    ),
+]
+OnlyMethods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        help="Compare only this one with it; may be given again. p values are corrected over what "
+        "is compared, so say it before you look.",
+        show_default=False,
+    ),
+]
+OnlyPartitions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--partition",
+        metavar="NAME",
+        help="Only in this partition, such as 'dirichlet_label 0.1'; may be given again.",
+        show_default=False,
+    ),
+]
+Margin = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POINTS",
+        help="Also test which methods are no more than this far below the best other one.",
         show_default=False,
     ),
 ]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from fedsim.errors import ConfigError
 from fedsim.results.contents import ranks
-from fedsim.results.finals import CELL, final_runs
+from fedsim.results.finals import CELL, final_runs, keep_only
 from fedsim.results.several import load_several
-from fedsim.results.stats import non_inferiority, summarise
+from fedsim.results.stats import non_inferiority, reference_of, summarise
 from fedsim.results.text import format_summary, layout, p_text, percent, wrapped
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[Path | str], reference_method: str | None = None, margin: float | None = None
+    paths: Sequence[Path | str],
+    reference_method: str | None = None,
+    margin: float | None = None,
+    methods: Sequence[str] = (),
+    partitions: Sequence[str] = (),
 ) -> Comparison:
     """Compare the methods of several studies.
 
@@ -51,12 +55,19 @@ def compare(
         paths: Their folders; one is enough.
         reference_method: What the others are compared with; by default that of the first study.
         margin: In 0..1: also test which methods are no more than that below the best other one.
+        methods: Compare only these with the reference, by the names in the table; p values are
+            corrected over what is compared, so choose before looking.
+        partitions: Only in these, by the names in the table.
 
     Raises:
-        ResultsError: A folder holds no study or is given twice, there is no such reference
-            method, or the margin is no share.
+        ResultsError: A folder holds no study or is given twice, there is no such method or
+            partition, or the margin is no share.
     """
     studies = load_several(paths)
+    reference_method = reference_of(studies, reference_method)
+    if methods and reference_method is not None:
+        methods = [*methods, reference_method]
+    keep_only(studies, methods, partitions)
     summary = summarise(studies, reference_method, targets=())
     parts = [format_summary(summary)]
     if margin is not None:
@@ -123,7 +134,9 @@ def _warnings(studies: Studies, summary: pd.DataFrame) -> list[str]:
     found = []
     for name in studies.members:
         if not total[name]:
-            found.append(f"{name} has no run yet, tuning aside")
+            left = name in set(studies.runs.loc[studies.runs["phase"] != "tune", "study"])
+            found.append(f"none of {name}'s runs is asked for" if left
+                         else f"{name} has no run yet, tuning aside")  # fmt: skip
         elif unfinished[name]:
             found.append(f"{unfinished[name]} of {total[name]} runs of {name} are not finished: "
                          "they are not counted")  # fmt: skip

@@ -11,10 +11,11 @@ and methods that meet under one name get that of their study: `cachefl [quicksta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.columns import CONFIG_PREFIX
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "CELL",
     "curves",
     "final_runs",
+    "keep_only",
     "last_rounds",
     "method_order",
     "setting_text",
@@ -105,6 +107,34 @@ def final_runs(study: Study) -> pd.DataFrame:
     }
     order = ["dataset", "_last", "_alpha", "_number", "partition", "_method", "seed", "run_id"]
     return runs.assign(**keys).sort_values(order).drop(columns=list(keys)).reset_index(drop=True)
+
+
+def keep_only(
+    study: Study, methods: Collection[str] = (), partitions: Collection[str] = ()
+) -> None:
+    """From here on, count only the runs of these methods and partitions in a loaded study.
+
+    Args:
+        study: The study, or several.
+        methods: As tables show them, or by their own name in all versions; empty: all.
+        partitions: As tables show them; empty: all.
+
+    Raises:
+        ResultsError: There is no such method or partition.
+    """
+    runs = final_runs(study)
+    for asked, columns in ((methods, ["method", "base_method"]), (partitions, ["partition"])):
+        known = {name for column in columns for name in runs[column]}
+        for name in asked:
+            if name not in known:
+                hint = did_you_mean(name, known) if known else "the study has no runs"
+                raise ResultsError(f"there is no {columns[0]} {name!r} in the study; {hint}")
+    if methods:
+        runs = runs[runs["method"].isin(methods) | runs["base_method"].isin(methods)]
+    if partitions:
+        runs = runs[runs["partition"].isin(partitions)]
+    study.derived.clear()
+    study.derived["final_runs"] = runs.reset_index(drop=True)
 
 
 def method_order(method: str) -> tuple[int, str]:

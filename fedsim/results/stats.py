@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedsim.results.tables import Study
 
-__all__ = ["non_inferiority", "rank_methods", "summarise"]
+__all__ = ["non_inferiority", "rank_methods", "reference_of", "summarise"]
 
 
 def summarise(
@@ -62,7 +62,7 @@ def summarise(
 
     runs, table, last = final_runs(study), curves(study), last_rounds(study)
     finished = _finished(study)
-    reference = _reference(study, reference_method)
+    reference = reference_of(study, reference_method)
     if targets is None:
         targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
     goals = targets_of(table, finished, targets)
@@ -264,7 +264,7 @@ def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
     return list(runs[column].dropna()) if column in runs else []
 
 
-def _reference(study: Study, asked: str | None) -> str | None:
+def reference_of(study: Study, asked: str | None) -> str | None:
     """The name, as shown, of the reference method; of several studies the first decides."""
     places = {name: place for place, name in enumerate(dict.fromkeys(study.runs["study"]))}
     runs = final_runs(study).sort_values("study", key=lambda s: s.map(places), kind="stable")

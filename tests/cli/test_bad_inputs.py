@@ -536,6 +536,9 @@ def test_a_study_is_found_by_a_near_name(fedsim: Fedsim, tmp_path: Path, begun: 
     for margin in ("much", "-1", "nan", "100"):
         refuse(fedsim, tmp_path, Bad("", f"compare runs/trial --margin={margin}", 2, ["points"]))
     refuse(fedsim, tmp_path, Bad("", "report runs/trial --csv=runs", 7, ["--csv runs is a folder"]))
+    for option in ("method", "partition"):
+        says = [f"no {option} 'x' in the study"]
+        refuse(fedsim, tmp_path, Bad("", f"compare runs/trial --{option}=x", 7, says))
     for command in ("resume", "report", "compare runs/trial"):
         says = ["no study in runs/trail", "did you mean 'trial'?"]
         refuse(fedsim, tmp_path, Bad("", f"{command} runs/trail", 7, says))

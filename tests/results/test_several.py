@@ -132,6 +132,32 @@ def test_the_reference_is_that_of_the_first_study_or_the_one_asked_for(
         compare([first, second], "fedvag")
 
 
+def test_only_what_is_asked_for_is_compared_and_corrected_for(
+    first: Path, tmp_path: Path, make_run: MakeRun
+):
+    methods = ["feddgm", "fedprox", "moon"]
+    second = fill(make_run, tmp_path / "second", methods, range(4))
+    make_run(second, "feddgm", "dirichlet", 5.0, 0)
+    whole = compare([first, second]).summary.set_index(["partition", "method"])
+    found = compare([first, second], methods=["moon", "cachefl"], partitions=["dirichlet 0.5"])
+    small = found.summary.set_index(["partition", "method"])
+    assert set(small.index.get_level_values("method")) == {"fedavg", "moon", "cachefl"}
+    assert set(small.index.get_level_values("partition")) == {"dirichlet 0.5"}
+    p = whole.loc[small.index, "p_value"]
+    pd.testing.assert_series_equal(small["p_value"], p)
+    least, most = sorted(p.dropna())
+    corrected = [min(1.0, 2 * least), min(1.0, max(2 * least, most))]  # Holm over two, not four
+    assert sorted(small["p_holm"].dropna()) == pytest.approx(corrected)
+    assert found.warnings == []
+    with pytest.raises(ResultsError, match="no method 'mon' in the study; did you mean 'moon'"):
+        compare([first, second], methods=["mon"])
+    with pytest.raises(ResultsError, match="no partition 'dirichlet 0.4'.* mean 'dirichlet 0.5'"):
+        compare([first, second], partitions=["dirichlet 0.4"])
+    one = compare([first, second], methods=["cachefl"])
+    assert set(one.summary["method"]) == {"fedavg", "cachefl"}
+    assert "none of second's runs is asked for" in one.warnings
+
+
 def test_what_cannot_be_compared_is_said_first(first: Path, tmp_path: Path, make_run: MakeRun):
     half = tmp_path / "half"
     fill(make_run, half, ["feddgm"], range(2))
