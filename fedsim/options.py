@@ -84,8 +84,8 @@ OnlyMethods = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD",
-        help="Compare only this one with it; may be given again. p values are corrected over what "
-        "is compared, so say it before you look.",
+        help="Compare only this method with the reference; may be given again. p values are "
+        "corrected over what is compared, so choose before you look.",
         show_default=False,
     ),
 ]

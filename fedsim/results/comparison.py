@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.contents import ranks
 from fedsim.results.finals import CELL, final_runs, keep_only
 from fedsim.results.several import load_several
@@ -61,13 +61,18 @@ def compare(
 
     Raises:
         ResultsError: A folder holds no study or is given twice, there is no such method or
-            partition, or the margin is no share.
+            partition, the reference was not run in these, or the margin is no share.
     """
     studies = load_several(paths)
     reference_method = reference_of(studies, reference_method)
     if methods and reference_method is not None:
         methods = [*methods, reference_method]
     keep_only(studies, methods, partitions)
+    if partitions and reference_method not in {None, *final_runs(studies)["method"]}:
+        raise ResultsError(
+            f"{reference_method}, which the others are compared with, was not run in "
+            f"{', '.join(partitions)}; choose another: --reference METHOD"
+        )
     summary = summarise(studies, reference_method, targets=())
     parts = [format_summary(summary)]
     if margin is not None:

@@ -220,9 +220,10 @@ def test_studies_are_compared_side_by_side(fedsim: Fedsim, two_studies: tuple[Pa
     assert float(shown[1]) == pytest.approx(100 * (b - a), abs=0.051)
     code, out, _ = fedsim("compare", *two_studies, "--reference", "fedavg_head [b]")
     assert (code, "vs fedavg_head [b]" in out) == (0, True)
-    words = ("--method", "fedavg_head", "--partition", "dirichlet_label 1")
-    code, out, _ = fedsim("compare", two_studies[0], *words)
-    assert (code, "fedavg_head" in out) == (0, True)
+    words = ("--method", "fedavg_head [a]", "--partition", "dirichlet_label 1")
+    code, out, err = fedsim("compare", *two_studies, *words)
+    assert (code, "fedavg_head [a]" in out, "[b]" in out) == (0, True, False)
+    assert err == "fedsim: none of b's runs is asked for\n"
 
 
 def test_what_is_not_finished_is_told_before_the_comparison(

@@ -153,6 +153,8 @@ def test_only_what_is_asked_for_is_compared_and_corrected_for(
         compare([first, second], methods=["mon"])
     with pytest.raises(ResultsError, match="no partition 'dirichlet 0.4'.* mean 'dirichlet 0.5'"):
         compare([first, second], partitions=["dirichlet 0.4"])
+    with pytest.raises(ResultsError, match="fedavg, which .* was not run in dirichlet 5; choose"):
+        compare([first, second], partitions=["dirichlet 5"])
     one = compare([first, second], methods=["cachefl"])
     assert set(one.summary["method"]) == {"fedavg", "cachefl"}
     assert "none of second's runs is asked for" in one.warnings
