@@ -132,7 +132,10 @@ def clean(axis: Axes) -> None:
 
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend above all panels, each method once, in as many columns as fit."""
+    """One legend above all panels, each method once, in as many columns as fit.
+
+    A long one makes the figure higher, not the panels lower.
+    """
     entries: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -141,11 +144,14 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
         return
     labels = sorted(entries, key=method_order)
     inch = 0.5 + 0.065 * max(map(len, labels))  # of a 9 point entry with its line
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / inch)))
+    more = max(0, math.ceil(len(labels) / columns) - 2)  # `panels` leaves room for two lines
+    figure.set_figheight(figure.get_figheight() + 0.19 * more)
     figure.legend(
         [entries[label] for label in labels],
         labels,
         loc="outside upper left",
-        ncols=max(1, min(len(labels), int(figure.get_figwidth() / inch))),
+        ncols=columns,
         fontsize=9,
         frameon=False,
         labelcolor=DARK,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fedsim.results import pictures, plots
 from fedsim.results.finals import curves
 from fedsim.results.gallery import synthetic_gallery
-from fedsim.results.style import data_uri, method_styles
+from fedsim.results.style import data_uri, legend, method_styles, panels
 from fedsim.results.tables import Study, SyntheticImages, load
 
 ALL = [
@@ -46,6 +46,19 @@ def test_curves_have_a_line_per_method_and_a_band(study: Study):
     )
     np.testing.assert_allclose(lines["fedavg"].get_ydata(), 100 * expected["mean"])
     np.testing.assert_allclose(lines["zero_shot"].get_ydata(), [55, 55])
+
+
+@pytest.mark.parametrize("titles", [["one"], list("abcd")])
+def test_a_long_legend_does_not_press_the_panels(titles: list[str]):
+    heights = []
+    for count in (3, 31):
+        figure, axes = panels(titles, "x", "y")
+        for number in range(count):
+            axes[0].plot([0, 1], label=f"averaged_method_{number}")
+        legend(figure, axes)
+        figure.draw_without_rendering()
+        heights.append(axes[0].get_position().height * figure.get_figheight())
+    assert heights[1] == pytest.approx(heights[0], rel=0.15)
 
 
 def test_bytes_are_on_a_logarithmic_axis_that_starts_after_zero(study: Study):
