@@ -90,7 +90,7 @@ def synthetic_quality(study: Study) -> Grid:
     if not columns:
         return Grid("", [], [])
     several = len({dataset for dataset, _ in columns.values()}) > 1
-    header = ["measure"]
+    header = ["measure", "how to read it"]
     for dataset, methods in columns.values():
         names = ", ".join(methods[:3]) + (f" and {len(methods) - 3} more" if methods[3:] else "")
         header.append(f"{dataset}: {names}" if several else names)
@@ -99,11 +99,11 @@ def synthetic_quality(study: Study) -> Grid:
     for place, (title, reading) in enumerate(titles, 1):
         cells = [key[place] for key in columns]
         if any(cell != NONE for cell in cells):
-            rows.append([title, *cells, reading])
+            rows.append([title, reading, *cells])
     drawn, kept = (next((row for row in rows if row[0] == m.title), []) for m in _MEASURES[1:3])
-    if drawn[1:-1] == kept[1:-1]:  # nothing was filtered
+    if drawn[2:] == kept[2:]:  # nothing was filtered
         rows = [row for row in rows if row is not drawn]
-    return Grid("", [*header, "how to read it"], rows)
+    return Grid("", header, rows)
 
 
 def class_quality(study: Study, fingerprint: str) -> pd.DataFrame:
