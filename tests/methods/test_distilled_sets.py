@@ -113,7 +113,7 @@ def test_a_round_s_images_are_measured_like_generated_ones(tmp_path: Path, use: 
     for name in ("clip_agreement", "diversity", "kid", "coverage", "nearest_similarity"):
         assert whole[name].notna().all()
         assert rows.loc[rows["client_id"].notna(), name].isna().all()
-    shown = {row[0]: row[1] for row in synthetic_quality(study).rows}
+    shown = {title: value for title, _, value in synthetic_quality(study).rows}
     assert shown["sets"] == str(sets)
     assert shown["images"] == "20"
     assert float(shown["coverage, %"]) == pytest.approx(100 * whole["coverage"].iloc[0], abs=0.06)
