@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,13 +54,52 @@ def add(left: Params, right: Params) -> Params:
     return left | {k: (left[k] + v).to(left[k].dtype) for k, v in right.items()}
 
 
-def norms(params: Params) -> Tensor:
+@dataclass(frozen=True)
+class Product:
+    """A stacked tensor `(C, m, d)` as `left[c]^T right[c]`, for sums that never form it.
+
+    Attributes:
+        left: `(C, n, m)`.
+        right: `(C, n, d)`.
+        gram: `right right^T`, `(C, n, n)`.
+    """
+
+    left: Tensor
+    right: Tensor
+    gram: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """What one client's tensor takes on the wire."""
+        return self.left.shape[2] * self.right.shape[2] * self.right.element_size()
+
+    def __getitem__(self, clients: Any) -> Product:
+        return Product(self.left[clients], self.right[clients], self.gram[clients])
+
+    def formed(self) -> Tensor:
+        """The tensor itself, `(C, m, d)`."""
+        return self.left.mT @ self.right
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """L2 norm of every client's tensor, `(C,)` in float64: the root of tr(left^T gram left)."""
+        squares = (self.left * (self.gram @ self.left)).sum((1, 2), dtype=torch.float64)
+        return squares.clamp_min(0).sqrt()
+
+    def weighted_sum(self, weight: Tensor) -> Tensor:
+        """Sum over clients of `weight` `(C,)` times the tensor, `(m, d)`: one product."""
+        left = self.left * weight.to(self.left.dtype)[:, None, None]
+        return left.flatten(0, 1).T @ self.right.flatten(0, 1)
+
+
+def norms(params: Params, products: Mapping[str, Product] | None = None) -> Tensor:
     """L2 norm of every client's tensors together: `(C,)` in float64."""
     lengths = [
         torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
         for value in params.values()
         for piece in _pieces(_per_client(value))
     ]
+    lengths += [product.lengths for product in (products or {}).values()]
     return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 
 
@@ -93,7 +133,9 @@ class ExactSum:
         self.weight = 0
         self.num_clients = 0
 
-    def refused(self, params: Params, weight: Tensor) -> list[tuple[int, str]]:
+    def refused(
+        self, params: Params, weight: Tensor, products: Mapping[str, Product] | None = None
+    ) -> list[tuple[int, str]]:
         """Clients whose tensors cannot be summed: (position on the client axis, reason)."""
         bad: dict[int, str] = {}
         possible = (weight >= 0) & (weight * self._unit < self._limit)
@@ -112,19 +154,37 @@ class ExactSum:
             for c in (finite & ~(largest < self._limit)).nonzero().flatten().tolist():
                 most = float(most_by_client[c])
                 bad.setdefault(c, f"values of {name!r} are as large as {most:g}")
+        for name, product in (products or {}).items():
+            # No value is larger than the tensor is long; only what is too long is looked at.
+            fine = product.lengths * weight * self._unit < self._limit
+            for c in (~fine).nonzero().flatten().tolist():
+                alone = slice(c, c + 1)
+                for _, reason in self.refused({name: product[alone].formed()}, weight[alone]):
+                    bad.setdefault(c, reason)
         return sorted(bad.items())
 
-    def add(self, params: Params, weight: Tensor) -> None:
-        """Add stacked tensors `(C, ...)` with weights `(C,)`, none of them `refused`."""
+    def add(
+        self, params: Params, weight: Tensor, products: Mapping[str, Product] | None = None
+    ) -> None:
+        """Add stacked tensors `(C, ...)` with weights `(C,)`, none of them `refused`.
+
+        Products are summed over this call's clients in their own precision, and that is rounded:
+        the same bits for the same clients at a time, the same but for rounding for others.
+        """
         scaled = weight.double() * self._unit
         for name, value in params.items():
-            pieces = [_rounded_sum(piece, scaled) for piece in _pieces(_per_client(value))]
-            term = torch.cat(pieces).view(value.shape[1:])
-            self.sums[name] = self.sums[name] + term if name in self.sums else term
-            if value.dtype == torch.float64:
-                self._double.add(name)
+            self._add(name, value, scaled)
+        for name, product in (products or {}).items():
+            self._add(name, product.weighted_sum(scaled)[None], scaled.new_ones(1))
         self.weight += int((scaled * 2.0**_FRACTION_BITS).round().long().sum())
         self.num_clients += len(weight)
+
+    def _add(self, name: str, values: Tensor, weight: Tensor) -> None:
+        pieces = [_rounded_sum(piece, weight) for piece in _pieces(_per_client(values))]
+        term = torch.cat(pieces).view(values.shape[1:])
+        self.sums[name] = self.sums[name] + term if name in self.sums else term
+        if values.dtype == torch.float64:
+            self._double.add(name)
 
     def merge(self, other: ExactSum) -> None:
         """Add another partial sum of the same round."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.methods.base import Update
 from fedsim.params import (
     ExactSum,
+    Product,
     add,
     map_tensors,
     norms,
@@ -118,6 +119,62 @@ def test_empty_tensors_are_no_trouble():
     assert total.refused(empty, weight) == []
     total.add(empty, weight)
     assert total.mean()["none"].shape == (0,)
+
+
+def product(*clients: int) -> Product:
+    """Four clients' `(3, 5)` tensors of rank 2, or these of them."""
+    left, right = (torch.randn(4, 2, n, generator=torch.Generator().manual_seed(n)) for n in (3, 5))
+    whole = Product(left, right, right @ right.mT)
+    return whole[list(clients)] if clients else whole
+
+
+def test_a_product_is_as_long_as_its_tensor_and_sums_to_the_same_mean():
+    made, weight = product(), torch.tensor([1.0, 0.0, 2.5, 7.0], dtype=torch.float64)
+    tensor, extra = made.formed(), {"bias": torch.ones(4, 2)}
+    torch.testing.assert_close(tensor[2], made.left[2].T @ made.right[2])
+    torch.testing.assert_close(norms(extra, {"keys": made}), norms(extra | {"keys": tensor}))
+    assert num_bytes({"keys": tensor[0]}) == made.num_bytes
+    formed, factored = ExactSum(11, 4), ExactSum(11, 4)
+    formed.add(extra | {"keys": tensor}, weight)
+    factored.add(extra, weight, {"keys": made})
+    assert factored.weight == formed.weight
+    assert factored.num_clients == 4
+    torch.testing.assert_close(factored.mean(), formed.mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_groups_of_products_merge_in_any_order():
+    weight = torch.ones(2, dtype=torch.float64)
+    halves = [product(0, 1), product(2, 3)]
+    sums = []
+    for order in (halves, halves[::-1]):
+        whole = ExactSum(4, 4)
+        for half in order:
+            part = ExactSum(4, 4)
+            part.add({}, weight, {"keys": half})
+            whole.merge(part)
+        sums.append(whole.sums["keys"])
+    assert torch.equal(*sums)
+
+
+def test_products_are_refused_as_their_tensors_are():
+    made, weight = product(), torch.ones(4, dtype=torch.float64)
+    made.left[1, 0, 2] = float("nan")
+    made.left[2] *= 1e8
+    total = ExactSum(4, 4)
+    found = total.refused({}, weight, {"keys": made})
+    assert found == total.refused({"keys": made.formed()}, weight)
+    assert [client for client, _ in found] == [1, 2]
+    assert "5 of 15 values of 'keys' are NaN" in found[0][1]
+
+
+def test_a_long_product_of_small_values_is_not_refused():
+    """What counts is the largest value, not the length."""
+    left, right = torch.full((1, 1, 400), 1000.0), torch.ones(1, 1, 400)
+    made, weight = Product(left, right, right @ right.mT), torch.ones(1, dtype=torch.float64)
+    total = ExactSum(1, 16)
+    assert made.lengths.item() == pytest.approx(4e5)
+    assert made.lengths.item() > 2**22 / 16
+    assert total.refused({}, weight, {"keys": made}) == []
 
 
 def test_a_single_number_per_client_is_summed_too():

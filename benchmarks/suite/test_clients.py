@@ -14,7 +14,7 @@ from fedsim.engine.batching import Group, make_batches
 from fedsim.methods.base import Batches
 from fedsim.methods.dual import train_keys
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import affinity_of_cosine, cache_logits
+from fedsim.models.cache import cache_logits
 from fedsim.models.classifiers import Classifier
 from fedsim.models.images import to_unit_range
 from fedsim.sections import TrainConfig
@@ -61,11 +61,11 @@ def test_cache_keys(benchmark, form: str, epochs: int):
     def logits(params: dict[str, torch.Tensor], f: torch.Tensor) -> torch.Tensor:
         return 100 * f @ text.T + cache_logits(f, params["keys"], values, SHARPNESS)
 
-    def read(known: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
-        return known + affinity_of_cosine(cosines, SHARPNESS) @ values
+    def known(f: torch.Tensor) -> torch.Tensor:
+        return 100 * f @ text.T
 
     if form == "dual":
-        benchmark(lambda: train_keys(keys, lambda f: 100 * f @ text.T, read, batches))
+        benchmark(lambda: train_keys(keys, values, known, 1.0, SHARPNESS, batches).formed())
     else:
         benchmark(lambda: train_locally({"keys": keys}, logits, batches))
 

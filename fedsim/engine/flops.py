@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.data.store import shared_arrays
-from fedsim.methods.base import Batches, Method
+from fedsim.methods.base import Batches, Method, State
 from fedsim.params import Params
 from fedsim.seeding import torch_rng
 
@@ -87,7 +87,8 @@ class FlopCounter:
     def _count(self, message: Params, batches: Batches) -> np.ndarray:
         def train() -> None:
             rngs = [torch_rng(0, "flops") for _ in batches.client_ids]
-            self._method.client_update(message, batches, [{}] * batches.num_clients, rngs)
+            states: list[State] = [{} for _ in batches.client_ids]
+            self._method.client_update(message, batches, states, rngs)[0].formed()
 
         train()  # what is built or loaded but once is no part of a round
         with CountedOperations() as counted:

@@ -178,11 +178,14 @@ class ClientHost:
         rngs = [torch_rng(seed, "client", work.round, client) for client in batches.client_ids]
         started = time.perf_counter()
         update, new_states = self.method.client_update(message, batches, states, rngs)
+        if not self._only_summed(group):
+            update = update.formed()
         self._synchronise()
         train_s = time.perf_counter() - started
 
         sent, up, residuals = self._send(batches, message, update, kept)
-        refused = dict(done.total.refused(sent.delta, sent.weight.to(self.device)))
+        weight = sent.weight.to(self.device)
+        refused = dict(done.total.refused(sent.delta, weight, sent.products))
         for c, extra in enumerate(sent.extra):
             if wrong := [k for k, v in extra.items() if not v.isfinite().all()]:
                 refused.setdefault(c, f"values of {wrong[0]!r} are NaN or infinite")
@@ -204,11 +207,13 @@ class ClientHost:
             for c in good
             if new_states[c] or residuals[c]
         }
-        first = good == list(range(len(good)))  # as usual: no copy is needed
-        chosen = {k: v[: len(good)] if first else v[good] for k, v in sent.delta.items()}
-        weight = sent.weight[good].to(self.device)
+        first = good == list(range(len(good)))
+        at = slice(len(good)) if first else good  # as usual: no copy is needed
+        chosen = {k: v[at] for k, v in sent.delta.items()}
+        weight = weight[at]
         if self.method.reduction == "sum":
-            done.total.add(chosen, weight)
+            products = {k: v[at] for k, v in sent.products.items()}
+            done.total.add(chosen, weight, products)
         else:
             done.kept += [
                 (
@@ -241,7 +246,8 @@ class ClientHost:
         """One row of the `clients` table per real client."""
         real = len(group.client_ids)
         change = update.delta if update.change is None else update.change
-        length = norms(change).tolist() if change else [0.0] * real
+        products = update.products if update.change is None else {}
+        length = norms(change, products).tolist() if change or products else [0.0] * real
         measured: dict[str, list[float]] = {}
         if self.config.evaluation.client_metrics:
             measured = self._before_and_after(batches, message, change)
@@ -272,6 +278,17 @@ class ClientHost:
             )
         return rows
 
+    def _only_summed(self, group: Group) -> bool:
+        """Whether nothing but sum and length of the clients' changes will be asked for."""
+        config = self.config
+        return (
+            self.method.reduction == "sum"
+            and config.wire.compression == "none"
+            and not config.server.class_weighting
+            and not config.evaluation.client_metrics
+            and not any(len(held) for held in group.held)
+        )
+
     def _send(
         self, batches: Batches, message: Params, update: Update, kept: list[State]
     ) -> tuple[Update, int, list[State]]:
@@ -291,6 +308,7 @@ class ClientHost:
             if wire.error_feedback:
                 residuals = [{RESIDUAL: unstack(sent.lost, c)} for c in range(len(kept))]
         up = num_bytes(unstack(encoded, 0))
+        up += sum(product.num_bytes for product in update.products.values())
         if server.class_weighting:
             counts = batches.label_counts(self.method.task.num_classes)
             samples = batches.num_samples.to(self.device)

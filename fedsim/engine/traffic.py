@@ -73,6 +73,7 @@ def traffic(config: Experiment) -> Traffic:
         for number in range(1, phases + 1):
             message = method.message(begun)
             update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
+            update = update.formed()
             delta = unstack(update.delta, 0)
             travels = compress(update.delta, config.wire).encoded
             beside = num_bytes(update.extra[0]) if update.extra else 0

@@ -37,7 +37,7 @@ from fedsim.config import Experiment
 from fedsim.methods.batches import Batch as Batch
 from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
-from fedsim.params import Params, add, norms  # noqa: F401  (`add` is used by the doctest)
+from fedsim.params import Params, Product, add, norms  # noqa: F401  (`add` is used by the doctest)
 
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings: what a checkpoint can hold."""
@@ -116,6 +116,8 @@ class Update:
         change: By how much training changed the model, `(C, ...)` by name, where that is not what
             is sent; clients are measured with it.
         extra: Per client, what else it sends, in shapes of its own; for `reduction = "keep"`.
+        products: More of `delta`, as factors. Where nothing is done with single clients' deltas but
+            to sum them, they are never formed; who reads `delta` asks for `formed()`.
     """
 
     delta: Params
@@ -123,14 +125,22 @@ class Update:
     linear: bool = True
     change: Params | None = None
     extra: tuple[Params, ...] = ()
+    products: Mapping[str, Product] = field(default_factory=dict)
+
+    def formed(self) -> Update:
+        """The same update with all of `delta` as tensors."""
+        formed = {name: product.formed() for name, product in self.products.items()}
+        return replace(self, delta=self.delta | formed, products={}) if formed else self
 
     def clipped(self, max_norm: float) -> Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
-        factor = (max_norm / norms(self.delta).clamp_min(1e-300)).clamp_max(1.0)
+        update = self.formed()
+        factor = (max_norm / norms(update.delta).clamp_min(1e-300)).clamp_max(1.0)
         delta = {
-            k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1)) for k, v in self.delta.items()
+            k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1))
+            for k, v in update.delta.items()
         }
-        return replace(self, delta=delta)
+        return replace(update, delta=delta)
 
 
 @dataclass(frozen=True)

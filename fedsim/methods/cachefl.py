@@ -35,7 +35,7 @@ from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.dual import train_keys
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import affinity_of_cosine, cache_logits, text_logits
+from fedsim.models.cache import cache_logits, text_logits
 from fedsim.params import Params, add
 
 
@@ -85,33 +85,34 @@ class CacheFL(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         if self.config.cache.form == "dual":
-            delta = self._train_keys(message, batches)
-        else:
-            logits = partial(self.client_logits, message)
-            delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
+            return self._train_keys(message, batches), client_state
+        logits = partial(self.client_logits, message)
+        delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
         linear, n = super().local_flops(message, batches, one_sample), batches.num_samples
         if self.config.cache.form != "dual":
             return linear
-        # All pairs of samples: their cosines, and each step's with what earlier ones added.
+        # Pairs of samples: the cosines of all, and what each adds to later ones; in the first epoch
+        # to those of later steps.
         num_keys, dim = message["keys"].shape
-        each_pair = 2 * dim + 2 * batches.train.epochs(1) * num_keys
-        return linear + (n.square() - n) * each_pair
+        pairs, size = n.square() - n, batches.train.batch_size
+        together = (n // size) * size**2 + (n % size).square()
+        later = (batches.train.epochs(1) - 1) * pairs + (n.square() - together) / 2
+        return linear + 2 * dim * pairs + 2 * num_keys * later
 
-    def _train_keys(self, message: Params, batches: Batches) -> Params:
+    def _train_keys(self, message: Params, batches: Batches) -> Update:
         """The same on cosines (`fedsim.methods.dual`)."""
-        cache, text = self.config.cache, message["text"]
-
-        def known(f: Tensor) -> Tensor:
-            return text_logits(f, text, self.task.logit_scale)
-
-        def read(known: Tensor, cosine: Tensor) -> Tensor:
-            near = affinity_of_cosine(cosine, cache.sharpness)
-            return known + cache.residual_ratio * near @ message["values"]
-
-        return train_keys(message["keys"], known, read, batches)
+        cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
+        return train_keys(
+            message["keys"],
+            message["values"],
+            lambda f: text_logits(f, text, scale),
+            cache.residual_ratio,
+            cache.sharpness,
+            batches,
+        )
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self._logits(x, {**message, **params})

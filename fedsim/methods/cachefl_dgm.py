@@ -29,6 +29,7 @@ and `distill.latent_steps: 0` (directions read off the moves).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -126,7 +127,7 @@ class CacheDGM(CacheFL):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         update, states = super().client_update(message, batches, client_state, rng)
-        return Update(update.delta, update.weight, linear=self.own.data != "clients"), states
+        return replace(update, linear=self.own.data != "clients"), states
 
     def aggregate(self, state: State, received: Received) -> State:
         """W', beside the W that it came from."""

@@ -15,6 +15,9 @@ Momentum, weight decay and the proximal term are linear in K and so in (a, C):
 Multiplications for e epochs, B samples a step: 4 e n M d directly, and every step also reads and
 writes keys, gradients and velocities of M d numbers; here 4 n M d once and 2 e n^2 M. It pays where
 n is smaller than d, the more the more epochs. Adam divides by elements of K and has no such form.
+
+What a client sends stays the two factors of C^T F until somebody asks for the tensor: the sum over
+clients of w C^T F is one product over all their samples.
 """
 
 from __future__ import annotations
@@ -25,94 +28,155 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.methods.base import Batch, Batches
+from fedsim.methods.base import Batch, Batches, Update
 from fedsim.methods.training import LabelLoss
-from fedsim.params import Params
-
-Read = Callable[[Tensor, Tensor], Tensor]
-"""What of the logits does not depend on keys `(C, B, num_classes)`, and cosines `(C, B, M)` ->
-logits `(C, B, num_classes)`."""
+from fedsim.params import Product
 
 
 def train_keys(
-    keys: Tensor, known: Callable[[Tensor], Tensor], read: Read, batches: Batches
-) -> Params:
+    keys: Tensor,
+    values: Tensor,
+    known: Callable[[Tensor], Tensor],
+    ratio: float,
+    sharpness: float,
+    batches: Batches,
+) -> Update:
     """What `train_locally` does to keys under SGD, up to rounding.
+
+    The model is `known(F) + ratio * exp(sharpness * (F keys^T - 1)) values`.
 
     Args:
         keys: `(M, d)`, the start of all clients.
-        known: Features `(C, n, d)` -> what of the logits does not depend on keys.
-        read: The model on top of cosines.
+        values: `(M, num_classes)`.
+        known: Features `(C, n, d)` -> what of the logits does not depend on keys,
+            `(C, n, num_classes)`.
+        ratio: Weight of the cache's logits.
+        sharpness: Of the affinity.
         batches: The group's local data; `train.optimizer` is sgd.
 
     Returns:
-        Each client's change, `keys` `(C, M, d)`.
+        Each client's change of `keys`, `(C, M, d)`: a product, but for weight decay and the
+        proximal term, which add a multiple of the keys.
     """
     train, device = batches.train, batches.device
-    rows, places = _own_rows(batches)
-    f = batches.prepare(batches.inputs[rows.to(batches.inputs.device)].to(device))
+    own, steps = _own_rows(batches)
+    f = batches.prepare(batches.inputs[own.to(batches.inputs.device)].to(device))
     fixed, start, gram = known(f), f @ keys.mT, f @ f.mT
-    coefficients, velocity = torch.zeros_like(start), torch.zeros_like(start)
+    coefficients, velocity = torch.zeros_like(start), None
+    if train.momentum or train.weight_decay or train.proximal_mu:
+        velocity = torch.zeros_like(start)
     share = torch.ones(len(f), 1, 1, device=device)
     share_velocity = torch.zeros_like(share)
-    loss = LabelLoss(batches)
-    for (step, valid), place in zip(batches.steps, places, strict=True):
-        mask, at = valid.to(device), place.to(device)[..., None]
+    loss, readout = LabelLoss(batches), _readout(values)
+    for (step, valid), (places, seen) in zip(batches.steps, steps, strict=True):
+        mask, at = valid.to(device), places.to(device)
         y = batches.labels[step.to(batches.labels.device)].to(device)
-        cosine = share * _taken(start, at) + _taken(gram, at) @ coefficients
-        cosine.requires_grad_()
-        batch = Batch(cosine, y, mask, mask.any(1))
-        total = loss(read(_taken(fixed, at), cosine), batch).sum()
-        (slope,) = torch.autograd.grad(total, cosine)
+        near = _taken(start, at).mul_(sharpness * share).sub_(sharpness)
+        if seen:  # no other row has a coefficient yet
+            pairs = _taken(gram, at)[..., :seen]
+            near = torch.baddbmm(near, pairs, coefficients[:, :seen], alpha=sharpness)
+        near.exp_()
+        logits = _taken(fixed, at) + ratio * readout.sums(near)
+        batch = Batch(logits.requires_grad_(), y, mask, mask.any(1))
+        (slope,) = torch.autograd.grad(loss(logits, batch).sum(), logits)
+        slope = readout.spread(near, slope.mul_(ratio * sharpness))  # dL/ds
         # Finished clients stand still.
         lr = train.lr * batch.active.to(slope)[:, None, None]
+        if velocity is None:
+            _add_rows(coefficients, at, slope.mul_(-lr))
+            continue
         velocity.mul_(train.momentum)
-        if train.weight_decay or train.proximal_mu:
-            velocity.add_(coefficients, alpha=train.weight_decay + train.proximal_mu)
-        velocity.scatter_add_(1, at.expand_as(slope), slope)
+        velocity.add_(coefficients, alpha=train.weight_decay + train.proximal_mu)
+        _add_rows(velocity, at, slope)
         coefficients.addcmul_(lr, velocity, value=-1)
         pull = train.weight_decay * share + train.proximal_mu * (share - 1)
         share_velocity = train.momentum * share_velocity + pull
         share = share - lr * share_velocity
-    change = coefficients.mT @ f
+    change = Product(coefficients, f, gram)
     if train.weight_decay or train.proximal_mu:
-        change += (share - 1) * keys
-    return {"keys": change}
+        pulled = change.formed() + (share - 1) * keys
+        return Update({"keys": pulled}, batches.num_samples)
+    return Update({}, batches.num_samples, products={"keys": change})
 
 
-def _taken(rows: Tensor, at: Tensor) -> Tensor:
-    """Rows `(C, n, m)` at places `(C, B, 1)`: `(C, B, m)`."""
-    return rows.gather(1, at.expand(-1, -1, rows.shape[2]))
+class _ByProduct:
+    """`near values`, and what a slope of that is for `near`."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def sums(self, near: Tensor) -> Tensor:
+        """`(C, B, M)` -> `(C, B, num_classes)`."""
+        return near @ self._values
+
+    def spread(self, near: Tensor, slope: Tensor) -> Tensor:
+        """Slope `(C, B, num_classes)` -> `near` times the slope of every key, in its place."""
+        return near.mul_(slope @ self._values.mT)
 
 
-def _own_rows(batches: Batches) -> tuple[Tensor, list[Tensor]]:
-    """The rows that clients step on, once each, and where in them every step's rows are.
+class _ByClass(_ByProduct):
+    """The same for one-hot values of equally many keys per class, in order: no multiplications."""
+
+    def sums(self, near: Tensor) -> Tensor:
+        return self._by_class(near).sum(-1)
+
+    def spread(self, near: Tensor, slope: Tensor) -> Tensor:
+        self._by_class(near).mul_(slope[..., None])
+        return near
+
+    def _by_class(self, near: Tensor) -> Tensor:
+        return near.unflatten(-1, (self._values.shape[1], -1))
+
+
+def _readout(values: Tensor) -> _ByProduct:
+    num_keys, num_classes = values.shape
+    if num_keys % num_classes == 0:
+        classes = torch.eye(num_classes, dtype=values.dtype, device=values.device)
+        if torch.equal(values, classes.repeat_interleave(num_keys // num_classes, 0)):
+            return _ByClass(values)
+    return _ByProduct(values)
+
+
+def _flat(places: Tensor, size: int) -> Tensor:
+    """Places `(C, B)` in rows of `(C, size, m)`, as places in `(C * size, m)`."""
+    return (places + size * torch.arange(len(places), device=places.device)[:, None]).flatten()
+
+
+def _taken(rows: Tensor, places: Tensor) -> Tensor:
+    """A copy of the rows `(C, n, m)` at `(C, B)`: `(C, B, m)`."""
+    taken = rows.flatten(0, 1).index_select(0, _flat(places, rows.shape[1]))
+    return taken.view(*places.shape, -1)
+
+
+def _add_rows(rows: Tensor, places: Tensor, more: Tensor) -> None:
+    """Add `(C, B, m)` to the rows `(C, n, m)` at `(C, B)`."""
+    rows.flatten(0, 1).index_add_(0, _flat(places, rows.shape[1]), more.flatten(0, 1))
+
+
+def _own_rows(batches: Batches) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    """The rows that clients step on, once each and in the order of their first step.
 
     Returns:
         `(C, n)` int64 rows into `inputs`, padded with a row of the client; per step, `(C, B)`
-        places in them, 0 for padding.
+        places in them, 0 for padding, and how many places earlier steps have been to.
     """
     steps = [(rows.numpy(), mask.numpy()) for rows, mask in batches.steps]
-    own = [
-        np.unique(np.concatenate([rows[c, mask[c]] for rows, mask in steps]))
-        for c in range(batches.num_clients)
-    ]
+    own, ranks = [], []
+    for c in range(batches.num_clients):
+        stepped_on = np.concatenate([rows[c, mask[c]] for rows, mask in steps])
+        rows, first = np.unique(stepped_on, return_index=True)
+        order = first.argsort()
+        own.append(rows[order])
+        ranks.append((rows, order.argsort()))
     size = max(1, *map(len, own))
-    padded = np.stack(
-        [
-            np.resize(o, size) if len(o) else steps[0][0][c][:1].repeat(size)
-            for c, o in enumerate(own)
-        ]
-    )
-    places = [
-        torch.from_numpy(
-            np.stack(
-                [
-                    np.where(mask[c], np.searchsorted(own[c], rows[c]), 0)
-                    for c in range(batches.num_clients)
-                ]
-            )
-        )
-        for rows, mask in steps
+    padded = [
+        np.resize(o, size) if len(o) else steps[0][0][c][:1].repeat(size) for c, o in enumerate(own)
     ]
-    return torch.from_numpy(padded), places
+    found, seen = [], 0
+    for rows, mask in steps:
+        places = np.zeros(rows.shape, dtype=np.int64)
+        for c, (sorted_rows, rank) in enumerate(ranks):
+            places[c, mask[c]] = rank[np.searchsorted(sorted_rows, rows[c, mask[c]])]
+        found.append((torch.from_numpy(places), seen))
+        seen = max(seen, int(places.max()) + 1)
+    return torch.from_numpy(np.stack(padded)), found

@@ -61,7 +61,7 @@ from fedsim.methods.statistics import (
     totals,
 )
 from fedsim.methods.training import train_locally
-from fedsim.models.cache import affinity, affinity_of_cosine, text_logits
+from fedsim.models.cache import affinity, text_logits
 from fedsim.params import Params, add
 
 
@@ -137,8 +137,7 @@ class StatCache(Method):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         if "values" in message:
-            delta = self._finetuned(message, batches)
-            return Update(delta, weight=batches.num_samples), client_state
+            return self._finetuned(message, batches), client_state
 
         def seen(f: Tensor) -> Tensor:
             return self._activations(message["keys"].double(), f) if "keys" in message else f
@@ -149,11 +148,12 @@ class StatCache(Method):
             sums["counts"] = batches.label_counts(num_classes).double()
         return plain_sums(sums, batches), client_state
 
-    def _finetuned(self, message: Params, batches: Batches) -> Params:
+    def _finetuned(self, message: Params, batches: Batches) -> Update:
         """The keys' change, trained as `cache.form` says."""
         if self.config.cache.form == "direct":
             logits = partial(self.client_logits, message)
-            return train_locally({"keys": message["keys"]}, logits, batches)
+            delta = train_locally({"keys": message["keys"]}, logits, batches)
+            return Update(delta, weight=batches.num_samples)
         cache, values = self.config.cache, message["values"]
         of_keys, of_features = values.split(
             [len(message["keys"]), len(values) - len(message["keys"])]
@@ -163,11 +163,8 @@ class StatCache(Method):
             logits = text_logits(f, message["weights"], 1.0) + message["bias"]
             return logits + cache.residual_ratio * f @ of_features if self.own.links else logits
 
-        def read(known: Tensor, cosine: Tensor) -> Tensor:
-            near = affinity_of_cosine(cosine, cache.sharpness)
-            return known + cache.residual_ratio * near @ of_keys
-
-        return train_keys(message["keys"], known, read, batches)
+        keys, ratio = message["keys"], cache.residual_ratio
+        return train_keys(keys, of_keys, known, ratio, cache.sharpness, batches)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self._logits(x, {**message, **params})

@@ -15,6 +15,8 @@ from fedsim.engine.batching import Group, make_groups
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.prepare import prepare
 from fedsim.methods import method_class
+from fedsim.methods.cachefl import CacheFL
+from fedsim.params import Product
 from tests.helpers import experiment
 
 Toy = Callable[..., Experiment]
@@ -234,6 +236,54 @@ def test_clients_never_hold_the_servers_data(toy: Toy):
     assert bench.train([0, 1]).failures == []
     assert bench.host.method.task.synthetic is None
     assert bench.host.method.task.public is None
+
+
+class DualBench(Bench):
+    """The same with keys in dual form; `more` are settings."""
+
+    def __init__(self, features: Path, **more: Any) -> None:
+        super().__init__(experiment(features, "cache_text", cache__form="dual", **more))
+        task = self.host.method.task
+        state = self.host.method.setup(task, torch.Generator())
+        self.message = self.host.method.constants(state) | self.host.method.message(state)
+
+
+def test_keys_in_dual_form_are_formed_only_for_who_asks(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, summed = (
+        DualBench(features, evaluation__client_metrics=metrics) for metrics in (True, False)
+    )
+    formed = asked.train([0, 1, 2], [3])
+    monkeypatch.setattr(Product, "formed", lambda self: pytest.fail("nobody asked"))
+    factored = summed.train([0, 1, 2], [3])
+    assert factored.failures == formed.failures == []
+    for one, other in zip(factored.rows, formed.rows, strict=True):
+        assert one["update_norm"] == pytest.approx(other["update_norm"], rel=1e-5)
+        assert one["update_norm"] > 0
+        assert one["bytes_up"] == other["bytes_up"] == 4 * summed.message["keys"].numel()
+        assert one["train_flops"] == other["train_flops"] > 0
+    torch.testing.assert_close(factored.total.mean(), formed.total.mean(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_client_in_dual_form_that_diverges_is_refused_by_name(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bench = DualBench(features, evaluation__client_metrics=False)
+    alone = bench.train([1, 2])
+    train = CacheFL.client_update
+
+    def spoilt(*args: Any) -> Any:
+        update, states = train(*args)
+        update.products["keys"].left[0, 0, 1] = float("inf")
+        return update, states
+
+    monkeypatch.setattr(CacheFL, "client_update", spoilt)
+    done = bench.train([0, 1, 2])
+    assert [failure.client_id for failure in done.failures] == [0]
+    assert "values of 'keys' are NaN or infinite" in done.failures[0].reason
+    assert [row["client_id"] for row in done.rows] == [1, 2]
+    torch.testing.assert_close(done.total.mean(), alone.total.mean(), rtol=1e-5, atol=1e-7)
 
 
 def test_the_groups_of_a_cohort_are_whole(features: Path):

@@ -124,7 +124,7 @@ def update(method: Method, message: Params, batches: Batches) -> Params:
     found, kept = method.client_update(message, batches, states, rngs(batches))
     assert torch.equal(found.weight, batches.num_samples)
     assert len(kept) == batches.num_clients
-    return found.delta
+    return found.formed().delta
 
 
 @METHODS
