@@ -73,32 +73,41 @@ def _pss_mib(processes: list[psutil.Process]) -> float:
 
 
 def trials(folder: Path) -> pd.DataFrame:
-    """Finished trials, in the order in which they began, with the seconds of their rounds."""
+    """Finished trials, in the order in which they began, with the seconds of their rounds.
+
+    `ready_at` is when the first round began, less what the evaluation before it took: a whole CLIP
+    on the test images costs more than all the rest.
+    """
     study = fedsim.load(folder / "sweep")
-    first = study.rounds[study.rounds["round"] == 1].set_index("run_id")
-    runs = study.runs[study.runs.status == "finished"].set_index("run_id")
-    rounds_s = study.rounds.groupby("run_id")[["round_s", "commit_s"]].sum().sum(axis=1)
-    begin = first["time"] - pd.to_timedelta(first["round_s"], unit="s")
-    return runs.assign(rounds_s=rounds_s, first_round_at=begin).sort_values("started_at")
+    columns = ["method", "started_at", "finished_at", "status"]
+    runs = study.runs.set_index("run_id")[columns].query("status == 'finished'")
+    rounds = study.rounds.set_index("run_id")
+    first, before = (rounds[rounds["round"] == number] for number in (1, 0))
+    begin = first["time"] - pd.to_timedelta(first["round_s"] + before["eval_s"], unit="s")
+    rounds_s = rounds.groupby("run_id")[["round_s", "commit_s"]].sum().sum(axis=1)
+    return runs.assign(rounds_s=rounds_s, ready_at=begin).sort_values("started_at")
 
 
-def before_first_round(table: pd.DataFrame) -> np.ndarray:
-    """Seconds from a trial's end to where the next one on its actors begins its first round.
+def before_first_round(table: pd.DataFrame) -> pd.Series:
+    """Seconds from a trial's end to where the next one on its actors is ready, by that one's id.
 
     The n-th trial to begin beyond those that run at once takes over from the n-th to end.
     """
-    ends = table.finished_at.sort_values().to_numpy()
+    ends = table.finished_at.sort_values().array
     at_once = int((table.started_at < table.finished_at.min()).sum())
-    starts = table.first_round_at.to_numpy()[at_once:]
-    return (starts - ends[: len(starts)]) / np.timedelta64(1, "s")
+    ready = table.ready_at[at_once:]
+    return pd.Series(ready.array - ends[: len(ready)], ready.index).dt.total_seconds()
 
 
-def growth(memory: Memory, warm: int) -> tuple[float, float]:
-    """MiB when `warm` trials had begun, and MiB per trial from then on (least squares)."""
-    begun, mib = np.array([pair for pair in memory if pair[0] >= warm], dtype=float).T
-    inside = mib > 0.8 * np.median(mib)  # not the end, when processes are leaving
-    slope, level = np.polyfit(begun[inside], mib[inside], 1)
+def growth(memory: Memory, warm: int, last: int) -> tuple[float, float]:
+    """MiB when `warm` trials had begun, and MiB per trial until `last` had (least squares)."""
+    begun, mib = np.array([pair for pair in memory if warm <= pair[0] < last], dtype=float).T
+    slope, level = np.polyfit(begun, mib, 1)
     return float(level + slope * warm), float(slope)
+
+
+def _quantiles(seconds: pd.Series) -> str:
+    return f"{seconds.median():.2f} (95 %: {seconds.quantile(0.95):.2f})"
 
 
 def main(
@@ -118,8 +127,8 @@ def main(
         both = trials(cut)
     kept = both.loc[half.index]
     same = bool((kept.finished_at == half.finished_at).all())
-    warm = len(whole) // 4  # until then processes still do things for the first time
-    level, slope = growth(memory, warm)
+    warm = len(whole) // 2  # from then on trials are alike: keys of a cache are trained
+    level, slope = growth(memory, warm, len(whole))
     lanes = len(whole) - len(gaps)
     machine = describe_machine()
     table = Table(title=f"{len(whole)} trials; {machine['cpu_name']}, {machine['num_cpus']} cores")
@@ -135,9 +144,8 @@ def main(
         "a trial beside its rounds, s (mean)": (
             f"{lanes * active / len(whole) - whole.rounds_s.mean():.2f}"
         ),
-        "end of a trial to the next one's first round, s": (
-            f"{np.median(gaps):.2f} (95 %: {np.quantile(gaps, 0.95):.2f})"
-        ),
+        "end of a trial to the next one's first round, s": _quantiles(gaps),
+        **{f"  the same, {name}": _quantiles(of) for name, of in gaps.groupby(whole.method)},
         f"memory of all processes after {warm} trials, MiB": f"{level:.0f}",
         "more per further trial, MiB": f"{slope:.3f}",
         "killed after, s": f"{until:.0f}",

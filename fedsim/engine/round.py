@@ -93,6 +93,7 @@ class Federation:
         self._comparable, self._resumes, self._wall_s = True, 0, 0.0
         self._told: tuple[bool, int] | None = None
         self._told_at_s = 0.0
+        self._commit_s: float | None = None
         self._started = time.perf_counter()
 
     @property
@@ -270,6 +271,7 @@ class Federation:
             self.record.beside(name, self._on_stored(model), self.round, self.finished)
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
+        row["commit_s"] = self._commit_s
         self.sink.append("rounds", [row])
         self._update_run()
         self.sink.commit()
@@ -285,6 +287,7 @@ class Federation:
             "wall_s": self._wall(),
         }
         self.checkpoints.save(self.round, snapshot)
+        self._commit_s = clock.lap()
         return row | {"num_rounds": self.num_rounds}
 
     def _update_run(self) -> None:

@@ -92,7 +92,7 @@ _ROUNDS = Table(
         measured("distill_s", "float64", "Server-side distillation", "s"),
         measured("eval_s", "float64", "Evaluation", "s"),
         measured("commit_s", "float64", "Tables and checkpoint of the round before", "s"),
-        measured("round_s", "float64", "Whole round", "s"),
+        measured("round_s", "float64", "Whole round, but for `commit_s`", "s"),
         measured("peak_memory_bytes", "int64", "Largest device memory of the round", "bytes"),
         measured("time", "timestamp", "When the round ended", "UTC"),
     ),

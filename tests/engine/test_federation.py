@@ -327,6 +327,12 @@ def test_client_states_survive_rounds_and_resumption(toy: Toy, tmp_path: Path):
 # --- what is written down ------------------------------------------------------------------------
 
 
+def test_a_round_says_how_long_the_commit_before_it_took(features: Path, tmp_path: Path):
+    rounds = fedsim.load(run(experiment(features), tmp_path)).rounds.sort_values("round")
+    assert rounds["commit_s"].isna().tolist() == [True] + [False] * (len(rounds) - 1)
+    assert (rounds["commit_s"][1:] > 0).all()
+
+
 def test_partial_participation(features: Path, tmp_path: Path):
     config = experiment(features, train__participation=0.34, train__rounds=5)
     run(config, tmp_path)
