@@ -131,6 +131,26 @@ def report(
         draw(clean, note, readme.with_name("peers.png"))
 
 
+@app.command()
+def profile(
+    workload: Annotated[str, typer.Argument(help="Its name.")],
+    out: Out = Path("runs/peers"),
+    tiny: Annotated[bool, typer.Option(help="A small one: to try it, not to measure.")] = False,
+) -> None:
+    """Where fedsim's clients spend a round: one thread of this process, without Ray."""
+    from benchmarks.peers.breakdown import breakdown
+    from benchmarks.peers.workloads import write
+
+    [spec] = _chosen(workload, SPECS, "workload")
+    folder = (out / "profiled").absolute()
+    os.environ["FEDSIM_CACHE"] = str(folder / "prepared")
+    study = write(spec.tiny() if tiny else spec, folder) / "study.yaml"
+    seconds, table = breakdown(study)
+    console = Console()
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{workload}: a round's clients take {seconds:.2f} s of one core")
+
+
 def _chosen(given: str, known: dict[str, Any], what: str) -> list[Any]:
     names = [name.strip() for name in given.split(",")] if given else list(known)
     wrong = [name for name in names if name not in known]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.peers import parity, rows, run_loop, stopwatch, summary
+from benchmarks.peers.breakdown import breakdown
 from benchmarks.peers.networks import CacheHead, Cnn
 from benchmarks.peers.plot import draw
 from benchmarks.peers.runners import ROOT
@@ -54,6 +55,14 @@ def test_fedsim_takes_the_steps_that_are_written_for_the_peers(name: str, tmp_pa
     found = final_of_fedsim(work, tmp_path / "run")
     start = dict(np.load(work / "start.npz"))
     parity.check({k: found[k] for k in wanted}, wanted, start, SPECS[name].tolerance)
+
+
+def test_a_round_is_broken_down_into_operations(tmp_path: Path):
+    work = write(SPECS["w2b_sgd"].tiny(), tmp_path)
+    seconds, table = breakdown(work / "study.yaml", repeats=1, rows=3)
+    assert seconds > 0
+    assert "aten::" in table
+    assert "Self CPU time total" in table
 
 
 @pytest.mark.parametrize("name", ["w1", "w2b", "w2b_sgd5"])
