@@ -62,9 +62,9 @@ def train_keys(
     own, steps = _own_rows(batches)
     f = batches.prepare(batches.inputs[own.to(batches.inputs.device)].to(device))
     fixed, start, gram = known(f), f @ keys.mT, f @ f.mT
-    coefficients, velocity = torch.zeros_like(start), None
-    if train.momentum or train.weight_decay or train.proximal_mu:
-        velocity = torch.zeros_like(start)
+    decay = train.weight_decay + train.proximal_mu
+    coefficients = torch.zeros_like(start)
+    velocity = torch.zeros_like(start) if train.momentum or decay else None
     share = torch.ones(len(f), 1, 1, device=device)
     share_velocity = torch.zeros_like(share)
     loss, readout = LabelLoss(batches), _readout(values)
@@ -86,16 +86,16 @@ def train_keys(
             _add_rows(coefficients, at, slope.mul_(-lr))
             continue
         velocity.mul_(train.momentum)
-        velocity.add_(coefficients, alpha=train.weight_decay + train.proximal_mu)
+        if decay:
+            velocity.add_(coefficients, alpha=decay)
         _add_rows(velocity, at, slope)
         coefficients.addcmul_(lr, velocity, value=-1)
         pull = train.weight_decay * share + train.proximal_mu * (share - 1)
         share_velocity = train.momentum * share_velocity + pull
         share = share - lr * share_velocity
     change = Product(coefficients, f, gram)
-    if train.weight_decay or train.proximal_mu:
-        pulled = change.formed() + (share - 1) * keys
-        return Update({"keys": pulled}, batches.num_samples)
+    if decay:
+        return Update({"keys": change.formed() + (share - 1) * keys}, batches.num_samples)
     return Update({}, batches.num_samples, products={"keys": change})
 
 
@@ -137,20 +137,14 @@ def _readout(values: Tensor) -> _ByProduct:
     return _ByProduct(values)
 
 
-def _flat(places: Tensor, size: int) -> Tensor:
-    """Places `(C, B)` in rows of `(C, size, m)`, as places in `(C * size, m)`."""
-    return (places + size * torch.arange(len(places), device=places.device)[:, None]).flatten()
+def _taken(rows: Tensor, at: Tensor) -> Tensor:
+    """Rows `(C, B, m)` of `(C, n, m)`, copied; places `(C, B)` are counted over all clients."""
+    return rows.flatten(0, 1).index_select(0, at.flatten()).view(*at.shape, -1)
 
 
-def _taken(rows: Tensor, places: Tensor) -> Tensor:
-    """A copy of the rows `(C, n, m)` at `(C, B)`: `(C, B, m)`."""
-    taken = rows.flatten(0, 1).index_select(0, _flat(places, rows.shape[1]))
-    return taken.view(*places.shape, -1)
-
-
-def _add_rows(rows: Tensor, places: Tensor, more: Tensor) -> None:
-    """Add `(C, B, m)` to the rows `(C, n, m)` at `(C, B)`."""
-    rows.flatten(0, 1).index_add_(0, _flat(places, rows.shape[1]), more.flatten(0, 1))
+def _add_rows(rows: Tensor, at: Tensor, more: Tensor) -> None:
+    """Add `(C, B, m)` to the rows that `_taken` would take."""
+    rows.flatten(0, 1).index_add_(0, at.flatten(), more.flatten(0, 1))
 
 
 def _own_rows(batches: Batches) -> tuple[Tensor, list[tuple[Tensor, int]]]:
@@ -158,7 +152,8 @@ def _own_rows(batches: Batches) -> tuple[Tensor, list[tuple[Tensor, int]]]:
 
     Returns:
         `(C, n)` int64 rows into `inputs`, padded with a row of the client; per step, `(C, B)`
-        places in them, 0 for padding, and how many places earlier steps have been to.
+        places in them, counted over all clients, a client's first for padding, and how many of a
+        client's places earlier steps have been to at most.
     """
     steps = [(rows.numpy(), mask.numpy()) for rows, mask in batches.steps]
     own, ranks = [], []
@@ -172,11 +167,11 @@ def _own_rows(batches: Batches) -> tuple[Tensor, list[tuple[Tensor, int]]]:
     padded = [
         np.resize(o, size) if len(o) else steps[0][0][c][:1].repeat(size) for c, o in enumerate(own)
     ]
-    found, seen = [], 0
+    first_of, found, seen = size * np.arange(len(own))[:, None], [], 0
     for rows, mask in steps:
         places = np.zeros(rows.shape, dtype=np.int64)
         for c, (sorted_rows, rank) in enumerate(ranks):
             places[c, mask[c]] = rank[np.searchsorted(sorted_rows, rows[c, mask[c]])]
-        found.append((torch.from_numpy(places), seen))
+        found.append((torch.from_numpy(first_of + places), seen))
         seen = max(seen, int(places.max()) + 1)
     return torch.from_numpy(np.stack(padded)), found
