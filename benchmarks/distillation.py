@@ -24,16 +24,16 @@ from rich.progress import track
 from rich.table import Table
 from torch.profiler import profile
 
+from fedsim.cli.display import output
 from fedsim.config import Experiment
-from fedsim.distill.latents import image_priors
-from fedsim.distill.sets import Source, Work, distil
-from fedsim.engine.machine import describe_machine
+from fedsim.config.study import load_study
+from fedsim.distill.client_sets import Source, Work, distil
+from fedsim.distill.priors.load import image_priors
 from fedsim.methods import METHODS
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params
-from fedsim.progress import output
+from fedsim.process import describe_machine
 from fedsim.seeding import torch_rng
-from fedsim.study import load_study
 
 STUDY = Path(__file__).parents[1] / "experiments" / "feddgm_mnist" / "feddgm_mnist.yaml"
 

@@ -20,12 +20,11 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from fedsim.architecture import ClassifierConfig
-from fedsim.engine.heap import keep_freed_memory
-from fedsim.engine.machine import describe_machine
+from fedsim.cli.display import output
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.models.cache import cache_logits
 from fedsim.models.classifiers import Classifier
-from fedsim.progress import output
+from fedsim.process import describe_machine, keep_freed_memory
 
 _WARM, _TIMES = 5, 40
 

@@ -29,8 +29,8 @@ from rich.progress import track
 from rich.table import Table
 
 import fedsim
-from fedsim.engine.machine import describe_machine
-from fedsim.progress import output
+from fedsim.cli.display import output
+from fedsim.process import describe_machine
 
 HERE = Path(__file__).parent
 SAMPLES, CLASSES, DIM = 20_000, 10, 64

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fedsim
 from benchmarks.peers.gauge import MARK, Gauge
-from fedsim.engine.machine import describe_machine
-from fedsim.progress import output
+from fedsim.cli.display import output
+from fedsim.process import describe_machine
 
 STUDY = Path(__file__).with_suffix(".yaml")
 _EVERY_S, _LEAVE_S = 1.0, 20.0

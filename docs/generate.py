@@ -20,9 +20,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
-from fedsim.results.schema import schema_markdown
-from fedsim.sections import Section
-from fedsim.study import EarlyStopping, Study, TuneConfig
+from fedsim.config.sections import Section
+from fedsim.config.study import EarlyStopping, Study, TuneConfig
+from fedsim.results.tables.schema import schema_markdown
 
 DOCS = Path(__file__).parent
 
@@ -196,7 +196,7 @@ class Parameter(NamedTuple):
 
 def commands() -> dict[str, tuple[str, list[Parameter]]]:
     """The command line's commands: name -> help and parameters."""
-    from fedsim.cli import app
+    from fedsim.cli.app import app
 
     found = {}
     for command in app.registered_commands:
@@ -222,7 +222,7 @@ def _parameter(hint: Any, parameter: inspect.Parameter) -> Parameter:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    from fedsim.cli import app
+    from fedsim.cli.app import app
 
     lines = [
         "# Commands",

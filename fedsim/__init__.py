@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.errors import FedsimError
-    from fedsim.results.tables import load
+    from fedsim.results.tables.reader import load
 
 __all__ = ["FedsimError", "__version__", "load"]
 
-_HOMES = {"FedsimError": "fedsim.errors", "load": "fedsim.results.tables"}
+_HOMES = {"FedsimError": "fedsim.errors", "load": "fedsim.results.tables.reader"}
 
 
 def __getattr__(name: str) -> Any:

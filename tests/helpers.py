@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from fedsim.config import Experiment
+from fedsim.config.sections import TrainConfig
+from fedsim.config.study import parse_study
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool
@@ -18,9 +20,7 @@ from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
 from fedsim.methods import METHODS
 from fedsim.methods.base import Batches, Labelled, Task
-from fedsim.results.writer import TableWriter
-from fedsim.sections import TrainConfig
-from fedsim.study import parse_study
+from fedsim.results.tables.writer import TableWriter
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from fedsim.config import Experiment
+from fedsim.config.sections import Scheme, Section
+from fedsim.config.study import load_study, parse_study
 from fedsim.methods import METHODS
-from fedsim.sections import Scheme, Section
-from fedsim.study import load_study, parse_study
 from tests.conftest import ROOT
 from tests.docs.blocks import RUN, SHOWN, TAKES_SETTINGS, Block, blocks, pages
 

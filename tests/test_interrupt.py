@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsim import interrupt
-from fedsim.launch import launch
+from fedsim.driver.launch import launch
 from tests.helpers import experiment
 
 

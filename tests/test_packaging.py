@@ -65,7 +65,7 @@ def test_python_dash_m_is_the_command():
         [sys.executable, "-m", "fedsim", "--help"], capture_output=True, text=True, check=True
     ).stdout
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="fedsim")
-    assert command.value == "fedsim.cli:main"
+    assert command.value == "fedsim.cli.app:main"
     assert "sweep" in help_text
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fedsim
 from fedsim import seeding
 from fedsim.config import Experiment
-from fedsim.data.configured import split_clients
+from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import make_batches, make_groups
 from fedsim.engine.schedule import sample_cohort
 from fedsim.seeding import derive, numpy_rng, torch_rng

@@ -170,7 +170,7 @@ def _digest(work: Path) -> str:
 
 
 def _machine() -> tuple[object, ...]:
-    from fedsim.engine.machine import describe_machine
+    from fedsim.process import describe_machine
 
     about = describe_machine()
     names = ("cpu_name", "num_cpus", "python_version", "torch_version")
@@ -206,7 +206,7 @@ def _line(row: rows.Row) -> str:
 
 def _note(clean: list[rows.Row]) -> str:
     """Versions, hardware and date."""
-    from fedsim.engine.machine import describe_machine
+    from fedsim.process import describe_machine
 
     about = describe_machine()
     mine: dict[str, str] = {}

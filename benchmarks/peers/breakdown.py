@@ -10,14 +10,14 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
+from fedsim.config.study import load_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool
 from fedsim.engine.round import Federation
 from fedsim.methods import METHODS
 from fedsim.params import Params
-from fedsim.results.writer import TableWriter
-from fedsim.study import load_study
+from fedsim.results.tables.writer import TableWriter
 
 
 def breakdown(study: Path, repeats: int = 5, rows: int = 10) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.noop import Idle
 from benchmarks.peers.networks import Cnn
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.methods.fedavg import FedAvg
 from fedsim.models.classifiers import Classifier
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.peers.stopwatch import Stopwatch
 from fedsim.config import Experiment
-from fedsim.launch import check_data, launch, study_lock
+from fedsim.config.study import load_study
+from fedsim.driver.launch import check_data, launch, study_lock
 from fedsim.methods import METHODS
-from fedsim.study import load_study
 
 
 def main(work: str, out: str, backend: str = "ray") -> None:

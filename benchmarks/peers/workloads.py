@@ -28,14 +28,14 @@ import yaml
 from benchmarks.peers import data
 from benchmarks.peers.specs import Spec
 from fedsim.config import Experiment
-from fedsim.data.configured import ClientSplit, split_clients
+from fedsim.config.study import load_study
+from fedsim.data.from_config import ClientSplit, split_clients
 from fedsim.engine.batching import Group, make_batches
-from fedsim.engine.prepare import TaskData, prepare
 from fedsim.engine.schedule import sample_cohort
-from fedsim.engine.task import as_tensor, make_task
+from fedsim.inputs.prepare import TaskData, prepare
+from fedsim.inputs.task import as_tensor, make_task
 from fedsim.methods import METHODS, build_method, method_class
 from fedsim.seeding import torch_rng
-from fedsim.study import load_study
 
 METHOD_FILE = Path(__file__).with_name("methods.py")
 RATIO, SHARPNESS = 1.0, 5.5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsim.engine.task import settle_process
+from fedsim.process import settle_process
 
 
 @pytest.fixture(autouse=True, scope="session")

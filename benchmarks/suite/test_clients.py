@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
+from fedsim.config.sections import TrainConfig
 from fedsim.engine.batching import Group, make_batches
 from fedsim.methods.base import Batches
-from fedsim.methods.dual import train_keys
+from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import cache_logits
 from fedsim.models.classifiers import Classifier
-from fedsim.models.images import to_unit_range
-from fedsim.sections import TrainConfig
+from fedsim.models.image_arrays import to_unit_range
 
 CLASSES, SHOTS, DIM, SHARPNESS = 100, 16, 1024, 5.0
 IMAGE = (1, 28, 28)

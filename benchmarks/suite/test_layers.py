@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.config.sections import TrainConfig
 from fedsim.data import make_partition
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientStates
 from fedsim.engine.schedule import assign, sample_cohort
 from fedsim.params import ExactSum, norms
-from fedsim.results.writer import TableWriter
-from fedsim.sections import TrainConfig
+from fedsim.results.tables.writer import TableWriter
 
 UPDATES = {
     "network of 80,000": (10, 80_000),

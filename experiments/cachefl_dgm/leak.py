@@ -27,14 +27,14 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
+from fedsim.config.study import load_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool
 from fedsim.engine.round import Federation
 from fedsim.methods import METHODS
 from fedsim.methods.cachefl_dgm import held_classes
-from fedsim.results.significance import mean_interval
-from fedsim.results.writer import TableWriter
-from fedsim.study import load_study
+from fedsim.results.analysis.significance import mean_interval
+from fedsim.results.tables.writer import TableWriter
 
 METHOD, SEEDS, ROUNDS = "cachefl_dgm", range(10), (1, 10)
 

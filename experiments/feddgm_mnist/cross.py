@@ -21,20 +21,21 @@ import torch
 from rich.progress import track
 
 import fedsim
-from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
-from fedsim.data.configured import split_clients
+from fedsim.config.classifier import ClassifierConfig
+from fedsim.config.study import load_study
+from fedsim.data.from_config import split_clients
 from fedsim.engine.evaluate import predict
-from fedsim.engine.prepare import prepare
-from fedsim.engine.task import as_tensor, settle_process
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.task import as_tensor
 from fedsim.methods import METHODS, method_class
 from fedsim.methods.base import Labelled
-from fedsim.methods.server_training import ServerTraining, Training, train_on_images
+from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
 from fedsim.models.classifiers import Classifier
-from fedsim.models.images import to_unit_range
-from fedsim.results.significance import mean_interval
+from fedsim.models.image_arrays import to_unit_range
+from fedsim.process import settle_process
+from fedsim.results.analysis.significance import mean_interval
 from fedsim.seeding import numpy_rng, torch_rng
-from fedsim.study import load_study
 
 SETS = ("prior_only", "feddgm", "feddgm_gradient", "feddgm_averaged", "feddm", "real")
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -18,8 +18,8 @@ from fedsim.config import Experiment
 if TYPE_CHECKING:
     import numpy as np
 
-    from fedsim.engine.draw import Drawer, Job, Recipe
     from fedsim.engine.host import ClientHost, Done, Work
+    from fedsim.inputs.draw_images import Drawer, Job, Recipe
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,7 +72,7 @@ class ClientActor:
         """Train the groups of `work`; the host is rebuilt only when the experiment changes."""
         from fedsim.cluster.transport import pack, unpack
         from fedsim.engine.host import ClientHost
-        from fedsim.engine.task import as_tensor
+        from fedsim.inputs.task import as_tensor
 
         if self._host is None or config != self._config:
             config.enter()
@@ -84,8 +84,8 @@ class ClientActor:
 
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""
-        from fedsim.engine.draw import Drawer
-        from fedsim.engine.task import settle_process
+        from fedsim.inputs.draw_images import Drawer
+        from fedsim.process import settle_process
 
         if self._drawer is None:
             config.enter()
@@ -95,7 +95,7 @@ class ClientActor:
 
     def call(self, config: Experiment, function: Callable[[T], R], item: T) -> R:
         """Server-side work of a round, on this actor's share of the machine."""
-        from fedsim.engine.task import settle_process
+        from fedsim.process import settle_process
 
         config.enter()
         settle_process(config.engine.threads)

@@ -18,7 +18,7 @@ from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.session import nodes
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
-from fedsim.storage import local_folder
+from fedsim.storage.remote import local_folder
 
 if TYPE_CHECKING:
     from fedsim.engine.round import Federation
@@ -59,12 +59,12 @@ class Coordinator:
         self._federation: Federation | None = None
 
     def check(self, config: Experiment) -> None:
-        """What `fedsim.cluster.preflight` does, where no images are encoded.
+        """What `fedsim.cluster.remote_preflight` does, where no images are encoded.
 
         One process less loads torch: at start that is seconds, and memory.
         """
-        from fedsim.engine.heap import give_freed_memory_back
-        from fedsim.engine.preflight import preflight
+        from fedsim.inputs.preflight import preflight
+        from fedsim.process import give_freed_memory_back
 
         config.enter()
         preflight([config], self.device)
@@ -80,7 +80,7 @@ class Coordinator:
         """
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
-        from fedsim.results.writer import TableWriter
+        from fedsim.results.tables.writer import TableWriter
 
         config.enter()
         self.pool.config = config

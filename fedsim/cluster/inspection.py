@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from fedsim.storage import cache_folder
+from fedsim.storage.remote import cache_folder
 
 
 @dataclass(frozen=True)

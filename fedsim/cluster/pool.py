@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fedsim.engine.batching import Group
-    from fedsim.engine.draw import Job, Recipe
     from fedsim.engine.host import Done, Work
     from fedsim.engine.schedule import Paces
+    from fedsim.inputs.draw_images import Job, Recipe
     from fedsim.params import Params
 
 _MORE_LOSSES = 3

@@ -21,12 +21,12 @@ from ray.util.placement_group import get_current_placement_group
 
 from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.run import mark_ended
 from fedsim.cluster.session import Stop, beside_driver
+from fedsim.cluster.single_run import mark_ended
 from fedsim.config import Experiment
+from fedsim.config.study import EarlyStopping
 from fedsim.errors import FedsimError
-from fedsim.storage import url_of
-from fedsim.study import EarlyStopping
+from fedsim.storage.remote import url_of
 
 from ray import tune  # isort: skip
 from ray.tune import Callback  # isort: skip
@@ -192,7 +192,7 @@ def sweep_on_ray(
     Args:
         experiments: What is still to be run.
         placement: What one run may hold.
-        study_dir: As for `fedsim.cluster.run.run_on_ray`.
+        study_dir: As for `fedsim.cluster.single_run.run_on_ray`.
         stop: Looked at while waiting.
         watch: Called after every committed round and for every failure.
         command: What the user typed, for the tables.

@@ -2,9 +2,9 @@
 
 from fedsim.data.datasets import Dataset, Split, load_dataset
 from fedsim.data.images import ImagePaths
-from fedsim.data.partition import PARTITIONS, Partition, make_partition
+from fedsim.data.partition.heterogeneity import PartitionStatistics
+from fedsim.data.partition.make import PARTITIONS, Partition, make_partition
 from fedsim.data.splits import holdout
-from fedsim.data.statistics import PartitionStatistics
 
 __all__ = [
     "PARTITIONS",

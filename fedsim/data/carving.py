@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.data.checks import Rows, Table
 from fedsim.data.containers import fingerprint
-from fedsim.data.source import Source
+from fedsim.data.readers.source import Source
 from fedsim.data.splits import carve, take_per_group
 from fedsim.errors import ConfigError, DataError, did_you_mean
 from fedsim.seeding import derive

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.images import ImagePaths, channels_last, check_finite, to_uint8
-from fedsim.data.source import Part, Source
+from fedsim.data.readers.source import Part, Source
 from fedsim.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["Rows", "Table", "tabulate"]

@@ -20,11 +20,11 @@ from fedsim.data.carving import (
 )
 from fedsim.data.checks import Rows, tabulate
 from fedsim.data.containers import DEFAULT_TEMPLATES, Dataset, Split, fingerprint
-from fedsim.data.coop import COOP_SETS, is_coop, read_coop
-from fedsim.data.folders import read_folder
-from fedsim.data.huggingface import read_huggingface
-from fedsim.data.npz import read_npz
-from fedsim.data.source import SPLITS, Columns, Part, Source, missing_path
+from fedsim.data.readers.coop import COOP_SETS, is_coop, read_coop
+from fedsim.data.readers.folders import read_folder
+from fedsim.data.readers.huggingface import read_huggingface
+from fedsim.data.readers.npz import read_npz
+from fedsim.data.readers.source import SPLITS, Columns, Part, Source, missing_path
 from fedsim.data.splits import carve, proportional_quota, take_per_group
 from fedsim.errors import ConfigError, DataError, did_you_mean
 from fedsim.seeding import derive
@@ -59,9 +59,10 @@ def load_dataset(
 
     Args:
         name: `digits` (1,797 images of 8x8, built in); one of the eleven sets of
-            `fedsim.data.coop`, such as `caltech101`; the path of a `.npz` file (keys: see
-            `fedsim.data.npz`) or of a folder of images (layouts: see `fedsim.data.folders`);
-            `hf:NAME` or `hf:NAME:CONFIG`. With `path`, any other name.
+            `fedsim.data.readers.coop`, such as `caltech101`; the path of a `.npz` file (keys: see
+            `fedsim.data.readers.npz`) or of a folder of images (layouts: see
+            `fedsim.data.readers.folders`); `hf:NAME` or `hf:NAME:CONFIG`. With `path`, any other
+            name.
         path: Where the data is, when `name` is not that; for `hf:`, a copy on disk. A `.npz` file
             is read as one whatever the name.
         classnames: Names in label order, instead of those in the data.

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedsim.config.sections import NoiseConfig
 from fedsim.errors import ConfigError
-from fedsim.sections import NoiseConfig
 from fedsim.seeding import numpy_rng
 
 __all__ = ["num_wrong", "observed_labels", "spoil_features", "spoil_images", "spoilt_clients"]

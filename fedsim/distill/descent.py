@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from fedsim.distill.latents import PIXELS, Prior
-from fedsim.distillation import DistillConfig
+from fedsim.config.distill import DistillConfig
+from fedsim.distill.priors.load import PIXELS, Prior
 from fedsim.params import Params
 
 MOMENTUM = 0.5

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fedsim.distill.keys import CacheModel, KeyStudent
+from fedsim.config.distill import DistillConfig
+from fedsim.distill.dual_keys import CacheModel, KeyStudent
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
     DISTANCES,
@@ -18,7 +19,6 @@ from fedsim.distill.trajectory import (
     squared_distance,
     train_student,
 )
-from fedsim.distillation import DistillConfig
 
 
 class Student(Protocol):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config.sections import TrainConfig
 from fedsim.methods.base import Batches
-from fedsim.sections import TrainConfig
 from fedsim.seeding import numpy_rng
 
 GHOST = -1

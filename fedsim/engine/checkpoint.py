@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from fedsim.errors import CheckpointError
-from fedsim.storage import Copy
-from fedsim.whole_file import drafts_of, whole_file
+from fedsim.storage.atomic import drafts_of, whole_file
+from fedsim.storage.remote import Copy
 
 _KEPT = 2
 _FORMAT = 2

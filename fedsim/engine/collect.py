@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedsim.config.sections import FailuresConfig
 from fedsim.engine.batching import Group
-from fedsim.engine.draw import Job, Recipe
 from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
+from fedsim.inputs.draw_images import Job, Recipe
 from fedsim.methods.base import Received, State, Update
 from fedsim.params import ExactSum, Params
-from fedsim.sections import FailuresConfig
 
 Tell = Callable[..., None]
 """`tell(kind, message, client_id=None, node=None)` writes an event."""
@@ -32,7 +32,7 @@ class ClientPool(Protocol):
         """Train all groups of `work`; partial results in any order."""
 
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
-        """Draw images of a synthetic set before the first round (`fedsim.engine.draw.Draw`)."""
+        """Draw images of a synthetic set before round 1 (`fedsim.inputs.draw_images.Draw`)."""
 
     def take_events(self) -> list[tuple[str, str]]:
         """What happened to the pool since last asked, as (kind, message)."""

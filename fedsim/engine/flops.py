@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsim.data.store import shared_arrays
 from fedsim.methods.base import Batches, Method, State
 from fedsim.params import Params
 from fedsim.seeding import torch_rng
+from fedsim.storage.array_cache import shared_arrays
 
 _FORMAT = 1
 """Raised whenever counting changes; older figures are then not found."""

@@ -18,16 +18,16 @@ import torch
 
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches, num_steps
+from fedsim.engine.compression import RESIDUAL, compress
 from fedsim.engine.flops import FlopCounter
-from fedsim.engine.memory import peak_memory, reset_peak_memory
-from fedsim.engine.prepare import prepare
-from fedsim.engine.server import SHARE, weigh_by_class
-from fedsim.engine.task import as_tensor, make_task, settle_process
-from fedsim.engine.wire import RESIDUAL, compress
+from fedsim.engine.server_step import SHARE, weigh_by_class
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.task import as_tensor, make_task
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Batches, Method, State, Update
 from fedsim.methods.training import cross_entropy
 from fedsim.params import ExactSum, Params, add, norms, num_bytes, stack, to_device, unstack
+from fedsim.process import peak_memory, reset_peak_memory, settle_process
 from fedsim.seeding import torch_rng
 
 

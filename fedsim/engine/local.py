@@ -10,10 +10,10 @@ import numpy as np
 
 from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
-from fedsim.engine.draw import Drawer, Job, Recipe
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.recorder import Sink
 from fedsim.engine.round import Federation
+from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.params import Params
 
 Watch = Callable[[dict[str, Any]], None]

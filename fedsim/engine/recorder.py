@@ -11,23 +11,23 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.configured import ClientSplit
+from fedsim.data.from_config import ClientSplit
 from fedsim.data.noise import num_wrong
-from fedsim.data.partition import Partition
+from fedsim.data.partition.make import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
-from fedsim.engine.machine import describe_machine
-from fedsim.engine.prepare import TaskData
-from fedsim.engine.quality import RoundQuality, nearest_real, quality_rows
-from fedsim.engine.task import as_tensor
 from fedsim.errors import ConfigError
+from fedsim.inputs.measured_sets import RoundQuality, nearest_real, quality_rows
+from fedsim.inputs.prepare import TaskData
+from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Made, Method, Predictor, Task
+from fedsim.process import describe_machine
 
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Rows one by one, or columns of equal length."""
 
 
 class Sink(Protocol):
-    """Where rows go; `fedsim.results.writer.TableWriter` is one."""
+    """Where rows go; `fedsim.results.tables.writer.TableWriter` is one."""
 
     def append(self, table: str, rows: Rows) -> None:
         """Add rows to a table, to be written at the next commit."""

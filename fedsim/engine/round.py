@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.configured import split_clients
+from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientStates
 from fedsim.engine.collect import ClientPool, Collected, collect
-from fedsim.engine.prepare import prepare
 from fedsim.engine.recorder import Recorder, Sink, about_run, now
 from fedsim.engine.schedule import sample_cohort
-from fedsim.engine.server import Moments, divide_by_class, server_step
-from fedsim.engine.task import make_task, settle_process
+from fedsim.engine.server_step import Moments, divide_by_class, server_step
 from fedsim.errors import CheckpointError
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.task import make_task
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Executor, Predictor, Received, State
 from fedsim.params import Params, norms, num_bytes, to_device
+from fedsim.process import settle_process
 from fedsim.seeding import torch_rng
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsim.config.problems import messages
 from fedsim.errors import ConfigError, did_you_mean
-from fedsim.messages import messages
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,8 +32,8 @@ METHODS: dict[str, str] = {
     "stat_cache": "fedsim.methods.stat_cache:StatCache",
     "tip_adapter": "fedsim.methods.tip_adapter:TipAdapter",
     "local_only": "fedsim.methods.local_only:LocalOnly",
-    "centralised_head": "fedsim.methods.centralised_head:CentralisedHead",
-    "centralised_cache": "fedsim.methods.centralised_cache:CentralisedCache",
+    "centralised_head": "fedsim.methods.ceilings:CentralisedHead",
+    "centralised_cache": "fedsim.methods.ceilings:CentralisedCache",
     "fedprox_head": "fedsim.methods.fedprox_head:FedProxHead",
     "promptfl": "fedsim.methods.promptfl:PromptFL",
     "lora": "fedsim.methods.lora:LoRA",
@@ -50,7 +50,7 @@ METHODS: dict[str, str] = {
     "fedavg_from_synthetic": "fedsim.methods.fedavg_from_synthetic:FedAvgFromSynthetic",
     "synthetic_only_classifier": "fedsim.methods.synthetic_only_classifier:SyntheticOnlyClassifier",
     "local_only_classifier": "fedsim.methods.local_only_classifier:LocalOnlyClassifier",
-    "centralised_classifier": "fedsim.methods.centralised_classifier:CentralisedClassifier",
+    "centralised_classifier": "fedsim.methods.ceilings:CentralisedClassifier",
     "feddgm": "fedsim.methods.feddgm:FedDGM",
     "feddm": "fedsim.methods.feddm:FedDM",
     "feddm_sums": "fedsim.methods.feddm_sums:FedDMSums",

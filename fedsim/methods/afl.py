@@ -28,7 +28,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import require_text
-from fedsim.methods.statistics import (
+from fedsim.methods.shared.statistics import (
     normal_equations,
     one_hot,
     plain_sums,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedsim.sections import TrainConfig
+from fedsim.config.sections import TrainConfig
 
 _CPU = torch.device("cpu")
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.dual import train_keys
+from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import cache_logits, text_logits
 from fedsim.params import Params, add
@@ -103,7 +103,7 @@ class CacheFL(Method):
         return linear + 2 * dim * pairs + 2 * num_keys * later
 
     def _train_keys(self, message: Params, batches: Batches) -> Update:
-        """The same on cosines (`fedsim.methods.dual`)."""
+        """The same on cosines (`fedsim.methods.shared.dual`)."""
         cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
         return train_keys(
             message["keys"],

@@ -38,19 +38,19 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.distill.features import EncodedImages, encoded_priors, feature_priors
-from fedsim.distill.keys import CacheModel
-from fedsim.distill.latents import LoadPrior
-from fedsim.distill.sets import Source, SyntheticSet, Work, distil
+from fedsim.config.sections import TrainConfig
+from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.dual_keys import CacheModel
+from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
+from fedsim.distill.priors.load import LoadPrior
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.feddgm import client_set
-from fedsim.methods.synthetic_sets import told
+from fedsim.methods.shared.synthetic_sets import told
 from fedsim.methods.training import Optimizer
-from fedsim.models.images import from_unit_range
+from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, to_device
-from fedsim.sections import TrainConfig
 
 AVERAGE = -1
 """Stands for a client where the average move is distilled."""

@@ -21,15 +21,15 @@ import torch
 from pydantic import Field
 
 from fedsim.config import Experiment
-from fedsim.distill.latents import LoadPrior, image_priors
-from fedsim.distill.sets import Source, Work, distil
+from fedsim.distill.client_sets import Source, Work, distil
+from fedsim.distill.priors.load import LoadPrior, image_priors
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.feddgm import client_set
-from fedsim.methods.server_training import ServerTraining, Training, train_on_images
-from fedsim.methods.synthetic_sets import told
-from fedsim.models.images import from_unit_range
+from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
+from fedsim.methods.shared.synthetic_sets import told
+from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, add, to_device
 
 

@@ -28,14 +28,14 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
-from fedsim.distill.latents import LoadPrior, image_priors
-from fedsim.distill.sets import Source, SyntheticSet, Work, distil
+from fedsim.config.classifier import ClassifierConfig
+from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.priors.load import LoadPrior, image_priors
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
-from fedsim.methods.client_paths import read_paths, train_paths
-from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.shared.client_paths import read_paths, train_paths
+from fedsim.methods.shared.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
 from fedsim.methods.training import train_centrally
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, add, norms, to_device, unstack

@@ -25,11 +25,11 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
-from fedsim.distill.means import Probe, perturbed
+from fedsim.distill.shared_set import Probe, perturbed
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
-from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
-from fedsim.models.images import from_unit_range, to_unit_range
+from fedsim.methods.shared.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.models.image_arrays import from_unit_range, to_unit_range
 from fedsim.params import Params
 
 IMAGES, LABELS = "images", "labels"

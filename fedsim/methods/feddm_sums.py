@@ -6,7 +6,7 @@
     client k:    s_krc = sum of h(A_r(x); w_r) over its images x of class c,  n_kc = how many
     server:      mu_rc = sum_k s_krc / sum_k n_kc                      (sums over clients alone)
                  D <- images on which the class means of every probe so far come to mu_rc
-                                                                       (`fedsim.distill.means`)
+                                                                       (`fedsim.distill.shared_set`)
                  w, and larger networks, are trained on D, from where they were
 
 FedDM's clients distil their own data against network after network and send the images. The real
@@ -28,11 +28,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from fedsim.distill.latents import LoadPrior, image_priors
-from fedsim.distill.means import Means, MeansWork, Probing, match_means
+from fedsim.distill.priors.load import LoadPrior, image_priors
+from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
-from fedsim.methods.statistics import one_hot, plain_sums, totals
-from fedsim.methods.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
+from fedsim.methods.shared.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
 from fedsim.params import Params, to_device
 
 ROUND = "rounds done"

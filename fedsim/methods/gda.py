@@ -24,7 +24,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import require_text
-from fedsim.methods.statistics import (
+from fedsim.methods.shared.statistics import (
     discriminant,
     normal_equations,
     one_hot,

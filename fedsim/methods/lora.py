@@ -30,7 +30,7 @@ from fedsim.methods.cachefl import require_text
 from fedsim.methods.fedavg_finetune import TEXT
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
-from fedsim.models.lora import lora_tower
+from fedsim.models.lora_tower import lora_tower
 from fedsim.params import Params, add
 
 
@@ -43,7 +43,8 @@ class LoRAOptions(BaseModel, extra="forbid"):
     alpha: float = Field(8.0, gt=0)
     """The products are scaled by `alpha / rank`."""
     target_modules: list[str] | None = Field(None, min_length=1)
-    """Layers by the end of their names, such as `q_proj`; by default see `fedsim.models.lora`."""
+    """Layers by the end of their names, such as `q_proj`; default: see
+    `fedsim.models.lora_tower`."""
 
 
 class LoRA(Method):

@@ -48,8 +48,8 @@ from fedsim.methods.base import (
     Update,
 )
 from fedsim.methods.cachefl import CacheFL, initial_keys, require_text
-from fedsim.methods.dual import train_keys
-from fedsim.methods.statistics import (
+from fedsim.methods.shared.dual import train_keys
+from fedsim.methods.shared.statistics import (
     class_gaussians,
     discriminant,
     normal_equations,

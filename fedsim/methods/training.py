@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from fedsim.config.sections import TrainConfig
 from fedsim.methods.base import Batch, Batches, Labelled
 from fedsim.params import Params, stack, subtract
-from fedsim.sections import TrainConfig
 
 Logits = Callable[[Params, Tensor], Tensor]
 """Stacked params and inputs `(C, B, ...)` -> logits `(C, B, num_classes)`."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.errors import ConfigError
 from fedsim.models.folded import foldable, folded, pools
 from fedsim.models.networks import Shape, build_body, flat_length
@@ -33,7 +33,7 @@ _SMALLEST = 4
 
 
 class Classifier:
-    """A network as functions of its weights; inputs are in [-1, 1] (`fedsim.models.images`).
+    """A network as functions of its weights; inputs are in [-1, 1] (`fedsim.models.image_arrays`).
 
     Args:
         settings: Which network.

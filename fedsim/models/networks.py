@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.errors import ConfigError
 
 __all__ = ["Halve", "Mean", "Norm", "Residual", "Shape", "build_body"]

@@ -17,12 +17,12 @@ from benchmarks.peers.specs import SPECS
 from benchmarks.peers.work import Work
 from benchmarks.peers.workloads import write
 from fedsim.config import Experiment
+from fedsim.config.study import load_study
 from fedsim.engine.local import run_local
 from fedsim.engine.schedule import sample_cohort
 from fedsim.methods import METHODS
 from fedsim.models.cache import cache_logits, text_logits
-from fedsim.results.writer import TableWriter
-from fedsim.study import load_study
+from fedsim.results.tables.writer import TableWriter
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cli import main
+from fedsim.cli.app import main
 from tests.cli.place import Fedsim, Result, write_study
 
 
@@ -37,4 +37,4 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_report(folder: Path) -> Path:
         return folder / "report.html"
 
-    monkeypatch.setattr("fedsim.results.report.write_report", write_report)
+    monkeypatch.setattr("fedsim.results.report.page.write_report", write_report)

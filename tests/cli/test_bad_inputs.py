@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.cli import main
-from fedsim.launch import read_plan, study_lock, write_plan
+from fedsim.cli.app import main
+from fedsim.config.study import load_study
+from fedsim.driver.launch import read_plan, study_lock, write_plan
 from fedsim.methods import METHODS as METHODS_KNOWN
-from fedsim.results.tables import load
-from fedsim.results.writer import TableWriter
-from fedsim.study import load_study
+from fedsim.results.tables.reader import load
+from fedsim.results.tables.writer import TableWriter
 from tests.cli.place import STUDY, Fedsim, contents, damaged, write_study
 from tests.helpers import feature_arrays
 

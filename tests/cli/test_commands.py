@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from fedsim.cli import app
-from fedsim.results.tables import load
+from fedsim.cli.app import app
+from fedsim.results.tables.reader import load
 from tests.cli.place import STUDY, Fedsim, contents
 from tests.cluster.drivers import times_asked, write_nvidia_smi
 
@@ -107,12 +107,12 @@ def test_ctrl_c_says_how_to_go_on(fedsim: Fedsim, place: Path, monkeypatch: pyte
 
 
 def test_an_error_of_ours_is_not_hidden(place: Path, monkeypatch: pytest.MonkeyPatch):
-    from fedsim.cli import main
+    from fedsim.cli.app import main
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fedsim.launch.check_data", broken)
+    monkeypatch.setattr("fedsim.driver.launch.check_data", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", "study.yaml"], leave=lambda code: None)
 
@@ -229,7 +229,7 @@ def test_studies_are_compared_side_by_side(fedsim: Fedsim, two_studies: tuple[Pa
 def test_what_is_not_finished_is_told_before_the_comparison(
     fedsim: Fedsim, two_studies: tuple[Path, Path]
 ):
-    from fedsim.results.writer import TableWriter
+    from fedsim.results.tables.writer import TableWriter
 
     run_id = load(two_studies[1]).runs["run_id"][0]
     with TableWriter(two_studies[1], run_id) as writer:
@@ -337,9 +337,9 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(fedsim: Fedsim, plac
 
 @pytest.mark.usefixtures("no_report")
 def test_the_bytes_of_a_dry_run_are_those_of_the_run(fedsim: Fedsim, place: Path):
-    from fedsim.dry_run import _bytes, _ever_sampled
+    from fedsim.cli.dry_run import _bytes, _ever_sampled
+    from fedsim.config.study import load_study
     from fedsim.methods import METHODS
-    from fedsim.study import load_study
 
     words = ["method=cachefl", "cache.init=random", "train.participation=0.5", "train.rounds=3"]
     text = STUDY.replace("{fedavg_head: {}}", "{random: {use: cachefl, cache.init: random}}")
@@ -367,7 +367,7 @@ def test_a_dry_run_on_this_machine_knows_the_memory_of_its_gpus(
 ):
     driver = write_nvidia_smi(place / "driver", "printf '81559\\n24564\\n'")
     monkeypatch.setenv("PATH", f"{driver}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("fedsim.dry_run._local_gpus", lambda: 2)
+    monkeypatch.setattr("fedsim.cli.dry_run._local_gpus", lambda: 2)
     dry = ["run", "study.yaml", "engine.backend=ray", "resources.cpus_per_client=0.1", "--dry-run"]
     code, out, _ = fedsim(*dry)
     assert (code, times_asked(driver)) == (0, 0)

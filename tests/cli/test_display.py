@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from fedsim.cli.display import Display, output
 from fedsim.config import Experiment
+from fedsim.config.study import parse_study
 from fedsim.methods import METHODS
-from fedsim.progress import Display, output
-from fedsim.study import parse_study
 
 
 def runs(count: int = 3) -> list[Experiment]:
@@ -114,7 +114,7 @@ def test_elsewhere_encoding_tells_only_if_it_takes_long(monkeypatch: pytest.Monk
     (run,) = runs(1)
     file, clock = StringIO(), iter([0.0, 1.0, 9.0, 11.0, 12.0, 22.0])
     ticking = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("fedsim.progress.time", ticking)
+    monkeypatch.setattr("fedsim.cli.display.time", ticking)
     with Display([run], console=Console(file=file)) as display:
         for encoded in range(1000, 6000, 1000):
             display.hear(run, {"encoded": encoded, "images": 5000})

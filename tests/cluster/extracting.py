@@ -63,19 +63,19 @@ def main(folder: Path) -> None:
 
 def look(folder: Path) -> dict[str, Any]:
     """Everything that the tests ask."""
-    from fedsim.cluster.extraction import ExtractionPool
+    from fedsim.cluster.encoding import ExtractionPool
     from fedsim.cluster.placement import place
-    from fedsim.cluster.preflight import Preflight, preflight_on_ray
+    from fedsim.cluster.remote_preflight import Preflight, preflight_on_ray
     from fedsim.data.datasets import load_dataset
-    from fedsim.data.store import address
-    from fedsim.engine import extract
-    from fedsim.engine.extract import Shard, extract_here
-    from fedsim.engine.prepare import entry_keys
-    from fedsim.engine.task import settle_process
     from fedsim.errors import DataError
+    from fedsim.inputs import encode
+    from fedsim.inputs.encode import Shard, extract_here
+    from fedsim.inputs.prepare import entry_keys
     from fedsim.methods import method_class
     from fedsim.models.clip import load_clip
-    from fedsim.models.views import RandomViews
+    from fedsim.models.random_views import RandomViews
+    from fedsim.process import settle_process
+    from fedsim.storage.array_cache import address
 
     settle_process(1)
     data = write_images(folder)
@@ -112,7 +112,7 @@ def look(folder: Path) -> dict[str, Any]:
     except DataError as error:
         found["refused"] = str(error)
 
-    extract.SHARD = SHARD
+    encode.SHARD = SHARD
     here = Preflight(placement, worth_s=0)  # in this process, where shards are small
     viewed = asked.model_copy(update={"train": asked.train.model_copy(update={"augment_views": 2})})
     here.run([viewed])

@@ -74,7 +74,7 @@ def run(study: Path, folder: Path, cluster: Cluster, joins: bool) -> dict[str, A
 
     The others go on when it is dead, or when clients train on a node that has joined.
     """
-    from fedsim.launch import launch, study_lock
+    from fedsim.driver.launch import launch, study_lock
     from tests.integration.studies import experiments
 
     here, hold = study.parent, study.parent / "hold"

@@ -19,15 +19,15 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.cluster.sweep import Gate
 from fedsim.config import Experiment
-from fedsim.distill.sets import SyntheticSet, Work, distil
-from fedsim.engine.draw import Drawer, Job, Recipe
+from fedsim.distill.client_sets import SyntheticSet, Work, distil
+from fedsim.driver.launch import launch, study_lock, unfinished
 from fedsim.engine.local import drive
-from fedsim.engine.task import settle_process
 from fedsim.errors import DataError, ExecutionError
-from fedsim.launch import launch, study_lock, unfinished
+from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.methods import cachefl_dgm, feddgm
-from fedsim.results.equality import equal_results
-from fedsim.results.tables import Study, load
+from fedsim.process import settle_process
+from fedsim.results.tables.equality import equal_results
+from fedsim.results.tables.reader import Study, load
 from tests.helpers import experiment, federation, run, write_features
 from tests.integration.studies import experiments, local, run_all, write_study
 from tests.methods.test_cachefl_dgm import config as on_features

@@ -15,9 +15,9 @@ from fedsim.cluster import pool as pool_module
 from fedsim.cluster.client import ClientActor
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
-from fedsim.engine import draw as draw_module
-from fedsim.engine.draw import Job, Recipe
 from fedsim.errors import ExecutionError, ModelError
+from fedsim.inputs import draw_images
+from fedsim.inputs.draw_images import Job, Recipe
 from tests.cluster.fakes import FakeRay, Remote
 from tests.helpers import experiment
 
@@ -120,7 +120,7 @@ def test_an_actor_keeps_its_generator_until_it_is_told(monkeypatch: pytest.Monke
         loads.append((spec, device))
         return Fake()
 
-    monkeypatch.setattr(draw_module, "load_generator", load)
+    monkeypatch.setattr(draw_images, "load_generator", load)
     actor, config = ClientActor(0), experiment("x.npz")
     for job in JOBS[:2]:
         assert actor.draw(config, RECIPE, job).shape == (1, 2, 2, 3)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fedsim.cluster.placement import Node, Placement, place, plans_memory
 from fedsim.config import Experiment
+from fedsim.config.sections import PartitionConfig, ResourcesConfig
 from fedsim.errors import PlacementError
-from fedsim.sections import PartitionConfig, ResourcesConfig
 
 GIB = 2**30
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cluster.run import mark_ended
 from fedsim.cluster.session import Interrupted, Stop
-from fedsim.results.tables import load
-from fedsim.results.writer import TableWriter
+from fedsim.cluster.single_run import mark_ended
+from fedsim.results.tables.reader import load
+from fedsim.results.tables.writer import TableWriter
 
 
 @pytest.fixture

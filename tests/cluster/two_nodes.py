@@ -54,7 +54,7 @@ def memory_of(config: Any, folder: Path, driver: Path, address: str) -> dict[str
     """What the nodes' GPUs have, and what follows from it."""
     from rich.console import Console
 
-    from fedsim.dry_run import describe
+    from fedsim.cli.dry_run import describe
     from tests.integration.studies import run_all
 
     halves, found = "resources.gpus_per_client=0.5", dict[str, Any]()

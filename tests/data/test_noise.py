@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data.configured import split_clients
+from fedsim.config.sections import NoiseConfig
+from fedsim.data.from_config import split_clients
 from fedsim.data.noise import (
     num_wrong,
     observed_labels,
@@ -16,7 +17,6 @@ from fedsim.data.noise import (
     spoilt_clients,
 )
 from fedsim.errors import ConfigError
-from fedsim.sections import NoiseConfig
 from tests.helpers import experiment
 
 KINDS = ("gaussian", "blur", "contrast", "occlusion")

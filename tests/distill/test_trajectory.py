@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.augment import OPERATIONS
 from fedsim.distill.trajectory import (
     Step,

@@ -130,7 +130,7 @@ class Shell:
 
 
 def _fedsim(words: list[str]) -> None:
-    from fedsim.cli import main
+    from fedsim.cli.app import main
 
     codes: list[int] = []
     main(words, codes.append)

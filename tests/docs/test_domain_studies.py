@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import fedsim
+from fedsim.config.study import load_study, parse_study
 from fedsim.data import load_dataset
 from fedsim.methods import METHODS
-from fedsim.study import load_study, parse_study
 from tests.conftest import ROOT
 from tests.helpers import run
 

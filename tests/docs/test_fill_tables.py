@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.results.tables import Study
-from fedsim.results.text import half_text, percent
+from fedsim.results.report.terminal import half_text, percent
+from fedsim.results.tables.reader import Study
 from tests.conftest import ROOT
 from tests.helpers import experiment, feature_arrays, run
 

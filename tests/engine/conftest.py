@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedsim.config import Experiment
-from fedsim.engine.task import settle_process
+from fedsim.process import settle_process
 from tests.helpers import experiment, write_features
 
 Toy = Callable[..., Experiment]

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.config.sections import TrainConfig
 from fedsim.engine.batching import GHOST, Group, make_batches, make_groups, num_steps
 from fedsim.engine.schedule import Paces, assign, sample_cohort
 from fedsim.methods.base import Batches
-from fedsim.sections import TrainConfig
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 

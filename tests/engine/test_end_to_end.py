@@ -9,16 +9,16 @@ import torch
 
 import fedsim
 from fedsim.config import Experiment
+from fedsim.config.study import parse_study
+from fedsim.driver.traffic import traffic
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import run_local
-from fedsim.engine.preflight import preflight
-from fedsim.engine.traffic import traffic
 from fedsim.errors import ConfigError
+from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
 from fedsim.models.clip import PRETRAINED
-from fedsim.results.tables import Study
-from fedsim.results.writer import TableWriter
-from fedsim.study import parse_study
+from fedsim.results.tables.reader import Study
+from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 
 CLASSIFIER = {

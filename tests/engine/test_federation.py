@@ -13,14 +13,14 @@ import fedsim
 from fedsim.config import Experiment
 from fedsim.engine import checkpoint
 from fedsim.engine.client_states import ClientStates
-from fedsim.engine.draw import Job, Recipe
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
 from fedsim.engine.schedule import assign
 from fedsim.errors import CheckpointError, ClientError, QuorumError
+from fedsim.inputs.draw_images import Job, Recipe
 from fedsim.params import Params
-from fedsim.results.equality import equal_results
+from fedsim.results.tables.equality import equal_results
 from fedsim.seeding import numpy_rng
 from tests.helpers import experiment, federation, run
 

@@ -16,7 +16,7 @@ from fedsim.engine.flops import CountedOperations
 from fedsim.engine.local import drive
 from fedsim.methods import method_class
 from fedsim.methods.cachefl import CacheFL
-from fedsim.results.tables import load
+from fedsim.results.tables.reader import load
 from tests.helpers import experiment, federation, run, write_features
 from tests.methods.test_feddgm import TINY
 
@@ -31,7 +31,7 @@ WHOLE: dict[str, Any] = {  # clients of one size, whose batch is all they have
 CLASSIFIERS = """
 import sys
 import torch
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.engine.flops import CountedOperations
 from fedsim.models.classifiers import Classifier
 from fedsim.models.networks import _BODIES

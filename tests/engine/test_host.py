@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.configured import split_clients
+from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import Group, make_groups
 from fedsim.engine.host import ClientHost, Done, Work
-from fedsim.engine.prepare import prepare
+from fedsim.inputs.prepare import prepare
 from fedsim.methods import method_class
 from fedsim.methods.cachefl import CacheFL
 from fedsim.params import Product

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.engine import memory
-from fedsim.engine.memory import peak_memory, peak_resident_bytes, reset_peak_memory
+from fedsim import process
+from fedsim.process import peak_memory, peak_resident_bytes, reset_peak_memory
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_the_peak_is_of_the_time_since_the_reset():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
 def test_elsewhere_the_peak_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "_PROCESS", tmp_path / "none")
+    monkeypatch.setattr(process, "_PROCESS", tmp_path / "none")
     reset_peak_memory(CPU)
     found = peak_resident_bytes()
     assert found is not None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cli import main
-from fedsim.results.tables import load
+from fedsim.cli.app import main
+from fedsim.results.tables.reader import load
 from tests.integration.studies import write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cli import main
-from fedsim.results.equality import equal_results
-from fedsim.results.tables import load
+from fedsim.cli.app import main
+from fedsim.results.tables.equality import equal_results
+from fedsim.results.tables.reader import load
 from tests.integration.studies import (
     Command,
     at_random_round,

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
+from fedsim.config.study import parse_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool, drive
-from fedsim.engine.prepare import prepare
 from fedsim.engine.round import Federation
+from fedsim.inputs.prepare import prepare
 from fedsim.methods import METHODS, method_class
-from fedsim.results.tables import Study, load
-from fedsim.results.writer import TableWriter
-from fedsim.study import parse_study
+from fedsim.results.tables.reader import Study, load
+from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 from tests.methods.test_feddgm import config as distilling
 

@@ -18,10 +18,10 @@ import psutil
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.launch import launch, study_lock
+from fedsim.config.study import load_study
+from fedsim.driver.launch import launch, study_lock
 from fedsim.methods import METHODS
-from fedsim.results.tables import Study, load
-from fedsim.study import load_study
+from fedsim.results.tables.reader import Study, load
 from tests.helpers import write_features
 
 DEADLINE_S = 180.0

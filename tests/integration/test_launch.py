@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fedsim.driver.launch import read_plan, study_lock, unfinished, write_plan
 from fedsim.errors import ResultsError
-from fedsim.launch import read_plan, study_lock, unfinished, write_plan
-from fedsim.results.writer import TableWriter
+from fedsim.results.tables.writer import TableWriter
 from tests.integration.studies import Command, experiments, local, write_study
 
 

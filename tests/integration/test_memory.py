@@ -10,11 +10,11 @@ import pytest
 import ray
 
 from fedsim.cluster.placement import place
-from fedsim.cluster.run import run_on_ray
 from fedsim.cluster.session import Stop, nodes
+from fedsim.cluster.single_run import run_on_ray
 from fedsim.config import Experiment
+from fedsim.driver.launch import launch, study_lock
 from fedsim.engine.local import drive
-from fedsim.launch import launch, study_lock
 from tests.helpers import experiment, federation, write_features
 from tests.integration.studies import experiments, write_study
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.engine.preflight import preflight
+from fedsim.config.study import parse_study
+from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
-from fedsim.study import parse_study
 from tests.helpers import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(900)]

@@ -1,6 +1,6 @@
 import pytest
 
-from fedsim.engine.task import settle_process
+from fedsim.process import settle_process
 
 
 @pytest.fixture(autouse=True)

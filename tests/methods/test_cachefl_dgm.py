@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.distill.features import EncodedImages, encoded_priors
-from fedsim.distill.sets import distil
+from fedsim.distill.client_sets import distil
+from fedsim.distill.priors.features import EncodedImages, encoded_priors
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, cachefl_dgm, check_options, method_class
@@ -18,7 +18,7 @@ from fedsim.methods.base import Received, State, Update
 from fedsim.methods.cachefl_dgm import CacheDGM, directions, held_classes
 from fedsim.methods.training import Optimizer
 from fedsim.params import unstack
-from fedsim.results.tables import load
+from fedsim.results.tables.reader import load
 from tests.helpers import (
     batches_of,
     experiment,

@@ -17,17 +17,17 @@ from torch import Tensor
 
 import fedsim
 from fedsim.config import Experiment
+from fedsim.config.sections import TrainConfig
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientStates
-from fedsim.engine.preflight import preflight
 from fedsim.errors import ConfigError
+from fedsim.inputs.preflight import preflight
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Batch, Batches, Labelled, Method, Received, State, Update
 from fedsim.methods.moon import contrastive
 from fedsim.methods.scaffold import CONTROL
 from fedsim.methods.training import effective_steps, train_centrally
 from fedsim.params import ExactSum, Params, add
-from fedsim.sections import TrainConfig
 from tests.helpers import batches_of, experiment, local_data, rngs, run, tiny_task
 
 LR = 0.1
@@ -551,7 +551,7 @@ def from_synthetic(method: str, **own: Any) -> Method:
         models__generator="tiny-diffusion",
         **({"train__lr": 0.05, "train__batch_size": 8} | own),
     )
-    from fedsim.models.images import to_unit_range
+    from fedsim.models.image_arrays import to_unit_range
 
     given = {"synthetic": images_of_classes(), "prepare": to_unit_range}
     return build_method(made, tiny_task(made, image_shape=SHAPE, **given))

@@ -10,13 +10,13 @@ import torch
 from scipy.special import softmax
 
 import fedsim
+from fedsim.driver.traffic import traffic
 from fedsim.engine.checkpoint import CheckpointFolder
-from fedsim.engine.traffic import traffic
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method
 from fedsim.methods.base import Method, Received, State, Update
 from fedsim.methods.cachefl import CacheFL
-from fedsim.methods.statistics import ridge, square, triangle
+from fedsim.methods.shared.statistics import ridge, square, triangle
 from fedsim.params import ExactSum, num_bytes, unstack
 from tests.helpers import (
     batches_of,

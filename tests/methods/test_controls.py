@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 import fedsim
 from fedsim.config import Experiment
+from fedsim.driver.traffic import Traffic, traffic
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientStates
-from fedsim.engine.preflight import preflight
-from fedsim.engine.traffic import Traffic, traffic
 from fedsim.errors import ConfigError
+from fedsim.inputs.preflight import preflight
 from fedsim.methods import build_method, method_class
 from fedsim.methods.base import Labelled, Method, Received
 from fedsim.methods.training import train_one_by_one

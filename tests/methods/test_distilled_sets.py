@@ -12,12 +12,13 @@ import torch
 
 from fedsim.engine import round as round_loop
 from fedsim.engine.local import drive
-from fedsim.engine.preflight import preflight
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError
-from fedsim.methods import feddgm, feddm, synthetic_sets
-from fedsim.results.synthetic import synthetic_quality
-from fedsim.results.tables import equal_results, load
+from fedsim.inputs.preflight import preflight
+from fedsim.methods import feddgm, feddm
+from fedsim.methods.shared import synthetic_sets
+from fedsim.results.report.synthetic_sets import synthetic_quality
+from fedsim.results.tables.reader import equal_results, load
 from tests.helpers import federation, run
 from tests.methods.test_feddgm import config
 

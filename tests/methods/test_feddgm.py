@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsim.architecture import ClassifierConfig
 from fedsim.config import Experiment
+from fedsim.config.classifier import ClassifierConfig
+from fedsim.driver.traffic import traffic
 from fedsim.engine.round import LocalExecutor
-from fedsim.engine.traffic import traffic
 from fedsim.errors import ClientError, ConfigError, ResultsError
 from fedsim.methods import feddgm
 from fedsim.methods.feddgm import COUNTS, FedDGM
 from fedsim.models.classifiers import Classifier
-from fedsim.results.tables import equal_results, load
+from fedsim.results.tables.reader import equal_results, load
 from tests.helpers import experiment, federation, run
 
 TINY: dict[str, Any] = {

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
+from fedsim.config.sections import TrainConfig
 from fedsim.distill.matching import class_means
-from fedsim.distill.means import Probe
+from fedsim.distill.shared_set import Probe
 from fedsim.errors import ConfigError
 from fedsim.methods import feddm
 from fedsim.methods.feddm import IMAGES, LABELS, FedDM
-from fedsim.models.images import to_unit_range
-from fedsim.results.tables import equal_results, load
-from fedsim.sections import TrainConfig
+from fedsim.models.image_arrays import to_unit_range
+from fedsim.results.tables.reader import equal_results, load
 from fedsim.seeding import torch_rng
 from tests.helpers import batches_of, experiment, federation, rngs, run, write_features
 from tests.methods.test_feddgm import config as distilling

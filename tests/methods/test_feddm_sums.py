@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
-from fedsim.distill.latents import NoisePixels
+from fedsim.config.sections import TrainConfig
 from fedsim.distill.matching import class_means
-from fedsim.distill.means import Means, MeansWork, Probing, match_means
+from fedsim.distill.priors.load import NoisePixels
+from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.feddm_sums import ROUND, FedDMSums
-from fedsim.models.images import to_unit_range
+from fedsim.models.image_arrays import to_unit_range
 from fedsim.params import Params
-from fedsim.results.tables import equal_results, load
-from fedsim.sections import TrainConfig
+from fedsim.results.tables.reader import equal_results, load
 from fedsim.seeding import torch_rng
 from tests.helpers import batches_of, federation, rngs, run
 from tests.methods.test_feddgm import config as distilling

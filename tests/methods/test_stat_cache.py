@@ -10,7 +10,7 @@ import torch
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method, check_options, method_class
-from fedsim.methods.statistics import ridge, square, triangle
+from fedsim.methods.shared.statistics import ridge, square, triangle
 from fedsim.models.cache import cache_logits
 from tests.helpers import (
     batches_of,

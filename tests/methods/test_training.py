@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.config import Experiment
+from fedsim.config.sections import TrainConfig
 from fedsim.methods import build_method
 from fedsim.methods.base import Batches, Labelled, Method
 from fedsim.methods.cachefl import CacheFL
@@ -27,7 +28,6 @@ from fedsim.methods.training import (
 )
 from fedsim.models.clip import Clip, load_clip
 from fedsim.params import Params
-from fedsim.sections import TrainConfig
 from tests.helpers import batches_of, experiment, local_data, rngs, tiny_task, unit
 
 SGD = {"train__optimizer": "sgd", "train__momentum": 0.9, "train__weight_decay": 0.01}

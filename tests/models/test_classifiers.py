@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from fedsim.architecture import ClassifierConfig, Network
-from fedsim.engine.task import settle_process
+from fedsim.config.classifier import ClassifierConfig, Network
 from fedsim.errors import ConfigError
 from fedsim.models.classifiers import HEAD, Classifier
 from fedsim.params import Params
+from fedsim.process import settle_process
 
 NETWORKS = get_args(Network)
 SMALL: dict[str, dict[str, Any]] = {  # quick enough to train here

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fedsim.architecture import ClassifierConfig
+from fedsim.config.classifier import ClassifierConfig
 from fedsim.errors import ConfigError
 from fedsim.models.classifiers import Classifier
 from fedsim.models.folded import foldable

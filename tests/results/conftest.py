@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.results.tables import Study, load
-from fedsim.results.writer import TableWriter, write_synthetic_images
+from fedsim.results.tables.reader import Study, load
+from fedsim.results.tables.writer import TableWriter, write_synthetic_images
 
 CLASSES = ["airplane", "cat", "dog", "ship", "truck"]
 PARTITIONS = [("dirichlet", 0.05), ("dirichlet", 0.5), ("iid", None)]

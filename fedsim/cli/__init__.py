@@ -1,0 +1,1 @@
+"""The `fedsim` command: its commands, its arguments, and what a user sees."""

@@ -1,0 +1,147 @@
+"""What a user sees while runs go on: a live display on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedsim.config import Experiment
+
+_TELL_EVERY_S = 10.0
+"""Between lines about images being encoded, where there is no terminal."""
+_WIDE = 160
+"""Characters of a line in a file or a pipe."""
+
+
+class Display:
+    """Progress of one or many runs.
+
+    Args:
+        experiments: All runs that will report.
+        done: Runs of the study that were finished before.
+        console: Where to draw; standard error by default, so that output can be piped.
+    """
+
+    def __init__(
+        self, experiments: Sequence[Experiment], done: int = 0, console: Console | None = None
+    ) -> None:
+        self._console = console or Console(file=sys.stderr)
+        self._live = self._console.is_terminal
+        self._many = len(experiments) > 1
+        self._started = time.monotonic()
+        self._total, self._done = len(experiments) + done, done
+        self.failed: dict[str, str] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._encoding: TaskID | None = None
+        self._told = self._started
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._overall = self._progress.add_task(
+            "[bold]runs", total=self._total, completed=done, note="starting", visible=self._many
+        )
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def hear(self, config: Experiment, seen: dict[str, Any]) -> None:
+        """Take in one report of a run (see `fedsim.driver.launch.Watch`)."""
+        if "images" in seen:
+            self._hear_encoding(seen["encoded"], seen["images"])
+            return
+        if seen.get("error"):
+            self.failed[config.run_id] = seen["error"]
+            first = seen["error"].splitlines()[0]
+            line = f"failed: {title(config)}: {first}"
+            self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            self._forget(config)
+            return
+        note = f"accuracy {100 * seen['accuracy']:5.1f} %"
+        if not self._live:
+            self._say(config, seen, note)
+        elif config.run_id not in self._tasks:
+            self._tasks[config.run_id] = self._progress.add_task(
+                title(config), total=config.train.rounds, completed=seen["round"], note=note
+            )
+        else:
+            self._progress.update(self._tasks[config.run_id], completed=seen["round"], note=note)
+        if self._many:
+            self._progress.update(self._overall, note="")
+        if seen["finished"] or seen.get("stopped"):
+            self._forget(config)
+
+    def _hear_encoding(self, encoded: int, images: int) -> None:
+        """Images encoded before the first run: a bar, or a line now and then if it takes long."""
+        now = time.monotonic()
+        if not self._live and now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            line = f"{now - self._started:6.1f} s  encoded {encoded:,} of {images:,} images"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._encoding is not None:
+            self._progress.update(self._encoding, completed=encoded, total=images)
+            if encoded == images:
+                self._progress.remove_task(self._encoding)
+                self._encoding = None
+        elif encoded < images:
+            self._encoding = self._progress.add_task(
+                "encoding images", total=images, completed=encoded, note=""
+            )
+
+    def _forget(self, config: Experiment) -> None:
+        self._done += 1
+        self._progress.update(self._overall, completed=self._done)
+        task = self._tasks.pop(config.run_id, None)
+        if task is not None and self._many:
+            self._progress.remove_task(task)
+
+    def _say(self, config: Experiment, seen: dict[str, Any], note: str) -> None:
+        """One line per finished run of a sweep, or per round of a single one."""
+        if self._many and not seen["finished"] and not seen.get("stopped"):
+            return
+        note += ", stopped early" if seen.get("stopped") else ""
+        where = f"[{self._done + 1}/{self._total}] " if self._many else ""
+        passed = time.monotonic() - self._started
+        line = f"{passed:6.1f} s  {where}{title(config)}  round {seen['round']}  {note}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def output() -> Console:
+    """Standard output: as wide as the terminal, and never cutting a number where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
+
+
+def title(config: Experiment) -> str:
+    """A run in a few words."""
+    return f"{config.method} | {config.partition.label} | seed {config.seed}"

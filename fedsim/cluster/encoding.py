@@ -1,0 +1,150 @@
+"""Encoding images on several actors, each with a GPU fraction, before the first run begins.
+
+Only the process that prepares the data touches the store: shards travel to the actors (undecoded
+where they are files), their rows come back through the object store. So an actor may sit on any
+node, and its death costs one shard. Who encodes a shard does not change its bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from fedsim.cluster.client import device_of_actor, whereabouts
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.pool import finished
+from fedsim.cluster.session import LOST, own_error
+from fedsim.config import Experiment
+from fedsim.errors import ExecutionError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fedsim.inputs.encode import Images, Shard
+    from fedsim.models.clip import Clip
+
+WORTH_S = 30.0
+"""Less work than this is done where the data is prepared: an actor takes 10 s to load its encoder.
+"""
+_START_DEADLINE_S = 120.0
+
+
+class Extractor:
+    """Loads the encoder once, and encodes one shard after the other.
+
+    Args:
+        config: The experiment whose data is prepared.
+        gpus: GPU fraction this actor was given.
+    """
+
+    def __init__(self, config: Experiment, gpus: float) -> None:
+        from fedsim.models.clip import load_clip
+        from fedsim.process import settle_process
+
+        config.enter()
+        settle_process(config.engine.threads)
+        self._device = device_of_actor(gpus)
+        assert config.models.clip is not None
+        self._clip = load_clip(config.models.clip, self._device)
+
+    def where(self) -> dict[str, Any]:
+        """Process, node and accelerators of this actor."""
+        return whereabouts(self._device)
+
+    def encode(self, pixels: bool, images: Images) -> np.ndarray:
+        """One shard (see `fedsim.inputs.encode.encode`)."""
+        from fedsim.inputs.encode import encode
+
+        return encode(self._clip, pixels, images)
+
+
+class ExtractionPool:
+    """Extractors that live as long as there are shards: a `fedsim.inputs.encode.Extract`.
+
+    The first shard is encoded in the calling process, which tells how long the others would take
+    there. Extractors are started only for work that is worth the start.
+
+    Args:
+        placement: Says how many actors fit, and what each holds.
+        worth_s: Seconds of work in one process from which on they are started.
+
+    Attributes:
+        where: Of every extractor that has started: process, node, accelerators.
+        lost: Why extractors died, one line each; the others took over their shards.
+    """
+
+    def __init__(self, placement: Placement, worth_s: float = WORTH_S) -> None:
+        self._placement, self._worth_s = placement, worth_s
+        self.where: list[dict[str, Any]] = []
+        self.lost: list[str] = []
+
+    def __call__(
+        self, config: Experiment, clip: Clip, pixels: bool, shards: Sequence[Shard]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Encode every shard; yields its number and rows as they are finished.
+
+        Raises:
+            FedsimError: What is wrong with an image.
+            ExecutionError: An extractor failed otherwise.
+        """
+        from fedsim.inputs.encode import extract_here
+
+        begun = time.monotonic()
+        yield from extract_here(config, clip, pixels, shards[:1])
+        took, left = time.monotonic() - begun, deque(shards[1:])
+        count = min(self._placement.num_extractors, len(left))
+        if count > 1 and took * len(left) >= self._worth_s:
+            yield from self._on_actors(count, config, pixels, left)
+        yield from extract_here(config, clip, pixels, list(left))
+
+    def _on_actors(
+        self, count: int, config: Experiment, pixels: bool, left: deque[Shard]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Takes shards out of `left`; stays behind what nobody was there to encode."""
+        actors = [self._start(config) for _ in range(count)]
+        starting = {actor.where.remote(): actor for actor in actors}
+        busy: dict[Any, tuple[Any, Shard]] = {}
+        try:
+            while busy or (left and starting):
+                # Who has not started in time waits for resources that other jobs hold.
+                timeout = None if busy else _START_DEADLINE_S
+                answered = finished([*starting, *busy], timeout)
+                if not answered:
+                    return
+                for future in answered:
+                    actor, shard = busy.pop(future, (None, None))
+                    actor = actor or starting.pop(future)
+                    try:
+                        result = ray.get(future)
+                    except LOST as error:
+                        self.lost.append(str(error))
+                        if shard is not None:
+                            left.appendleft(shard)
+                        continue
+                    except RayTaskError as error:
+                        if own := own_error(error):
+                            raise own from None
+                        raise ExecutionError(f"an extractor could not encode: {error}") from error
+                    if left:
+                        following = left.popleft()
+                        busy[actor.encode.remote(pixels, following.images)] = actor, following
+                    if shard is None:
+                        self.where.append(result)
+                    else:
+                        yield shard.number, result
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+    def _start(self, config: Experiment) -> Any:
+        share = {
+            "num_cpus": self._placement.cpus_per_actor,
+            "num_gpus": self._placement.gpus_per_actor,
+        }
+        actor: Any = ray.remote(Extractor).options(scheduling_strategy="SPREAD", **share)
+        return actor.remote(config, self._placement.gpus_per_actor)

@@ -1,0 +1,95 @@
+"""The checks that need torch, and what they compute, made on the cluster and not in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from fedsim.cluster.client import device_of_actor
+from fedsim.cluster.encoding import WORTH_S, ExtractionPool
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.session import Stop, own_error
+from fedsim.cluster.share_arrays import share_entries
+from fedsim.config import Experiment
+from fedsim.errors import ExecutionError
+
+_LOOK_EVERY_S = 0.2
+
+
+class Preflight:
+    """Runs `fedsim.inputs.preflight.preflight`, and tells in between how far it is.
+
+    Args:
+        placement: What a run may hold; this actor holds one client's GPU fraction.
+        worth_s: See `ExtractionPool`.
+    """
+
+    def __init__(self, placement: Placement, worth_s: float = WORTH_S) -> None:
+        self.pool = ExtractionPool(placement, worth_s)
+        self._device = device_of_actor(placement.gpus_per_actor)
+        self._seen: tuple[int, int] | None = None
+
+    def run(self, experiments: list[Experiment]) -> None:
+        """Check all; images are encoded on the way, and their features copied to every node."""
+        from fedsim.inputs.preflight import preflight
+        from fedsim.inputs.prepare import entry_keys
+        from fedsim.methods import method_class
+
+        experiments[0].enter()
+        preflight(experiments, self._device, self.pool, self._hear)
+        keys = [key for c in experiments for key in entry_keys(c, method_class(c.use))]
+        share_entries([key for n, key in enumerate(keys) if key not in keys[:n]])
+
+    def seen(self) -> tuple[int, int] | None:
+        """Images encoded and all images of the data being prepared; None before."""
+        return self._seen
+
+    def _hear(self, encoded: int, images: int) -> None:
+        self._seen = encoded, images
+
+
+def preflight_on_ray(
+    experiments: Sequence[Experiment],
+    placement: Placement,
+    stop: Stop,
+    progress: Callable[[int, int], None] = lambda encoded, images: None,
+) -> None:
+    """Check experiments in an actor with one client's GPU fraction.
+
+    Args:
+        experiments: What is to be run.
+        placement: What one run may hold.
+        stop: Looked at while waiting; what was encoded until then is kept.
+        progress: Hears of images encoded, and of all images.
+
+    Raises:
+        FedsimError: Whatever is refused.
+        Interrupted: A stop was requested.
+    """
+    # Two threads: one works, one answers. No CPU: on CPUs the extractors take all of them.
+    options = {"num_cpus": 0, "num_gpus": placement.gpus_per_actor, "max_concurrency": 2}
+    kind: Any = ray.remote(Preflight).options(**options)
+    actor = kind.remote(placement)
+    try:
+        future, asked = actor.run.remote(list(experiments)), actor.seen.remote()
+        last = None
+        while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
+            stop.check()
+            if ray.wait([asked], timeout=0)[0]:
+                seen, asked = ray.get(asked), actor.seen.remote()
+                if seen is not None and seen != last:
+                    progress(*seen)
+                    last = seen
+        ray.get(future)
+        seen = ray.get(actor.seen.remote())  # what came after the last look
+        if seen is not None and seen != last:
+            progress(*seen)
+    except RayError as error:
+        if own := own_error(error):
+            raise own from None
+        raise ExecutionError(f"the checks before the first run failed: {error}") from error
+    finally:
+        ray.kill(actor)

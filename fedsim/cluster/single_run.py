@@ -1,0 +1,111 @@
+"""One run on Ray: a coordinator actor and its client actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fedsim.cluster.coordinator import Coordinator, Progress
+from fedsim.cluster.placement import Placement
+from fedsim.cluster.session import LOST, Interrupted, Stop, beside_driver, own_error
+from fedsim.config import Experiment
+from fedsim.errors import ExecutionError, PlacementError
+from fedsim.results.tables import files
+from fedsim.results.tables.writer import TableWriter
+from fedsim.storage.remote import Copy, url_of
+
+_START_DEADLINE_S = 300.0
+_LOOK_EVERY_S = 0.2
+
+
+def run_on_ray(
+    config: Experiment,
+    placement: Placement,
+    study_dir: Path,
+    stop: Stop,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    command: str | None = None,
+    checked: Callable[[], None] | None = None,
+) -> None:
+    """Run one experiment to its end, or on from its last checkpoint.
+
+    Args:
+        config: The resolved experiment.
+        placement: What it may hold (`fedsim.cluster.placement.place`).
+        study_dir: Where tables and checkpoints go: seen by all nodes under this path, or a copy of
+            what they all reach.
+        stop: Looked at while waiting.
+        watch: Called after every committed round.
+        command: What the user typed, for the tables.
+        checked: The coordinator makes the checks that need torch, while the client actors start,
+            and this is called when nothing was refused; None: they were made before.
+
+    Raises:
+        PlacementError: The cluster did not grant the placement in time.
+        FedsimError: Whatever ended the run.
+        Interrupted: After marking the run as interrupted.
+    """
+    stop.leave = partial(mark_ended, study_dir, config.run_id, "interrupted")
+    group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
+    coordinator: Any = None
+    try:
+        ready, _ = ray.wait([group.ready()], timeout=_START_DEADLINE_S)
+        if not ready:
+            raise PlacementError(
+                f"the cluster did not grant {placement.arithmetic} within {_START_DEADLINE_S:g} s: "
+                f"other jobs hold its resources (`ray status` shows them)"
+            )
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": placement.gpus_coordinator}
+        head = PlacementGroupSchedulingStrategy(group, 0) if placement.head else beside_driver()
+        options["scheduling_strategy"] = head
+        actor: Any = ray.remote(Coordinator).options(**options)
+        coordinator = actor.remote(placement, group)
+        if checked:
+            _get(coordinator.check.remote(config), stop)
+            checked()
+        where = url_of(study_dir) or str(study_dir)
+        progress = _get(coordinator.begin.remote(config, where, command), stop)
+        watch(progress)
+        while not progress.finished:
+            progress = _get(coordinator.step.remote(), stop)
+            watch(progress)
+    except (Interrupted, ExecutionError):  # of its own errors the coordinator has told
+        if coordinator is not None:
+            ray.kill(coordinator)  # so that nothing is written after the mark
+        mark_ended(study_dir, config.run_id, "interrupted")
+        raise
+    finally:
+        remove_placement_group(group)  # ends the actors in it
+
+
+def _get(future: Any, stop: Stop) -> Any:
+    """The result of a coordinator call; its own errors as they were raised."""
+    while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
+        stop.check()
+    stop.check()
+    try:
+        return ray.get(future)
+    except RayTaskError as error:
+        raise own_error(error) or ExecutionError(f"the coordinator failed: {error}") from error
+    except LOST as error:
+        raise ExecutionError(f"the coordinator actor died: {error}; run `fedsim resume`") from error
+
+
+def mark_ended(study_dir: Path, run_id: str, status: str) -> None:
+    """Write into a run's row how it ended, if it has begun and says that it runs."""
+    copy = Copy(study_dir, run_id)
+    copy.pull()
+    run = files.read_run(study_dir / "runs", run_id)
+    if run is not None and run.table()["status"].to_pylist() == ["running"]:
+        writer = TableWriter(study_dir, run_id)
+        writer.update_run(status=status, finished_at=datetime.now(UTC))
+        writer.commit()
+        copy.push()

@@ -1,0 +1,218 @@
+"""One experiment: every setting of one run, and what follows from it.
+
+`fedsim.config.study` turns a YAML file into experiments. Imports nothing heavy: the command line
+validates before torch or Ray are loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedsim.config.distill import DistillConfig
+from fedsim.config.sections import (
+    SCHEME_OPTIONS,
+    CacheConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    FailuresConfig,
+    ModelsConfig,
+    NoiseConfig,
+    PartitionConfig,
+    ReportConfig,
+    ResourcesConfig,
+    Section,
+    ServerConfig,
+    SyntheticConfig,
+    TrainConfig,
+    WireConfig,
+)
+
+
+class Experiment(Section):
+    """One run, fully resolved: what a cell of a study means.
+
+    `method` is its name in tables, `use` the implementation: a name in `fedsim.methods.METHODS`
+    or `FILE.py[:CLASS]`.
+    """
+
+    study: str
+    output: str = "runs"
+    method: str
+    use: str
+    options: dict[str, Any] = {}
+    working_dir: str = "."
+    """Where fedsim was started: relative paths of data, models and methods are meant from there."""
+    phase: Literal["final", "tune"] = "final"
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig(scheme="iid")
+    models: ModelsConfig = ModelsConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    cache: CacheConfig = CacheConfig()
+    distill: DistillConfig = DistillConfig()
+    train: TrainConfig = TrainConfig()
+    server: ServerConfig = ServerConfig()
+    wire: WireConfig = WireConfig()
+    noise: NoiseConfig = NoiseConfig()
+    engine: EngineConfig = EngineConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    failures: FailuresConfig = FailuresConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.phase == "tune" and self.evaluation.holdout_fraction == 0:
+            raise ValueError(
+                "tuning chooses on held-out client data: set evaluation.holdout_fraction above 0"
+            )
+        if self.method == "cachefl" and self.cache.init != "generated":
+            raise ValueError(
+                f"cache.init is {self.cache.init!r}, but only a generated cache is called cachefl: "
+                f"name this one apart, e.g. 'cache_{self.cache.init}: {{use: cachefl, "
+                f"cache.init: {self.cache.init}}}'"
+            )
+        if self.train.cohort_size is not None and self.train.participation != 1:
+            raise ValueError("train.cohort_size and train.participation: set one of the two")
+        if (self.train.cohort_size or 0) > self.partition.num_clients:
+            raise ValueError(
+                f"train.cohort_size is {self.train.cohort_size}, but partition.num_clients is "
+                f"{self.partition.num_clients}"
+            )
+        if self.noise.active and self.partition.scheme == "dirichlet_drawn":
+            raise ValueError(
+                "noise spoils the samples of some clients, which under partition.scheme "
+                "'dirichlet_drawn' others hold as well: choose another scheme, or no noise"
+            )
+        if self.cache.form == "dual" and self.train.optimizer != "sgd":
+            raise ValueError(
+                f"cache.form is dual, which train.optimizer {self.train.optimizer!r} has no form "
+                f"of: set train.optimizer to sgd, or cache.form to direct"
+            )
+        if self.cache.form == "dual" and self.cache.trainable != "keys":
+            raise ValueError(
+                f"cache.form is dual, in which keys alone are trained: set cache.trainable to keys "
+                f"(it is {self.cache.trainable!r}), or cache.form to direct"
+            )
+        return self
+
+    def resolved(self) -> Experiment:
+        """The same experiment with all that follows from the configuration alone settled.
+
+        `engine.group_size` gets a number, and options that the partition's scheme does not read
+        (a study may share one `dirichlet_alpha` among its partitions) are left out.
+        """
+        size, partition = self.engine.group_size, self.partition
+        read = SCHEME_OPTIONS.get(partition.scheme, frozenset())
+        unread = {
+            option
+            for option in frozenset.union(*SCHEME_OPTIONS.values()) - read
+            if getattr(partition, option) is not None
+        }
+        if size != "auto" and not unread:
+            return self
+        partition = partition.model_copy(update=dict.fromkeys(unread))
+        if size == "auto":
+            size = min(10, max(2, math.ceil(self.cohort_size / 4)))
+            hosted = self.resources.clients_per_actor
+            size = size if hosted == "auto" else min(size, hosted)
+        engine = self.engine.model_copy(update={"group_size": size})
+        return self.model_copy(update={"engine": engine, "partition": partition})
+
+    @property
+    def group_size(self) -> int:
+        """`engine.group_size` of a resolved experiment."""
+        assert self.engine.group_size != "auto", "resolve the experiment first"
+        return self.engine.group_size
+
+    @property
+    def partition_seed(self) -> int:
+        """Seed of the split, of hold-outs and of few-shot draws."""
+        return self.seed if self.partition.seed is None else self.partition.seed
+
+    @property
+    def train_seed(self) -> int:
+        """Seed of cohorts, batches, initial weights and generated images."""
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients sampled per round."""
+        size = self.train.cohort_size
+        return size or max(1, round(self.train.participation * self.partition.num_clients))
+
+    def enter(self) -> None:
+        """Go where relative paths are meant from, if this machine has that folder."""
+        if Path(self.working_dir).is_dir():
+            os.chdir(self.working_dir)
+
+    def flat(self) -> dict[str, Any]:
+        """The whole configuration as `{"train.lr": 0.01, ...}`."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+    @property
+    def run_id(self) -> str:
+        """Hash of everything that can change a result: not where or on how many actors it ran."""
+        payload = self.model_dump(
+            mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
+        )
+        payload["engine"].pop("backend")
+        for name in _ADDED_LATER:  # older runs keep their names
+            block, key = name.split(".")
+            settings = getattr(self, block)
+            if getattr(settings, key) == type(settings).model_fields[key].get_default(
+                call_default_factory=True
+            ):
+                payload[block].pop(key)
+        if self.distill == DistillConfig():
+            payload.pop("distill")
+        payload["failures"].pop("deadline_s")
+        file = Path(self.use.partition(":")[0])
+        if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
+            name = self.use.partition(":")[2]
+            stat = file.stat()
+            payload["use"] = [_digest(file.resolve(), stat.st_mtime_ns, stat.st_size), name]
+        prior = Path(self.distill.prior.partition(":")[0])
+        if self.distill.is_gan and prior.is_file():
+            stat = prior.stat()
+            payload["prior"] = _digest(prior.resolve(), stat.st_mtime_ns, stat.st_size)
+        text = json.dumps(payload, sort_keys=True)
+        return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+_ADDED_LATER = (
+    "cache.form",
+    "data.max_test_samples",
+    "distill.generator_lr",
+    "evaluation.set_quality",
+    "models.classifier",
+    "partition.samples_per_client",
+    "train.augment_flip",
+    "train.augment_views",
+    "train.cohort_size",
+)
+"""Settings that leave no trace in a run's name while they are at their defaults."""
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, mtime_ns: int, size: int) -> str:
+    """Hash of a file's content, read once for as long as it looks the same."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,137 @@
+"""What an experiment's `data` and `partition` sections mean: the data set, and who holds what.
+
+NumPy only, so that the command line can check them before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.config import Experiment
+from fedsim.config.sections import DataConfig
+from fedsim.data.datasets import Dataset, load_dataset
+from fedsim.data.noise import spoilt_clients
+from fedsim.data.partition.make import Partition, make_partition
+from fedsim.data.partition.population import Population
+from fedsim.data.readers.coop import coop_identity, is_coop
+from fedsim.data.splits import holdout
+from fedsim.seeding import numpy_rng
+from fedsim.storage.array_cache import file_identity
+
+
+def read_dataset(config: Experiment) -> Dataset:
+    """The configured data set; few-shot draws follow the partition's seed."""
+    return load_dataset(
+        **config.data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(config)
+    )
+
+
+def draw_seed(config: Experiment) -> int:
+    """Seed of few-shot draws; data that is not subsampled is the same for every seed."""
+    data = config.data
+    drawn = data.resplit or data.shots is not None or data.max_train_samples is not None
+    return config.partition_seed if drawn else 0
+
+
+@dataclass(frozen=True)
+class ClientSplit:
+    """What every client holds.
+
+    Attributes:
+        partition: All training rows of every client.
+        fit: Per client, the rows it trains on.
+        held: Per client, the rows held out to choose settings on.
+        spoilt: Clients whose `fit` rows `noise` spoils; nobody's `held` rows are.
+    """
+
+    partition: Partition
+    fit: Sequence[np.ndarray]
+    held: Sequence[np.ndarray]
+    spoilt: tuple[int, ...] = ()
+
+    @property
+    def fit_rows(self) -> np.ndarray:
+        """All rows that clients train on, sorted."""
+        return _all_rows(self.fit)
+
+    @property
+    def held_rows(self) -> np.ndarray:
+        """All rows held out, sorted."""
+        return _all_rows(self.held)
+
+    @property
+    def num_samples(self) -> float:
+        """What all clients together train on; of a population, as expected."""
+        return self.fit.num_samples if isinstance(self.fit, Population) else sum(map(len, self.fit))
+
+    @property
+    def shown(self) -> range:
+        """Clients that are described one by one: all, or a population's first."""
+        return range(len(self.partition.label_counts))
+
+
+def split_clients(
+    config: Experiment,
+    labels: np.ndarray,
+    clients: np.ndarray | None = None,
+    domains: np.ndarray | None = None,
+) -> ClientSplit:
+    """The configured partition of the training rows, with every client's hold-out set apart.
+
+    Raises:
+        PartitionError: If the split asked for cannot be made from this data.
+        ConfigError: If `noise` is asked for, but for less than half a client.
+    """
+    settings, seed = config.partition, config.partition_seed
+    partition = make_partition(
+        np.asarray(labels),
+        scheme=settings.scheme,
+        rng=numpy_rng(seed, "partition"),
+        num_clients=settings.num_clients,
+        dirichlet_alpha=settings.dirichlet_alpha,
+        classes_per_client=settings.classes_per_client,
+        samples_per_client=settings.samples_per_client,
+        min_samples=settings.min_samples,
+        size_sigma=settings.size_sigma,
+        imbalance_factor=settings.imbalance_factor,
+        clients=None if clients is None else np.asarray(clients),
+        domains=None if domains is None else np.asarray(domains),
+    )
+    share = config.evaluation.holdout_fraction
+    if isinstance(partition.indices, Population):
+        return ClientSplit(partition, *partition.indices.hold_out(share))
+    parts = [
+        holdout(rows, np.asarray(labels), share, numpy_rng(seed, "holdout", client))
+        for client, rows in enumerate(partition.indices)
+    ]
+    fit, held = tuple(p[0] for p in parts), tuple(p[1] for p in parts)
+    spoilt = spoilt_clients(config.noise, partition.num_clients, seed)
+    return ClientSplit(partition, fit, held, spoilt)
+
+
+def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:
+    if isinstance(clients, Population):
+        return clients.rows
+    return np.sort(np.concatenate(clients))
+
+
+def data_identity(data: DataConfig) -> Any:
+    """What identifies the content of the configured data without reading all of it."""
+    if is_coop(data.name, data.path):
+        return coop_identity(data.name, data.path)
+    return source_identity(data.path or data.name)
+
+
+def source_identity(name: str | None) -> Any:
+    """What identifies a named or local source: its name, and for files their sizes and times."""
+    if name is None:
+        return None
+    path = Path(name.partition("@")[2] or name)
+    if not path.exists():
+        path = Path(__file__).parents[1] / "models" / "pretrained" / name
+    return [name, file_identity(path)] if path.exists() else [name]

@@ -1,0 +1,178 @@
+"""A population of simulated clients of any size, of which nothing exists until it is asked for.
+
+    n clients, C classes, alpha = dirichlet_alpha, p = label law of the data
+
+A disjoint split has to be made as a whole and gives n clients at most as many samples as there
+are. Here client k is a stream of random numbers instead, derived from (seed, k): its number of
+samples, its label law, and which samples of the data it holds. Clients draw independently of each
+other, so they may hold the same samples; a client holds each sample at most once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+
+from fedsim.data.partition.sampling import Ask, log_dirichlet, softmax
+from fedsim.data.splits import carve
+from fedsim.errors import PartitionError
+from fedsim.seeding import derive, numpy_rng
+
+__all__ = ["Population", "dirichlet_drawn"]
+
+_SMALLEST_HOLDING_OUT = 5
+"""Clients with fewer samples hold none out, as in a disjoint split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Population(Sequence[np.ndarray]):
+    """The rows of every client, drawn when asked for.
+
+    Attributes:
+        num_clients: n.
+        rows_of: Per class, the rows of the training split that clients may draw.
+        concentration: float (C,), of the Dirichlet distribution of label laws; 0 for classes that
+            the data has no sample of.
+        samples_per_client: Mean of the clients' sizes.
+        size_sigma: Standard deviation of their logarithms.
+        min_samples: Smallest client.
+        seed: Of all clients.
+        held: Share of a client's samples that it holds out.
+        holds_out: Whether these are the rows held out, or those trained on.
+    """
+
+    num_clients: int
+    rows_of: tuple[np.ndarray, ...]
+    concentration: np.ndarray
+    samples_per_client: float
+    size_sigma: float
+    min_samples: int
+    seed: int
+    held: float = 0.0
+    holds_out: bool = False
+
+    def __len__(self) -> int:
+        return self.num_clients
+
+    @overload
+    def __getitem__(self, client: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, client: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        """Rows of one client, sorted; the same whenever and wherever they are drawn."""
+        if isinstance(client, slice):
+            return [self[k] for k in range(*client.indices(self.num_clients))]
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client} of {self.num_clients}")
+        rng = numpy_rng(self.seed, "client", client)
+        size = self._size(rng)
+        logs = log_dirichlet(rng, self.concentration, 1)[0]
+        if self.held:  # other rows, and a stream of their own
+            rng = numpy_rng(self.seed, "held" if self.holds_out else "fit", client)
+        parts = [
+            rows[rng.choice(len(rows), size=int(count), replace=False, shuffle=False)]
+            for rows, count in zip(self.rows_of, self._counts(rng, size, logs), strict=True)
+            if count
+        ]
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+
+    @property
+    def num_samples(self) -> float:
+        """Samples of all clients together, as expected."""
+        return self.num_clients * self.samples_per_client * self._share
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows that clients may draw, sorted."""
+        return np.sort(np.concatenate(self.rows_of))
+
+    def hold_out(self, fraction: float) -> tuple[Population, Population]:
+        """The same clients with a share of their samples held out.
+
+        What one client holds out another must not train on, so the rows are divided first: that
+        share of every class is for holding out, and clients draw by the same law from either.
+
+        Args:
+            fraction: In [0, 1).
+
+        Returns:
+            What they train on, and what they hold out.
+        """
+        if fraction == 0:
+            return self, replace(self, held=1.0, holds_out=True, rows_of=self._no_rows)
+        labels = np.repeat(np.arange(len(self.rows_of)), [len(rows) for rows in self.rows_of])
+        rows = np.concatenate(self.rows_of)
+        out = carve(labels, fraction, derive(self.seed, "holdout"))
+        classes = range(len(self.rows_of))
+        fit = tuple(rows[~out & (labels == c)] for c in classes)
+        held = tuple(rows[out & (labels == c)] for c in classes)
+        return (
+            replace(self, rows_of=fit, held=fraction),
+            replace(self, rows_of=held, held=fraction, holds_out=True),
+        )
+
+    @property
+    def _no_rows(self) -> tuple[np.ndarray, ...]:
+        return tuple(rows[:0] for rows in self.rows_of)
+
+    @property
+    def _share(self) -> float:
+        return self.held if self.holds_out else 1 - self.held
+
+    def _size(self, rng: np.random.Generator) -> int:
+        """Samples of a client: log-normal with the configured mean, at least the minimum."""
+        sigma = self.size_sigma
+        drawn = self.samples_per_client * np.exp(sigma * rng.standard_normal() - sigma**2 / 2)
+        size = max(self.min_samples, int(np.floor(drawn + 0.5)))
+        out = 0
+        if size >= _SMALLEST_HOLDING_OUT:
+            out = min(int(np.floor(self.held * size + 0.5)), size - 1)
+        wanted = out if self.holds_out else size - out
+        return min(wanted, sum(map(len, self.rows_of)))
+
+    def _counts(self, rng: np.random.Generator, size: int, logs: np.ndarray) -> np.ndarray:
+        """Samples per class; a class that has run out is struck from the client's law."""
+        left = np.array([len(rows) for rows in self.rows_of])
+        counts = np.zeros_like(left)
+        while missing := size - int(counts.sum()):  # every pass fills the client or empties a class
+            law = softmax(np.where(left > 0, logs, -np.inf))
+            drawn = np.minimum(rng.multinomial(missing, law), left)
+            counts += drawn
+            left -= drawn
+        return counts
+
+
+def dirichlet_drawn(ask: Ask) -> Population:
+    """Clients that draw their size and label law, and their samples within the data.
+
+    Sizes are log-normal with mean `samples_per_client` and spread `size_sigma` (0 by default);
+    label laws are Dir(alpha * C * p), as in `dirichlet_client`. In the limit of few clients it is
+    that scheme without its constraint that all samples are used once.
+    """
+    alpha = ask.need("dirichlet_alpha", "dirichlet_drawn")
+    mean = ask.need("samples_per_client", "dirichlet_drawn")
+    total = len(ask.labels)
+    if mean > total:
+        raise PartitionError(
+            f"dirichlet_drawn: samples_per_client is {mean:g}, but the data has {total} samples, "
+            f"each of which a client holds once at most"
+        )
+    if mean < ask.min_samples:
+        raise PartitionError(
+            f"dirichlet_drawn: samples_per_client is {mean:g}, less than min_samples "
+            f"{ask.min_samples}"
+        )
+    sizes = np.bincount(ask.labels, minlength=ask.num_classes)
+    order = np.argsort(ask.labels, kind="stable")
+    return Population(
+        num_clients=ask.num_clients,
+        rows_of=tuple(np.split(order, np.cumsum(sizes)[:-1])),
+        concentration=sizes / total * ask.num_classes * alpha,
+        samples_per_client=mean,
+        size_sigma=ask.size_sigma or 0.0,
+        min_samples=ask.min_samples,
+        seed=int(ask.rng.integers(2**63)),
+    )

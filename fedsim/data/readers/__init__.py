@@ -1,0 +1,1 @@
+"""Readers of data, one per format: files to a `Source`."""

@@ -1,0 +1,1 @@
+"""Priors: what synthetic images are made of, and how latents become images."""

@@ -1,0 +1,92 @@
+"""Priors in the space of a frozen encoder: the student sees features, not images.
+
+    features   unit vectors, moved freely; needs no generator and works on precomputed features
+    encoded    images of another prior, seen through the encoder; gradients pass through both
+
+Both are `fedsim.distill.priors.load.Prior`s whose `decode` gives unit features `(n, d)`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.distill.priors.load import LoadPrior, Prior, decode_all, image_priors
+from fedsim.models.clip import Clip, load_clip
+from fedsim.params import Params
+
+
+class FreeFeatures(Prior):
+    """Unit vectors from a random direction, or from where the method starts them."""
+
+    def __init__(self, dim: int, device: str = "cpu") -> None:
+        self._dim, self._device = dim, device
+
+    def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
+        return {"latent": torch.randn(len(labels), self._dim, generator=rng).to(self._device)}
+
+    def decode(self, latents: Params) -> Tensor:
+        return F.normalize(latents["latent"], dim=-1)
+
+
+class EncodedImages(Prior):
+    """Images of a prior as the frozen encoder sees them."""
+
+    def __init__(self, images: Prior, clip: Clip) -> None:
+        self._images, self._clip, self.maps = images, clip, images.maps
+
+    def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
+        return self._images.draw(labels, rng)
+
+    def images(self, latents: Params) -> Tensor:
+        """What the encoder sees, `(n, 3, S, S)` in [-1, 1]."""
+        return decode_all(self._images, latents)
+
+    def decode(self, latents: Params) -> Tensor:
+        return self._encode(self._images.decode(latents))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Images `(n, 3, S, S)` in [-1, 1] of the encoder's own size -> unit features."""
+        return self._clip.embed((images.to(self._clip.device) + 1) * 127.5)
+
+
+def feature_priors(dim: int, device: str) -> tuple[LoadPrior, LoadPrior]:
+    """Loaders of free features and of their noise control, random directions."""
+    load = partial(FreeFeatures, dim, device)
+    return load, load
+
+
+def encoded_priors(
+    config: Experiment, classnames: Sequence[str], device: str
+) -> tuple[LoadPrior, LoadPrior]:
+    """Loaders of the configured prior behind `models.clip`, and of noise images behind it.
+
+    Args:
+        config: The experiment, with an encoder.
+        classnames: What the generator draws.
+        device: Where they are computed.
+    """
+    return partial(_load, config, tuple(classnames), device, False), partial(
+        _load, config, tuple(classnames), device, True
+    )
+
+
+def _load(config: Experiment, classnames: tuple[str, ...], device: str, noise: bool) -> Prior:
+    assert config.models.clip is not None
+    clip = _encoder(config.models.clip, device)
+    shape = (3, clip.image_size, clip.image_size)
+    images = image_priors(config, classnames, shape, device)[noise]()
+    return EncodedImages(images, clip)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(spec: str, device: str) -> Clip:
+    clip = load_clip(spec, device)
+    clip.visual.requires_grad_(False)
+    return clip

@@ -1,0 +1,1 @@
+"""From a study to finished runs: its plan, its lock, its tuning, and the backend."""

@@ -1,0 +1,93 @@
+"""The bytes a method sends, counted from the tensors of a run that has not begun."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedsim.config import Experiment
+from fedsim.data.from_config import split_clients
+from fedsim.engine.batching import Group, make_batches
+from fedsim.engine.compression import compress
+from fedsim.engine.round import LocalExecutor
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.task import as_tensor, make_task
+from fedsim.methods import build_method, method_class
+from fedsim.methods.base import Received
+from fedsim.params import num_bytes, unstack
+from fedsim.process import settle_process
+from fedsim.seeding import torch_rng
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one client; where clients differ, such as in their networks, the mean over them.
+
+    Attributes:
+        num_rounds: Rounds of the run; 0 for methods that do not train.
+        up: Per round, to the server.
+        down: Per round, from the server.
+        once: Before its first round: constants, and the encoders the method leaves as they are.
+        early: What the first rounds send both ways beyond that, where they are unlike the others.
+    """
+
+    num_rounds: int
+    up: int
+    down: int
+    once: int
+    early: int = 0
+
+
+def traffic(config: Experiment) -> Traffic:
+    """Set a method up and train one client of each variant, to see what it sends."""
+    settle_process(config.engine.threads)
+    cls, device = method_class(config.use), torch.device("cpu")
+    num_rounds = cls.num_rounds(config)
+    if not cls.uses_clients or cls.pooled:
+        return Traffic(num_rounds, 0, 0, 0)
+    data = prepare(config, cls, device)
+    method = build_method(config, make_task(config, data, cls, device, server=True))
+    state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
+    constants = method.constants(state)
+    arrays = data.arrays
+    split = split_clients(
+        config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
+    )
+    once = num_bytes(constants) + data.frozen_bytes(cls)
+    variants = Counter(map(method.variant, range(len(split.fit))))
+    firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
+    # A method that averages sends the same in every round, and one sample shows it. Any other may
+    # go through phases, and has come to its last one by round 3.
+    phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
+    inputs, labels = map(as_tensor, data.local())
+    train = config.train.model_copy(update={"local_epochs": 1})
+
+    def sent_by(client: int) -> list[tuple[int, int]]:
+        """Bytes up and down in the first rounds."""
+        begun, sent = state, list[tuple[int, int]]()
+        one = Group(0, (client,), (split.fit[client][: 1 if phases == 1 else None],))
+        batches = make_batches(one, inputs, labels, train, 0, 0, method.task.prepare, device)
+        rngs = [torch_rng(0, "traffic") for _ in batches.client_ids]
+        for number in range(1, phases + 1):
+            message = method.message(begun)
+            update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
+            update = update.formed()
+            delta = unstack(update.delta, 0)
+            travels = compress(update.delta, config.wire).encoded
+            beside = num_bytes(update.extra[0]) if update.extra else 0
+            down = num_bytes(method.download(message, client))
+            sent.append((num_bytes(unstack(travels, 0)) + beside, down))
+            if number < phases:
+                received = Received(delta, num_clients=1, round=number)
+                begun = method.aggregate(begun, received)
+                begun = method.finish_round(begun, received, LocalExecutor(), rngs[0])
+        return sent
+
+    each = [np.array(sent_by(client)) * variants[kind] for kind, client in firsts.items()]
+    sent = np.sum(each, axis=0) / variants.total()
+    up, down = (int(value) for value in sent[-1].round())
+    early = int(sent.sum().round()) - phases * (up + down)
+    return Traffic(num_rounds, up, down, once, early)

@@ -1,0 +1,1 @@
+"""What a run needs before round 1: features, views, noise, a synthetic set, the task."""

@@ -1,0 +1,110 @@
+"""The task as methods see it: tensors over the shared arrays, without a copy."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.inputs.prepare import TaskData, public_rows
+from fedsim.methods.base import Labelled, Method, Task
+from fedsim.models.clip import Clip, load_clip
+from fedsim.models.image_arrays import to_unit_range
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over a read-only array, sharing its memory. Nobody writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def make_task(
+    config: Experiment,
+    data: TaskData,
+    method: type[Method],
+    device: torch.device,
+    server: bool,
+) -> Task:
+    """The task for one role: clients see neither synthetic nor public data."""
+    synthetic = public = None
+    images = method.inputs == "images"
+    if server and data.synthetic:
+        inputs = data.synthetic["fitted" if images else "inputs"]
+        synthetic = _labelled(inputs, data.synthetic["labels"], device)
+    if server and method.needs_public(config):
+        labels = np.asarray(data.arrays["val_labels"])
+        rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
+        public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
+    text = class_embeddings(config, data)
+    load = _clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None
+    shape = data.arrays["train_inputs"].shape[1:]
+    return Task(
+        config=config,
+        classnames=tuple(data.meta["classnames"]),
+        embed_dim=data.meta["embed_dim"],
+        logit_scale=data.meta["logit_scale"],
+        device=device,
+        text_features=None if text is None else text.to(device),
+        synthetic=synthetic,
+        public=public,
+        load_clip=load,
+        image_shape=(shape[0], shape[1], shape[2]) if images else None,
+        prepare=_preparation(method, load),
+    )
+
+
+def _preparation(
+    method: type[Method], load_clip: Callable[[], Clip] | None
+) -> Callable[[Tensor], Tensor]:
+    """Stored inputs -> model inputs: pixels as the encoder or the network wants them."""
+    if method.inputs == "images":
+        return to_unit_range
+    if method.inputs == "pixels" and load_clip is not None:
+        return lambda x: load_clip().normalise(x)
+    return lambda x: x
+
+
+def class_embeddings(config: Experiment, data: TaskData) -> Tensor | None:
+    """Unit rows `(num_classes, d)`: text features, or class means of public labelled features.
+
+    The means are public knowledge: every method starts from them, as it would from text.
+    """
+    if "text_features" in data.arrays:
+        return as_tensor(data.arrays["text_features"])
+    shots = config.data.prototype_shots
+    if shots is None or data.arrays["val_inputs"].ndim != 2:  # of images there are no means
+        return None
+    labels = np.asarray(data.arrays["val_labels"])
+    rows = public_rows(labels, shots, config.partition_seed)
+    one_hot = F.one_hot(as_tensor(labels[rows]), len(data.meta["classnames"])).float()
+    counts = one_hot.sum(0)
+    if not counts.all():
+        missing = [n for n, c in zip(data.meta["classnames"], counts, strict=True) if not c]
+        raise ConfigError(
+            f"data.prototype_shots needs a val sample of every class; {missing[0]!r} has none: use "
+            f"a larger data.val_fraction"
+        )
+    features = as_tensor(np.asarray(data.arrays["val_inputs"])[rows])
+    return F.normalize(one_hot.T @ features, dim=-1)
+
+
+def _labelled(inputs: np.ndarray, labels: np.ndarray, device: torch.device) -> Labelled:
+    return Labelled(as_tensor(inputs).to(device), as_tensor(labels).to(device))
+
+
+def _clip_loader(spec: str | None, device: torch.device) -> Callable[[], Clip]:
+    assert spec is not None
+    return functools.partial(_load_once, spec, str(device))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(spec: str, device: str) -> Clip:
+    return load_clip(spec, device=device)

@@ -1,0 +1,93 @@
+"""Training the server's networks on synthetic images, as items for an `Executor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from fedsim.config.distill import DistillConfig, Operation
+from fedsim.config.sections import TrainConfig
+from fedsim.distill.augment import augment, draw_augmentation
+from fedsim.methods.base import Labelled
+from fedsim.methods.training import train_centrally
+from fedsim.models.classifiers import Classifier
+from fedsim.models.image_arrays import to_unit_range
+from fedsim.params import Params, to_device
+from fedsim.seeding import torch_rng
+
+
+class ServerTraining(BaseModel, extra="forbid"):
+    """How the server trains on synthetic images; defaults are those of FedDGM's public code."""
+
+    server_epochs: int = Field(1000, gt=0)
+    """Passes over the images of a round."""
+    server_batch_size: int = Field(256, gt=0)
+    server_lr: float = Field(0.01, gt=0)
+    server_momentum: float = Field(0.0, ge=0, lt=1)
+    """Of the surrogate."""
+    server_weight_decay: float = Field(0.0, ge=0)
+    """Of the surrogate."""
+    server_augment: tuple[Operation, ...] | None = Field(None, strict=False)
+    """Differentiable augmentation of the images; null takes that of matching, `distill.augment`."""
+
+    def train_config(self) -> TrainConfig:
+        """The same in the words of local training."""
+        return TrainConfig(
+            local_epochs=self.server_epochs,
+            batch_size=self.server_batch_size,
+            lr=self.server_lr,
+            momentum=self.server_momentum,
+            weight_decay=self.server_weight_decay,
+        )
+
+    def augmentation(self, distill: DistillConfig) -> tuple[Operation, ...]:
+        """The operations that are drawn from."""
+        return distill.augment if self.server_augment is None else self.server_augment
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train; sent to another process as it is.
+
+    Attributes:
+        net: The network.
+        start: Its weights.
+        images: uint8 `(n, c, h, w)`.
+        labels: `(n,)` int64.
+        train: How; `local_epochs` is one number.
+        augment: Operations of differentiable augmentation; one is drawn per batch.
+        key: Names the streams of order and augmentation; its first part is the run's seed.
+        device: Where to compute.
+        threads: Torch threads, as in every process that computes results.
+    """
+
+    net: Classifier
+    start: Params
+    images: Tensor
+    labels: Tensor
+    train: TrainConfig
+    augment: tuple[str, ...]
+    key: tuple[int | str, ...]
+    device: str
+    threads: int
+
+
+def train_on_images(work: Training) -> Params:
+    """The network's weights after training, on the CPU."""
+    if torch.get_num_threads() != work.threads:
+        torch.set_num_threads(work.threads)
+    seed, *purpose = work.key
+    assert isinstance(seed, int)
+    order = torch_rng(seed, "server_order", *purpose)
+    draws = torch_rng(seed, "server_augmentation", *purpose)
+
+    def logits(params: Params, pixels: Tensor) -> Tensor:
+        draw = draw_augmentation(work.augment, len(pixels), draws)
+        return work.net(params, augment(to_unit_range(pixels), draw))
+
+    data = to_device(Labelled(work.images, work.labels), work.device)
+    start = to_device(work.start, work.device)
+    return to_device(train_centrally(start, logits, data, work.train, order), "cpu")

@@ -1,0 +1,230 @@
+"""What methods share whose server trains on synthetic sets: the union, and networks trained on it.
+
+w      surrogate: the small network that clients receive     v_m   larger networks of the server
+D_k    the synthetic set of client k
+
+round:   D <- union of all D_k of the round, and of earlier rounds where they are replayed
+w and every v_m are trained on D, from where they were
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.config.classifier import ClassifierConfig
+from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
+from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
+from fedsim.models.classifiers import Classifier
+from fedsim.models.image_arrays import from_unit_range
+from fedsim.params import Params, to_device
+
+
+class SetOptions(ServerTraining, extra="forbid"):
+    """What the server trains, and on which sets."""
+
+    global_models: tuple[ClassifierConfig, ...] = Field((), strict=False)
+    """The larger networks: names such as `vgg11`, or blocks like `models.classifier`."""
+    global_momentum: float = Field(0.9, ge=0, lt=1)
+    global_weight_decay: float = Field(1e-5, ge=0)
+    replay: int = Field(0, ge=0)
+    """Earlier rounds whose sets stay in the union."""
+
+
+@dataclass(frozen=True)
+class ClientSet:
+    """One client's synthetic set, as the server keeps it.
+
+    Attributes:
+        client: The client.
+        images: `(n, c, h, w)` in [-1, 1].
+        labels: `(n,)` int64.
+        measures: Columns of its row in the table `synthetic`.
+        memory: What the next round starts from.
+        crowded: Whether more sets were to be made together than fitted in memory.
+    """
+
+    client: int
+    images: Tensor
+    labels: Tensor
+    measures: Mapping[str, Any]
+    memory: Mapping[str, Any]
+    crowded: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is no pixel that is NaN or infinite."""
+        return bool(self.images.isfinite().all())
+
+    def row(self) -> dict[str, Any]:
+        """Its row in the table `synthetic`."""
+        counts = {"num_images": len(self.labels), "num_classes": len(self.labels.unique())}
+        return {"client_id": self.client if self.client >= 0 else None, **counts, **self.measures}
+
+
+def told(sets: Sequence[ClientSet]) -> list[tuple[str, str, int]]:
+    """What `Made.events` says of a round's sets."""
+    lost = "its synthetic set has pixels that are NaN or infinite, and is left out"
+    found = [("diverged", lost, one.client) for one in sets if not one.finite]
+    if any(one.crowded for one in sets):
+        fewer = "distill.clients_at_once sets did not fit in memory together: made in smaller parts"
+        found.append(("out_of_memory", fewer, -1))
+    return found
+
+
+class TrainsOnSets(FedAvg):
+    """Base of methods that never average weights: the server trains on its clients' sets."""
+
+    reduction: ClassVar[Literal["sum", "keep"]] = "keep"
+    averages = False
+    sections: ClassVar[tuple[str, ...]] = ("distill",)
+    Options = SetOptions
+
+    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+        """This round's sets, in the order of client ids."""
+        raise NotImplementedError
+
+    def before_training(self, state: State, received: Received) -> State:
+        """The state whose networks are then trained on the union."""
+        return state
+
+    def keeps(self, client_set: Mapping[str, Any], latest: bool) -> bool:
+        """Whether a set outlives the rounds in which it is replayed."""
+        return False
+
+    def check_task(self) -> None:
+        _ = self.net, self.global_nets
+
+    @cached_property
+    def global_nets(self) -> dict[str, Classifier]:
+        """The networks that the server trains beside the surrogate, by their name in tables."""
+        assert self.task.image_shape is not None
+        names = Counter(settings.name for settings in self.more_networks())
+        found = {}
+        for number, settings in enumerate(self.more_networks(), 1):
+            name = f"{settings.name}_{number}" if names[settings.name] > 1 else settings.name
+            found[name] = Classifier(settings, self.task.image_shape, self.task.num_classes)
+        return found
+
+    def more_networks(self) -> tuple[ClassifierConfig, ...]:
+        """Architectures beside the surrogate's."""
+        assert isinstance(self.options, SetOptions)
+        return self.options.global_models
+
+    def sent_networks(self) -> tuple[str, ...]:
+        """Those of `global_nets` that clients receive: trained like the surrogate."""
+        return ()
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        surrogate = to_device(self.net.init(rng), task.device)
+        nets = {k: to_device(net.init(rng), task.device) for k, net in self.global_nets.items()}
+        return {"surrogate": surrogate, "nets": nets, "sets": [], "events": [], "round": 0}
+
+    def message(self, state: State) -> Params:
+        return state["surrogate"]
+
+    def aggregate(self, state: State, received: Received) -> State:
+        return state | {"round": received.round, "events": []}
+
+    def finish_round(
+        self, state: State, received: Received, executor: Executor, rng: torch.Generator
+    ) -> State:
+        found = self.client_sets(state, received, executor)
+        made = [one for one in found if one.finite]
+        sets = self._union(state["sets"], made, received.round)
+        state = state | {"sets": sets, "events": told(found)}
+        state = self.before_training(state, received)
+        if not made:
+            return state
+        trained = executor.map(
+            train_on_images, self._trainings(state, received.round, executor.device)
+        )
+        surrogate, *larger = (to_device(weights, self.task.device) for weights in trained)
+        nets = dict(zip(self.global_nets, larger, strict=True))
+        return state | {"surrogate": surrogate, "nets": nets}
+
+    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
+        return partial(self.net, state["surrogate"])
+
+    def predictors(self, state: State) -> Mapping[str, Predictor]:
+        return {name: partial(net, state["nets"][name]) for name, net in self.global_nets.items()}
+
+    def made(self, state: State) -> Made | None:
+        sets = [s for s in state["sets"] if s["round"] == state["round"]]
+        if not sets:
+            events = tuple(state["events"])
+            return Made(None, torch.zeros(0), events=events) if events else None
+        images, labels = _joined(sets)
+        clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
+        rows = tuple(s["measures"] for s in sets)
+        return Made(Labelled(images, labels), clients, rows, tuple(state["events"]))
+
+    def _union(
+        self, sets: list[dict[str, Any]], made: list[ClientSet], round: int
+    ) -> list[dict[str, Any]]:
+        """Sets that are still needed, and the new ones; images as whoever loads them gets them."""
+        assert isinstance(self.options, SetOptions)
+        oldest, last = round - self.options.replay, {s["client"]: s["round"] for s in sets}
+        kept = [
+            s
+            for s in sets
+            if s["round"] >= oldest or self.keeps(s, s["round"] == last[s["client"]])
+        ]
+        return kept + [
+            {
+                "client": s.client,
+                "round": round,
+                "images": from_unit_range(s.images),
+                "labels": s.labels,
+                "measures": s.row(),
+                "memory": dict(s.memory),
+            }
+            for s in made
+        ]
+
+    def _trainings(self, state: State, round: int, device: str) -> list[Training]:
+        """The surrogate's training, and those of the larger networks."""
+        options = self.options
+        assert isinstance(options, SetOptions)
+        images, labels = _joined([s for s in state["sets"] if s["round"] >= round - options.replay])
+        small = options.train_config()
+        large = small.model_copy(
+            update={
+                "momentum": options.global_momentum,
+                "weight_decay": options.global_weight_decay,
+            }
+        )
+        models = [("", self.net, state["surrogate"], small)]
+        sent = self.sent_networks()
+        models += [
+            (name, net, state["nets"][name], small if name in sent else large)
+            for name, net in self.global_nets.items()
+        ]
+        return [
+            Training(
+                net,
+                to_device(start, "cpu"),
+                images,
+                labels,
+                train,
+                options.augmentation(self.config.distill),
+                (self.config.train_seed, round, name),
+                device,
+                self.config.engine.threads,
+            )
+            for name, net, start, train in models
+        ]
+
+
+def _joined(sets: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([s["images"] for s in sets]).cpu(), torch.cat(
+        [s["labels"] for s in sets]
+    ).cpu()

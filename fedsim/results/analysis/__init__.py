@@ -1,0 +1,1 @@
+"""From tables to findings: named runs, paired differences, tests, summaries."""

@@ -1,0 +1,308 @@
+"""The runs that count: how they are called in tables and figures, their curves and last values.
+
+A run counts when its phase is `final` (or not said). Partitions are named by their scheme and its
+number (`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by what else differs
+in the data or, as an axis of the study, for every method (`dirichlet_label 0.05, shots=4`). Methods
+are named by their own name, and by the settings that tell them apart where a study still holds one
+method in several versions. Of several studies (`fedsim.results.analysis.several`) each is named by
+itself, and methods that meet under one name get that of their study: `cachefl [quickstart]`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import ResultsError, did_you_mean
+from fedsim.results.tables.columns import CONFIG_PREFIX
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.results.tables.reader import Study
+
+__all__ = [
+    "CEILINGS",
+    "CELL",
+    "curves",
+    "final_runs",
+    "keep_only",
+    "last_rounds",
+    "method_order",
+    "setting_text",
+]
+
+CEILINGS = (
+    "centralised",
+    "centralized",
+    "centralised_head",
+    "centralised_cache",
+    "centralised_classifier",
+)
+LEVELS = ("zero_shot", *CEILINGS)  # not federated: levels that curves are seen against
+CELL = ["dataset", "partition"]  # what a comparison is made within
+_FIRST = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")
+# Settings that say where or how a run was computed, or what has a column of its own.
+_ASIDE = {
+    "study", "output", "method", "use", "phase", "seed", "report", "engine", "resources",
+    "failures", "evaluation",
+}  # fmt: skip
+_NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
+_NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # where it is not alpha
+USE = CONFIG_PREFIX + "use"
+SEEN = CONFIG_PREFIX + "distill.prior_saw_data"
+
+
+def _once(compute: Callable[[Study], pd.DataFrame]) -> Callable[[Study], pd.DataFrame]:
+    """Compute once per loaded study; callers get a copy that they may add columns to."""
+
+    @wraps(compute)
+    def get(study: Study) -> pd.DataFrame:
+        if compute.__name__ not in study.derived:
+            study.derived[compute.__name__] = compute(study)
+        frame: pd.DataFrame = study.derived[compute.__name__]
+        return frame.copy(deep=False)
+
+    return get
+
+
+@_once
+def final_runs(study: Study) -> pd.DataFrame:
+    """The runs that count, as in `study.runs`, with names to show.
+
+    Returns:
+        `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
+        `base_method` (what it is: `config.use` for zero-shot and the ceiling, whatever their name),
+        `bound` (a ceiling, or a prior that has seen the data: never the best) and `scheme`, sorted
+        by data set, partition, method and seed.
+    """
+    import pandas as pd
+
+    runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
+    runs["dataset"] = runs["dataset"].fillna("data").astype(object)
+    runs["method"] = runs["method"].fillna("method").astype(object)
+    runs["base_method"] = runs["method"]
+    if USE in runs:
+        runs["base_method"] = runs["method"].where(~runs[USE].isin(LEVELS), runs[USE])
+    leaks = runs[SEEN].eq(True) if SEEN in runs else pd.Series(False, runs.index)
+    runs["bound"] = runs["base_method"].isin(CEILINGS) | leaks
+    runs["scheme"] = runs["partition"].fillna("data").astype(object)
+    studies = [group for _, group in runs.groupby("study", sort=False, dropna=False)]
+    axes = dict.fromkeys(column for group in studies for column in _axes(group))
+    runs["partition"] = _partition_names(runs, axes)
+    for group in studies:
+        own = runs.loc[group.index]
+        runs.loc[group.index, "method"] = _method_names(own)
+    runs["method"] = runs["method"].where(~leaks, runs["method"] + " (leak)")
+    homes = runs.groupby([*CELL, "method"])["study"].nunique()
+    shared = runs["method"].isin(homes.index[homes > 1].get_level_values("method"))
+    runs["method"] = runs["method"].where(~shared, runs["method"] + " [" + runs["study"] + "]")
+    keys = {
+        "_last": runs["scheme"].eq("iid").astype(int),
+        "_alpha": runs["dirichlet_alpha"].fillna(float("inf")),
+        "_number": _numbers(runs),
+        "_method": runs["method"].map(method_order),
+    }
+    order = ["dataset", "_last", "_alpha", "_number", "partition", "_method", "seed", "run_id"]
+    return runs.assign(**keys).sort_values(order).drop(columns=list(keys)).reset_index(drop=True)
+
+
+def keep_only(
+    study: Study, methods: Collection[str] = (), partitions: Collection[str] = ()
+) -> None:
+    """From here on, count only the runs of these methods and partitions in a loaded study.
+
+    Args:
+        study: The study, or several.
+        methods: As tables show them, or by their own name in all versions; empty: all.
+        partitions: As tables show them; empty: all.
+
+    Raises:
+        ResultsError: There is no such method or partition.
+    """
+    runs = final_runs(study)
+    for asked, columns in ((methods, ["method", "base_method"]), (partitions, ["partition"])):
+        known = {name for column in columns for name in runs[column]}
+        for name in asked:
+            if name not in known:
+                hint = did_you_mean(name, known) if known else "the study has no runs"
+                raise ResultsError(f"there is no {columns[0]} {name!r} in the study; {hint}")
+    if methods:
+        runs = runs[runs["method"].isin(methods) | runs["base_method"].isin(methods)]
+    if partitions:
+        runs = runs[runs["partition"].isin(partitions)]
+    study.derived.clear()
+    study.derived["final_runs"] = runs.reset_index(drop=True)
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """Sort key: controls first, then FedAvg, the others by name, the ceiling last."""
+    base = method.split(" ")[0]
+    if base in _FIRST:
+        return _FIRST.index(base), method
+    if base in CEILINGS:
+        return 99, method
+    return (10 if base.startswith("fedavg") else 11), method
+
+
+@_once
+def curves(study: Study) -> pd.DataFrame:
+    """Accuracy and cumulative cost of every round of the runs that count.
+
+    Returns:
+        One row per run and round: `run_id, dataset, partition, dirichlet_alpha, scheme, method,
+        base_method, bound, seed, status, round, accuracy` (test split; NaN where not evaluated),
+        and `bytes` and `flops` since the start, set-up included.
+    """
+    names = [
+        "run_id",
+        *CELL,
+        "dirichlet_alpha",
+        "scheme",
+        "method",
+        "base_method",
+        "bound",
+        "seed",
+        "status",
+    ]
+    runs = final_runs(study)[names]
+    rounds = study.rounds.sort_values(["run_id", "round"])
+    bytes_round = rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)
+    flops_round = rounds["train_flops"].fillna(0)
+    table = rounds[["run_id", "round"]].assign(
+        accuracy=_test_accuracy(study, rounds),
+        bytes=bytes_round.astype("float64").groupby(rounds["run_id"]).cumsum(),
+        flops=flops_round.astype("float64").groupby(rounds["run_id"]).cumsum(),
+    )
+    position = {run_id: place for place, run_id in enumerate(runs["run_id"])}
+    merged = runs.merge(table, on="run_id", how="inner")
+    merged["_place"] = merged["run_id"].map(position)
+    return merged.sort_values(["_place", "round"]).drop(columns="_place").reset_index(drop=True)
+
+
+@_once
+def last_rounds(study: Study) -> pd.DataFrame:
+    """One row per run that counts and has rounds: `curves` at its last round.
+
+    Accuracy is that of the last round that was evaluated.
+    """
+    table = curves(study)
+    table["accuracy"] = table.groupby("run_id")["accuracy"].ffill()
+    return table.groupby("run_id", sort=False).tail(1).reset_index(drop=True)
+
+
+def setting_text(value: Any) -> str:
+    """The value of a `config.*` column in words."""
+    if value is None or value != value:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _test_accuracy(study: Study, rounds: pd.DataFrame) -> pd.Series:
+    """`rounds.accuracy` where it is of the test split, else what `evaluations` says of it."""
+    on_test = rounds["split"].fillna("test") == "test"
+    accuracy = rounds["accuracy"].where(on_test)
+    if accuracy.notna().any() or study.evaluations.empty:
+        return accuracy
+    rows = study.evaluations
+    rows = rows[
+        (rows["scope"] == "global") & (rows["split"] == "test") & (rows["metric"] == "accuracy")
+    ]
+    rows = rows[rows["model"] == "global"] if (rows["model"] == "global").any() else rows
+    values = rows.groupby(["run_id", "round"])["value"].mean().rename("_value")
+    return rounds.join(values, on=["run_id", "round"])["_value"]
+
+
+def _numbers(runs: pd.DataFrame) -> pd.Series:
+    """The number that a scheme is known by, as in `PartitionConfig.label`; NaN where none."""
+    import pandas as pd
+
+    numbers = runs["dirichlet_alpha"].astype("float64")
+    for scheme, leaf in _NUMBERS.items():
+        if (column := f"{CONFIG_PREFIX}partition.{leaf}") in runs:
+            own = pd.to_numeric(runs[column], errors="coerce").astype("float64")
+            numbers = own.where(runs["scheme"].eq(scheme) & own.notna(), numbers)
+    return numbers
+
+
+def _partition_names(runs: pd.DataFrame, axes: Iterable[str] = ()) -> pd.Series:
+    """Scheme and number, and the values of the columns in `axes`."""
+    numbers, names = _numbers(runs), runs["scheme"].astype(object)
+    names = names.where(numbers.isna(), names + " " + numbers.map("{:g}".format))
+    for column in axes:
+        if column == "num_clients":
+            names = names + ", " + runs[column].astype(str) + " clients"
+        else:
+            names = names + f", {_leaf(column)}=" + runs[column].map(setting_text)
+    return names
+
+
+def _axes(runs: pd.DataFrame) -> list[str]:
+    """What tells the partitions of one study apart, scheme and number aside."""
+    axes = []
+    if runs.groupby("dataset")["num_clients"].nunique().max() > 1:
+        axes.append("num_clients")
+    data = _texts(runs, [c for c in _config_columns(runs) if _section(c) in ("data", "partition")])
+    for column, text in data.items():
+        names = _partition_names(runs, axes)
+        if _leaf(column) not in _NAMED and text.groupby(names).nunique().max() > 1:
+            axes.append(column)
+    # Axes of the study: settings of which every method has the same several values.
+    if len(set(runs["method"])) > 1:
+        cell = runs[["dataset", "method", "seed"]]
+        for column, text in _texts(runs, _method_columns(runs)).items():
+            names, longer = _partition_names(runs, axes), _partition_names(runs, [*axes, column])
+            values = {frozenset(group) for _, group in text.groupby(runs["method"])}
+            if len(values) == 1 and _twice(cell, longer) < _twice(cell, names):
+                axes.append(column)
+    return axes
+
+
+def _method_names(runs: pd.DataFrame) -> pd.Series:
+    """The method, and the fewest settings that tell two runs of one cell apart."""
+    names = runs["method"].copy()
+    for method, group in runs.groupby("method"):
+        cell, shown = group[[*CELL, "seed"]], names.loc[group.index]
+        texts = _texts(group, ["cache_init", *_method_columns(group)])
+        while texts and _twice(cell, shown) > 0:
+            left = {column: _twice(cell, shown + "|" + text) for column, text in texts.items()}
+            best = min(left, key=lambda column: left[column])
+            if left[best] == _twice(cell, shown):
+                break
+            value = texts.pop(best)
+            part = value if best == "cache_init" else f"{_leaf(best)}=" + value
+            first = (shown == method).all()
+            shown = shown + " (" + part + ")" if first else shown.str[:-1] + ", " + part + ")"
+        names.loc[group.index] = shown
+    return names
+
+
+def _twice(cell: pd.DataFrame, shown: pd.Series) -> int:
+    """How many runs share cell and name with an earlier one."""
+    return int(cell.assign(_shown=shown).duplicated().sum())
+
+
+def _texts(runs: pd.DataFrame, columns: list[str]) -> dict[str, pd.Series]:
+    """The columns that hold more than one value, as text."""
+    texts = {column: runs[column].map(setting_text) for column in columns}
+    return {column: text for column, text in texts.items() if len(set(text)) > 1}
+
+
+def _method_columns(runs: pd.DataFrame) -> list[str]:
+    return [c for c in _config_columns(runs) if _section(c) not in {*_ASIDE, "data", "partition"}]
+
+
+def _section(column: str) -> str:
+    return column.removeprefix(CONFIG_PREFIX).split(".")[0]
+
+
+def _leaf(column: str) -> str:
+    return column.split(".")[-1]
+
+
+def _config_columns(runs: pd.DataFrame) -> list[str]:
+    return [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]

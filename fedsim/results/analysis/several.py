@@ -1,0 +1,83 @@
+"""Several studies read as one, to compare methods that were run on different days or machines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsim.errors import ResultsError
+from fedsim.results.tables.reader import Study, load
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Studies", "load_several"]
+
+
+@dataclass(frozen=True)
+class Studies(Study):
+    """The tables of several studies, one below the other.
+
+    `runs.study` holds the name of the study, and begins every run id. Everything that takes a
+    study takes these; images stay with their own studies.
+
+    Attributes:
+        members: The studies by name: that of the folder, and of those above where two share one.
+    """
+
+    members: dict[str, Study] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The names of all of them."""
+        return " and ".join(self.members)
+
+    def synthetic_sets(self) -> list[str]:
+        """None: a set is found in the study that made it."""
+        return []
+
+    def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = []
+        for label, study in self.members.items():
+            table = study._table(name, columns and [*columns, "run_id", "study"])
+            run_ids = pc.binary_join_element_wise(pa.scalar(label), table["run_id"], "/")
+            table = table.set_column(table.schema.get_field_index("run_id"), "run_id", run_ids)
+            if name == "runs":
+                place = table.schema.get_field_index("study")
+                labels = pa.array([label] * table.num_rows, pa.string())
+                table = table.set_column(place, "study", labels)
+            found.append(table)
+        return pa.concat_tables(found, promote_options="default")
+
+
+def load_several(paths: Sequence[Path | str]) -> Studies:
+    """Open the folders of several studies as one.
+
+    Args:
+        paths: The folders; the first one's settings say what the methods are compared with.
+
+    Raises:
+        ResultsError: There is no study in one of them, or one is given twice.
+    """
+    folders = [Path(path) for path in paths]
+    places = Counter(folder.resolve() for folder in folders)
+    if again := [str(folder) for folder in folders if places[folder.resolve()] > 1]:
+        raise ResultsError(f"{again[0]} is given twice; a study is compared with others")
+    labels = _labels([folder.resolve() for folder in folders])
+    members = dict(zip(labels, map(load, folders), strict=True))
+    return Studies(folders[0], members=members)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells it from the others."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        labels = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            break
+    return labels

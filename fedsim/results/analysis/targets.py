@@ -1,0 +1,142 @@
+"""What it costs to get somewhere: rounds, bytes and FLOPs to a target that all methods share.
+
+The target of a data set and partition lies a share of the way (50 %, 90 %) from zero-shot accuracy
+to a ceiling. Zero-shot is the method `zero_shot`, there or, as it does not depend on the split, in
+another partition of the data set; without it, the lowest accuracy before training. The ceiling is
+the better of the centralised methods; without one, the best mean of the partition. Bytes count
+everything sent and received since the start, downloads of the set-up included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from fedsim.results.analysis.named_runs import CEILINGS, CELL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Goal", "cost_to_reach", "costs_to_targets", "target_name", "targets_of"]
+
+
+class Goal(TypedDict):
+    """The targets of one data set and partition, and where they come from."""
+
+    dataset: str
+    partition: str
+    zero_shot: float
+    zero_shot_from: str
+    ceiling: float
+    ceiling_from: str
+    targets: dict[float, float]
+
+
+def target_name(share: float) -> str:
+    """How a target's columns end: `50` for 0.5."""
+    return f"{100 * share:g}"
+
+
+def targets_of(
+    curves: pd.DataFrame, finished: pd.DataFrame, shares: Sequence[float]
+) -> dict[tuple[str, str], Goal]:
+    """The targets of every data set and partition.
+
+    Args:
+        curves: From `fedsim.results.analysis.named_runs.curves`.
+        finished: Last rounds of the finished runs.
+        shares: Shares of the way from zero-shot to the ceiling.
+
+    Returns:
+        For each (data set, partition) a dict with `zero_shot, ceiling`, where both come from, and
+        `targets`: share to accuracy, NaN where the ceiling is not above zero-shot.
+    """
+    goals: dict[tuple[str, str], Goal] = {}
+    for (dataset, partition), group in curves.groupby(CELL, sort=False):
+        done = finished[finished["dataset"] == dataset]
+        here = done[done["partition"] == partition]
+        zero_shot, zero_from = _mean_of(here, done, ("zero_shot",))
+        if math.isnan(zero_shot):
+            start = group[group["round"] == 0].groupby("method")["accuracy"].mean()
+            zero_shot, zero_from = float(start.min()), "the lowest accuracy before training"
+        ceiling, ceiling_from = _mean_of(here, done, CEILINGS)
+        if math.isnan(ceiling):
+            best = here.groupby("method")["accuracy"].mean()
+            ceiling = float(best.max())
+            if not math.isnan(ceiling):
+                ceiling_from = (
+                    f"the best method here, {best.idxmax()}, for want of a centralised run"
+                )
+        way = ceiling - zero_shot
+        levels = {s: zero_shot + s * way if way > 0 else math.nan for s in shares}
+        goals[dataset, partition] = {
+            "dataset": dataset,
+            "partition": partition,
+            "zero_shot": zero_shot,
+            "zero_shot_from": zero_from,
+            "ceiling": ceiling,
+            "ceiling_from": ceiling_from,
+            "targets": levels,
+        }
+    return goals
+
+
+def cost_to_reach(run: pd.DataFrame, target: float) -> tuple[float, float, float]:
+    """Round, cumulative bytes and FLOPs at which one run first reached an accuracy.
+
+    Args:
+        run: The curve of one run, rounds ascending.
+        target: The accuracy.
+
+    Returns:
+        Three infinities if it never did; three NaN if there is no target.
+    """
+    if math.isnan(target):
+        return math.nan, math.nan, math.nan
+    there = run[run["accuracy"] >= target]
+    if there.empty:
+        return math.inf, math.inf, math.inf
+    first = there.iloc[0]
+    return float(first["round"]), float(first["bytes"]), float(first["flops"])
+
+
+def costs_to_targets(
+    curves: pd.DataFrame, goals: dict[tuple[str, str], Goal], shares: Sequence[float]
+) -> dict[str, float]:
+    """The cost columns of one row of the summary: medians over its runs.
+
+    Args:
+        curves: Curves of the finished runs of one method in one cell.
+        goals: From `targets_of`.
+        shares: The targets asked for.
+    """
+    import numpy as np
+
+    row: dict[str, float] = {}
+    runs = [run for _, run in curves.groupby("run_id", sort=False)]
+    for share in shares:
+        end = target_name(share)
+        columns = [f"rounds_to_{end}", f"bytes_to_{end}", f"flops_to_{end}"]
+        row |= {f"target_{end}": math.nan, f"reached_{end}": 0} | dict.fromkeys(columns, math.nan)
+        if not runs:
+            continue
+        target = goals[curves["dataset"].iloc[0], curves["partition"].iloc[0]]["targets"][share]
+        row[f"target_{end}"] = target
+        costs = np.sort([cost_to_reach(run, target) for run in runs], axis=0)
+        row[f"reached_{end}"] = int(np.isfinite(costs[:, 0]).sum())
+        middle = (costs[(len(runs) - 1) // 2] + costs[len(runs) // 2]) / 2
+        row |= dict(zip(columns, map(float, middle), strict=True))
+    return row
+
+
+def _mean_of(
+    here: pd.DataFrame, dataset: pd.DataFrame, methods: tuple[str, ...]
+) -> tuple[float, str]:
+    """Best mean final accuracy of some methods in the partition, or else in the data set."""
+    for runs, where in ((here, ""), (dataset, ", other partitions")):
+        mine = runs[runs["base_method"].isin(methods)]
+        if len(mine):
+            means = mine.groupby("base_method")["accuracy"].mean()
+            return float(means.max()), f"{means.idxmax()}{where}"
+    return math.nan, ""

@@ -1,0 +1,221 @@
+"""Figures of synthetic sets: their first images, class by class, and those nearest to real ones.
+
+Sets beside each other are those of a run's rounds, or of several methods. Bars share one scale from
+0 to 1, so that a weak class is seen beside its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedsim.results.report.style import DARK, GREY
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedsim.results.tables.reader import NearestReal, SyntheticImages
+
+__all__ = ["BARS", "drawn_bars", "nearest_pairs", "sets_beside", "synthetic_gallery"]
+
+BARS = {
+    "clip_agreement": "CLIP\nagreement",
+    "precision": "precision",
+    "coverage": "coverage",
+    "memorisation": "memorisation",
+    "cache_accuracy": "untrained\ncache",
+}
+"""The measures beside the images; all lie between 0 and 1."""
+
+_COLOR, _WEAK = "#0072B2", "#D55E00"
+_INCH = 0.68
+_NEUTRAL = {"memorisation": 0.5}
+_ALARM = {"memorisation": 0.75}
+
+
+def drawn_bars(quality: pd.DataFrame) -> list[str]:
+    """Those of `BARS` that were measured; without an encoder none is."""
+    return [bar for bar in BARS if quality[bar].notna().any()]
+
+
+def synthetic_gallery(
+    images: SyntheticImages,
+    quality: pd.DataFrame | None = None,
+    per_class: int = 10,
+    max_classes: int = 20,
+    side: int = 96,
+) -> Figure:
+    """The first images of each class of a synthetic set, one row per class, and their quality.
+
+    Args:
+        images: From `Study.synthetic_images`.
+        quality: Measures by class name (`fedsim.results.report.synthetic_sets.class_quality`).
+        per_class: Images in a row, at most.
+        max_classes: Rows, at most.
+        side: Images are shrunk to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    classes = [int(label) for label in np.unique(images.labels)][:max_classes]
+    names = [_name(images.classnames, label) for label in classes]
+    canvas, h, gap = _canvas(images, classes, per_class, side)
+    high, wide = canvas.shape[:2]
+    bars = [] if quality is None else drawn_bars(quality)
+    scale = _INCH / (h + gap)
+    left, bar, between = 0.3 + 0.075 * max(map(len, names), default=4), 0.95, 0.24
+    top = 0.5 if bars else 0.1  # their titles
+    size = (left + wide * scale + len(bars) * (bar + between) + 0.1, top + high * scale + 0.15)
+    figure = Figure(figsize=size)
+
+    def box(x: float, width: float) -> tuple[float, float, float, float]:
+        """Inches -> the figure's units."""
+        return x / size[0], 0.15 / size[1], width / size[0], high * scale / size[1]
+
+    axis = figure.add_axes(box(left, wide * scale))
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    middles = [place * (h + gap) + h / 2 for place in range(len(classes))]
+    axis.set_yticks(middles, names)
+    axis.set_xticks([])
+    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+    axis.spines[:].set_visible(False)
+    for place, measure in enumerate(bars):
+        assert quality is not None
+        x = left + wide * scale + place * (bar + between) + between
+        beside = figure.add_axes(box(x, bar))
+        beside.set_ylim(axis.get_ylim())
+        values = quality[measure].reindex(names).to_numpy(dtype=float)
+        _bars(beside, middles, values, 0.24 * (h + gap), measure)
+    return figure
+
+
+def sets_beside(
+    sets: Mapping[str, SyntheticImages], per_class: int = 3, max_classes: int = 20, side: int = 64
+) -> Figure:
+    """The first images of each class of several sets: one row per class, a block per set.
+
+    Args:
+        sets: By what stands above them; of the same data, so that a class is the same row in all.
+        per_class: Images of a class in a block, at most.
+        max_classes: Rows, at most.
+        side: Images are shrunk to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    labels = sorted({int(label) for one in sets.values() for label in np.unique(one.labels)})
+    classes = labels[:max_classes]
+    names = [_name(next(iter(sets.values())).classnames, label) for label in classes]
+    drawn = [_canvas(one, classes, per_class, side) for one in sets.values()]
+    h, gap = drawn[0][1:]
+    scale, apart, top = 0.5 * _INCH / h, 0.12, 0.3
+    left = 0.3 + 0.075 * max(map(len, names), default=4)
+    high = drawn[0][0].shape[0] * scale
+    widths = [canvas.shape[1] * scale for canvas, _, _ in drawn]
+    size = (left + sum(widths) + apart * len(widths), top + high + 0.1)
+    figure = Figure(figsize=size)
+    x = left
+    for (canvas, _, _), title, width in zip(drawn, sets, widths, strict=True):
+        box = (x / size[0], 0.1 / size[1], width / size[0], high / size[1])
+        axis = figure.add_axes(box)
+        axis.imshow(canvas, interpolation="nearest", aspect="auto")
+        axis.set_title(title, fontsize=8.5, color=DARK, pad=4)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if x == left:
+            axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
+        axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+        axis.spines[:].set_visible(False)
+        x += width + apart
+    return figure
+
+
+def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96) -> Figure:
+    """The synthetic images most like a training image, above it, with their cosines.
+
+    Args:
+        images: From `Study.synthetic_images`.
+        nearest: From `Study.nearest_real`, of the same set and with pixels.
+        side: Images are brought to this many pixels.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    assert nearest.closest is not None
+    assert nearest.pixels is not None
+    gap, pairs = max(1, side // 16), len(nearest.closest)
+    canvas = np.full((2 * side + gap, pairs * (side + gap) - gap, 3), 255, np.uint8)
+    for place, (index, real) in enumerate(zip(nearest.closest, nearest.pixels, strict=True)):
+        columns = slice(place * (side + gap), place * (side + gap) + side)
+        canvas[:side, columns] = _resized(images.images[index], side, side)
+        canvas[-side:, columns] = _resized(real, side, side)
+    inch = 1.3 * _INCH / side
+    left, top, high, wide = 0.9, 0.35, canvas.shape[0] * inch, canvas.shape[1] * inch
+    size = (left + wide + 0.1, top + high + 0.1)
+    figure = Figure(figsize=size)
+    axis = figure.add_axes(
+        (left / size[0], 0.1 / size[1], wide / size[0], high / size[1]),
+    )
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis.set_yticks([side / 2, 1.5 * side + gap], ["synthetic", "nearest\ntraining"])
+    cosines = [f"{cosine:.2f}" for cosine in nearest.similarity[nearest.closest]]
+    axis.set_xticks([place * (side + gap) + side / 2 for place in range(pairs)], cosines)
+    axis.xaxis.tick_top()
+    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def _bars(axis: Axes, middles: list[float], values: np.ndarray, thick: float, measure: str) -> None:
+    """One measure of all classes as bars with their values; an alarming one stands out."""
+    axis.set_xlim(0, 1)
+    axis.set_title(BARS[measure], fontsize=8.5, color=DARK, loc="left", pad=5)
+    axis.barh(middles, 1, height=thick, color="#f1f3f5", linewidth=0)
+    for middle, value in zip(middles, values, strict=True):
+        missing = value != value
+        alarm = not missing and value > _ALARM.get(measure, 1.0)
+        if not missing:
+            axis.barh(middle, value, height=thick, color=_WEAK if alarm else _COLOR, linewidth=0)
+        text = "–" if missing else f"{value:.2f}"
+        axis.text(0, middle - thick, text, fontsize=7.5, color=GREY, va="bottom", ha="left")
+    if measure in _NEUTRAL:
+        axis.axvline(_NEUTRAL[measure], color=DARK, linewidth=0.8, linestyle=(0, (2, 2)))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
+def _canvas(
+    images: SyntheticImages, classes: list[int], per_class: int, side: int
+) -> tuple[np.ndarray, int, int]:
+    """All images of the figure as one, the height of each, and the gap between them, in px."""
+    import numpy as np
+
+    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
+    columns = max((len(row) for row in chosen), default=1)
+    height, width = images.images.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    gap = max(1, h // 16)
+    canvas = np.full(((h + gap) * max(len(classes), 1), (w + gap) * columns, 3), 255, np.uint8)
+    for place, row in enumerate(chosen):
+        for column, index in enumerate(row):
+            top, left = place * (h + gap), column * (w + gap)
+            canvas[top : top + h, left : left + w] = _resized(images.images[index], h, w)
+    return canvas[:-gap, :-gap], h, gap
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _name(classnames: list[str], label: int) -> str:
+    return classnames[label] if 0 <= label < len(classnames) else str(label)

@@ -1,0 +1,259 @@
+"""The report: one self-contained page about a study, also while it runs and after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from fedsim.results.analysis.named_runs import CELL, final_runs
+from fedsim.results.analysis.summary import summarise
+from fedsim.results.report import (
+    breakdown,
+    calibration,
+    client_scores,
+    cost_sheet,
+    plots,
+    sections,
+    split_figure,
+    synthetic_sets,
+)
+from fedsim.results.report.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
+from fedsim.results.report.style import data_uri
+from fedsim.results.tables.reader import Study, load
+from fedsim.storage.atomic import whole_file
+
+__all__ = ["write_report"]
+
+PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim resume` follows
+_MAX_EVENTS = 100
+_MAX_GALLERIES = 4
+_MAX_COLUMNS = 8
+_MAX_ROUNDS = 6
+
+
+class Picture(NamedTuple):
+    """A figure on the page: what it shows, how to read it, and the figure itself."""
+
+    title: str
+    caption: str
+    uri: str
+
+
+def write_report(
+    study_dir: Path | str, config_path: Path | str | None = None, command: str | None = None
+) -> Path:
+    """Write `report.html` into a study's folder: one file that needs no other.
+
+    Args:
+        study_dir: Folder of the study.
+        config_path: The experiment's YAML, to say how to reproduce; by default the YAML files and
+            the plan in the study's folder.
+        command: The command that reproduces the study; by default what the runs recorded.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ResultsError: There is no such study.
+    """
+    from jinja2 import Environment
+
+    study = load(study_dir)
+    template = files("fedsim.results.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    summary, config_files = summarise(study), _config_files(study, config_path)
+    text = page.render(
+        name=study.name,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=", ".join(study.runs["fedsim_version"].dropna().unique()),
+        headline=sections.headline(summary),
+        unfinished=summary.attrs["unfinished"],
+        num_runs=len(final_runs(study)),
+        facts=sections.facts(study),
+        attrs=summary.attrs,
+        summaries=sections.summary_grids(summary),
+        ranks=sections.ranks(summary),
+        beyond=calibration.beyond_accuracy(study),
+        clients=client_scores.client_grids(study),
+        client_picture=_clients(study),
+        by_domain=breakdown.breakdown_grids(study, "domain"),
+        by_client=_by_client(study),
+        by_model=breakdown.breakdown_grids(study, "model"),
+        curves=list(_curves(study)),
+        galleries=[*_galleries(study), *_made(study)],
+        quality=synthetic_sets.synthetic_quality(study),
+        split=_split(study),
+        split_statistics=sections.split_statistics(study),
+        times=sections.times(study),
+        costs=_costs(study),
+        costs_note=cost_sheet.NOTE,
+        failed=_failed(study),
+        events=_events(study),
+        num_events=len(study.events),
+        differences=sections.setting_differences(study),
+        shared=sections.shared_settings(study),
+        commands=[command] if command else list(study.runs["command"].dropna().unique()),
+        config_files=config_files,
+        sweep_file=next((file for file in config_files if not file.endswith(".json")), None),
+        resume=(study.path / PLAN).is_file(),
+        folder=study.path,
+    )
+    path = study.path / "report.html"
+    with whole_file(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def _by_client(study: Study) -> list[sections.Grid]:
+    """Client by client, where they are few enough to be known by their number."""
+    few = bool((final_runs(study)["num_clients"] <= _MAX_COLUMNS).all())
+    return breakdown.breakdown_grids(study, "client") if few else []
+
+
+def _curves(study: Study) -> Iterator[Picture]:
+    runs = final_runs(study)
+    rounds = study.rounds[study.rounds["run_id"].isin(runs["run_id"])]
+    if rounds["accuracy"].notna().any() and (rounds["round"] > 0).any():
+        yield Picture(
+            "Accuracy over rounds",
+            "Each line is the mean over seeds, the band its 95 % interval (from the lowest to the "
+            "highest run for two seeds); a curve that rises earlier needs fewer rounds.",
+            data_uri(plots.accuracy_over_rounds(study)),
+        )
+        if (rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)).sum() > 0:
+            yield Picture(
+                "Accuracy for bytes",
+                "The same curves against everything sent and received so far, set-up included, "
+                "on a logarithmic axis; further left is cheaper for the same accuracy.",
+                data_uri(plots.accuracy_against_bytes(study)),
+            )
+    groups = plots.alpha_groups(study)
+    if any(len(set(group["partition"])) > 1 for group in groups.values()):
+        yield Picture(
+            "Accuracy against heterogeneity",
+            "Final accuracy for each Dirichlet alpha, mean and the same kind of interval; a flat "
+            "line does not mind how data is split, one that falls to the left suffers from skew.",
+            data_uri(plots.accuracy_against_alpha(study)),
+        )
+    scores = study.evaluations
+    by_class = scores[(scores["scope"] == "class") & (scores["split"] == "test")]
+    finished = runs[(runs["status"] == "finished") & runs["run_id"].isin(by_class["run_id"])]
+    for dataset in dict.fromkeys(finished["dataset"]):
+        yield Picture(
+            f"Accuracy by class: {dataset}",
+            "One mark per method and class, mean over seeds, hardest classes at the bottom; marks "
+            "far apart in a row are classes on which the choice of method matters.",
+            data_uri(plots.class_accuracy(study, dataset)),
+        )
+
+
+def _clients(study: Study) -> Picture | None:
+    if client_scores.client_scores(study).empty:
+        return None
+    return Picture(
+        "",
+        "Each mark is a client of one seed, larger where it held out more samples; bars go from "
+        "the first to the third quartile, with the median. A long tail to the left: clients that "
+        "the mean leaves behind.",
+        data_uri(client_scores.client_accuracy(study)),
+    )
+
+
+def _galleries(study: Study) -> Iterator[Picture]:
+    for fingerprint in study.synthetic_sets()[:_MAX_GALLERIES]:
+        images = study.synthetic_images(fingerprint)
+        methods = synthetic_sets.set_methods(study, fingerprint)
+        used = f"Used by {', '.join(methods)}. " if methods else ""
+        quality = synthetic_sets.class_quality(study, fingerprint)
+        explained = " Bars go from 0 to 1 and are explained above." if drawn_bars(quality) else ""
+        yield Picture(
+            f"Set {fingerprint}",
+            f"{used}The first of {len(images.images)} images, one row per class; a row should look "
+            f"like its class and its images should differ from one another.{explained}",
+            data_uri(synthetic_gallery(images, quality)),
+        )
+        nearest = synthetic_sets.set_neighbours(study, fingerprint)
+        if nearest is not None and nearest.pixels is not None:
+            yield Picture(
+                f"Set {fingerprint}: nearest training images",
+                "The synthetic images most like any training image, each above that image, with "
+                "the cosine of their features. Copies would stand here: the same picture twice.",
+                data_uri(nearest_pairs(images, nearest)),
+            )
+
+
+def _made(study: Study) -> Iterator[Picture]:
+    """The sets that every method's server held in its rounds, in the first run that has them."""
+    for method, (run_id, called, kept) in synthetic_sets.first_makers(study).items():
+        rounds = spread(kept, _MAX_ROUNDS)
+        sets = {f"round {number}": study.synthetic_images(number, run_id) for number in rounds}
+        yield Picture(
+            f"Sets of {method}",
+            f"What the server trained on in rounds of one run ({called}): the first images of each "
+            f"class, a row per class; white where there is none.",
+            data_uri(sets_beside(sets)),
+        )
+
+
+def spread(rounds: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, the first and the last included, as evenly as they come.
+
+    >>> spread([1, 2, 3, 4, 5, 6, 7], 3)
+    [1, 4, 7]
+    >>> spread([2, 4], 3)
+    [2, 4]
+    """
+    if len(rounds) <= most:
+        return list(rounds)
+    return [rounds[round(place * (len(rounds) - 1) / (most - 1))] for place in range(most)]
+
+
+def _split(study: Study) -> Picture | None:
+    if not split_figure.label_counts(study):
+        return None
+    return Picture(
+        "",
+        "Samples per client (rows) and class (columns) of the first seed, by area or shade; equal "
+        "marks everywhere mean IID, few marks per row a strong skew.",
+        data_uri(split_figure.client_split(study)),
+    )
+
+
+def _costs(study: Study) -> list[sections.Grid]:
+    if not (final_runs(study)["status"] == "finished").any():
+        return []
+    return cost_sheet.cost_grids(cost_sheet.cost_sheet(study))
+
+
+def _failed(study: Study) -> sections.Grid:
+    runs = final_runs(study)
+    failed = runs[runs["error"].notna()]
+    columns = ["method", *CELL, "seed", "status", "error"]
+    rows = [[str(value) for value in row] for row in failed[columns].itertuples(index=False)]
+    return sections.Grid("", [*columns[:-1], "message"], rows)
+
+
+def _events(study: Study) -> sections.Grid:
+    """The last events, newest first."""
+    events = study.events.sort_values("time", ascending=False).head(_MAX_EVENTS)
+    rows = [
+        [
+            "-" if event.time != event.time else f"{event.time:%Y-%m-%d %H:%M:%S}",
+            str(event.run_id),
+            *("-" if place != place else f"{place:g}" for place in (event.round, event.client_id)),
+            str(event.kind),
+            "" if event.message != event.message else str(event.message),
+        ]
+        for event in events.astype({"round": "float64", "client_id": "float64"}).itertuples()
+    ]
+    return sections.Grid("", ["time, UTC", "run", "round", "client", "kind", "message"], rows)
+
+
+def _config_files(study: Study, config_path: Path | str | None) -> list[str]:
+    if config_path is not None:
+        return [str(config_path)]
+    found = [*sorted(study.path.glob("*.y*ml")), study.path / PLAN]
+    return [str(path) for path in found if path.is_file()]

@@ -1,0 +1,285 @@
+"""Figures of accuracy: over rounds, over bytes, against heterogeneity, by class.
+
+Each function takes a study, which may still be running, and returns a matplotlib figure; save it
+with `figure.savefig`. Lines are means over seeds. Bands are 95 % t intervals for three seeds or
+more, from the lowest to the highest run for two, and none for one. Where a method has finished
+runs, only those are drawn; otherwise the rounds that all of its runs have reached.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fedsim.results.analysis.named_runs import CELL, LEVELS, curves, last_rounds
+from fedsim.results.analysis.significance import mean_interval
+from fedsim.results.report.style import GREY, MethodStyle, legend, method_styles, panels
+from fedsim.results.report.terminal import human_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedsim.results.tables.reader import Study
+
+__all__ = [
+    "accuracy_against_alpha",
+    "accuracy_against_bytes",
+    "accuracy_over_rounds",
+    "alpha_groups",
+    "byte_ticks",
+    "class_accuracy",
+    "mean_curve",
+]
+
+
+def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and band over the runs of one method in one cell, by round.
+
+    Args:
+        runs: Rows of `fedsim.results.analysis.named_runs.curves`.
+
+    Returns:
+        `round, bytes, mean, low, high, num_runs`; `low` and `high` are NaN without a band.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy import stats
+
+    runs = runs[runs["accuracy"].notna()]
+    if (runs["status"] == "finished").any():
+        runs = runs[runs["status"] == "finished"]
+    else:
+        runs = runs[runs["round"] <= runs.groupby("run_id")["round"].max().min()]
+    rounds = runs.groupby("round")
+    values = rounds["accuracy"].agg(["mean", "std", "min", "max", "count"])
+    num_runs = values["count"]
+    half = stats.t.ppf(0.975, np.maximum(num_runs - 1, 1)) * values["std"] / np.sqrt(num_runs)
+    low = (values["mean"] - half).where(num_runs > 2, values["min"]).where(num_runs > 1)
+    high = (values["mean"] + half).where(num_runs > 2, values["max"]).where(num_runs > 1)
+    curve = pd.DataFrame(
+        {"bytes": rounds["bytes"].mean(), "mean": values["mean"], "low": low, "high": high}
+    )
+    return curve.assign(num_runs=num_runs).reset_index()
+
+
+def accuracy_over_rounds(study: Study) -> Figure:
+    """Test accuracy after each round, one panel per data set and partition."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _curve_figure(study, "round", "communication round")
+    for axis in figure.axes:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    return figure
+
+
+def accuracy_against_bytes(study: Study) -> Figure:
+    """Test accuracy against everything sent so far, set-up included, on a logarithmic axis."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    figure = _curve_figure(study, "bytes", "sent and received so far")
+    for axis in figure.axes:
+        axis.set_xscale("log", base=2)
+        ticks = byte_ticks(*axis.get_xlim())
+        axis.xaxis.set_major_locator(FixedLocator(list(ticks.values())))
+        axis.xaxis.set_major_formatter(FixedFormatter(list(ticks)))
+        axis.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def accuracy_against_alpha(study: Study) -> Figure:
+    """Final accuracy against the Dirichlet alpha, one panel per data set and scheme.
+
+    IID stands at the right. Partitions without alpha have no place on this axis and are left out.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    groups = alpha_groups(study)
+    styles = method_styles(curves(study)["method"])
+    figure, axes = panels(
+        list(groups) or ["no finished run"],
+        "Dirichlet alpha (smaller: more skewed)",
+        "test accuracy, %",
+        share_x=False,
+    )
+    for axis, here in zip(axes, groups.values(), strict=False):
+        alphas = sorted(here["dirichlet_alpha"].dropna().unique())
+        span = math.log10(alphas[-1] / alphas[0]) if len(alphas) > 1 else 1.0
+        at_iid = alphas[-1] * 10 ** (0.22 * span)
+        width = math.log10(at_iid / alphas[0])
+        methods = list(dict.fromkeys(here["method"]))
+        for place, method in enumerate(methods):
+            shift = 10 ** (0.05 * width * ((place + 0.5) / len(methods) - 0.5))
+            _alpha_line(axis, here[here["method"] == method], styles[method], at_iid, shift)
+        axis.set_xscale("log")
+        has_iid = here["dirichlet_alpha"].isna().any()
+        ticks = [*alphas, at_iid] if has_iid else alphas
+        names = [f"{alpha:g}" for alpha in alphas] + (["IID"] if has_iid else [])
+        axis.xaxis.set_major_locator(FixedLocator(ticks))
+        axis.xaxis.set_major_formatter(FixedFormatter(names))
+        axis.xaxis.set_minor_locator(NullLocator())
+        right = at_iid if has_iid else alphas[-1]
+        axis.set_xlim(alphas[0] / 10 ** (0.08 * width), right * 10 ** (0.08 * width))
+        if has_iid:
+            axis.axvline(math.sqrt(at_iid * alphas[-1]), color="#9ca3af", linewidth=0.8, ls=":")
+    legend(figure, axes)
+    return figure
+
+
+def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
+    """Last rounds of the finished runs on Dirichlet partitions, and with each the IID ones.
+
+    Returns:
+        Panel title (data set, scheme, what else is set) -> rows of `last_rounds`.
+    """
+    import pandas as pd
+
+    last = last_rounds(study)
+    last = last[(last["status"] == "finished") & last["accuracy"].notna()]
+    last = last.assign(setup=[name.partition(", ")[2] for name in last["partition"]])
+    iid = last[last["scheme"] == "iid"]
+    found: dict[str, pd.DataFrame] = {}
+    for (dataset, scheme, setup), group in last[last["dirichlet_alpha"].notna()].groupby(
+        ["dataset", "scheme", "setup"], sort=False
+    ):
+        same = iid[(iid["dataset"] == dataset) & (iid["setup"] == setup)]
+        title = ", ".join(part for part in (dataset, scheme, setup) if part)
+        found[title] = pd.concat([group, same], ignore_index=True)
+    return found
+
+
+def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 20) -> Figure:
+    """Accuracy of each class of a data set in the last round, one panel per partition.
+
+    Args:
+        study: The study.
+        dataset: Which data set; by default the first.
+        max_classes: With more classes, those on which the methods differ most are shown.
+    """
+    rows = study.evaluations
+    rows = rows[
+        (rows["scope"] == "class") & (rows["metric"] == "accuracy") & (rows["split"] == "test")
+    ]
+    last = last_rounds(study)
+    last = last[last["status"] == "finished"]
+    final = last.merge(rows[["run_id", "round", "class_name", "value"]], on=["run_id", "round"])
+    final = final[final["dataset"] == (dataset or next(iter(final["dataset"]), None))]
+    styles = method_styles(curves(study)["method"])
+    cells = list(dict.fromkeys(map(tuple, final[CELL].to_numpy())))
+    wide = final.pivot_table(index="class_name", columns="method", values="value", sort=False)
+    spread = wide.max(axis=1) - wide.min(axis=1)
+    names = list(spread.nlargest(max_classes).index)
+    names.sort(key=lambda name: wide.loc[name].mean())
+    height = 0.9 + 0.21 * max(len(names), 4)
+    figure, axes = panels(_titles(cells) or ["no finished run"], "accuracy, %", "", height)
+    for axis, cell in zip(axes, cells, strict=False):
+        here = final[(final["dataset"] == cell[0]) & (final["partition"] == cell[1])]
+        for method, group in here.groupby("method", sort=False):
+            means = group.groupby("class_name")["value"].mean()
+            known = [place for place, name in enumerate(names) if name in means.index]
+            style = styles[method]
+            look: dict[str, Any] = {"marker": style.marker, "markersize": 6, "zorder": 3}
+            if style.marker == "_":  # a level: thin and on top
+                look |= {"marker": "|", "markersize": 10, "zorder": 4}
+            values = [100 * means[names[place]] for place in known]
+            axis.plot(values, known, ls="none", color=style.color, alpha=0.9, label=method, **look)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(-0.6, max(len(names), 1) - 0.4)
+    legend(figure, axes)
+    return figure
+
+
+def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
+    table = curves(study)
+    styles = method_styles(table["method"])
+    cells = list(dict.fromkeys(map(tuple, table[CELL].to_numpy())))
+    figure, axes = panels(_titles(cells) or ["no round yet"], xlabel, "test accuracy, %")
+    for axis, cell in zip(axes, cells, strict=False):
+        here = table[(table["dataset"] == cell[0]) & (table["partition"] == cell[1])]
+        for method, group in here.groupby("method", sort=False):
+            curve = mean_curve(group)
+            if curve.empty:
+                continue
+            if group["base_method"].iloc[0] in LEVELS:
+                style = styles[method]
+                axis.axhline(100 * curve["mean"].iloc[-1], color=style.color, linewidth=1.2,
+                             linestyle=style.line, label=method)  # fmt: skip
+            else:
+                shown = curve[curve["bytes"] > 0] if x == "bytes" else curve
+                _draw(axis, shown, x, method, styles[method])
+        if not axis.lines:
+            axis.text(0.5, 0.5, "no round yet", transform=axis.transAxes, ha="center", color=GREY)
+    legend(figure, axes)
+    return figure
+
+
+def _draw(axis: Axes, curve: pd.DataFrame, x: str, method: str, style: MethodStyle) -> None:
+    every = max(1, math.ceil(len(curve) / 10))
+    axis.plot(curve[x], 100 * curve["mean"], color=style.color, linestyle=style.line, linewidth=1.7,
+              marker=style.marker, markevery=every, markersize=4, label=method)  # fmt: skip
+    band = curve[curve["low"].notna()]
+    axis.fill_between(band[x], 100 * band["low"], 100 * band["high"], color=style.color, alpha=0.15,
+                      linewidth=0)  # fmt: skip
+
+
+def _alpha_line(
+    axis: Axes, runs: pd.DataFrame, style: MethodStyle, at_iid: float, shift: float
+) -> None:
+    import numpy as np
+
+    points = []
+    for position, group in runs.groupby(runs["dirichlet_alpha"].fillna(at_iid)):
+        values = group.groupby("seed")["accuracy"].mean().to_numpy()
+        mean, low, high = mean_interval(values)
+        if len(values) == 2:
+            low, high = values.min(), values.max()
+        error = (0.0, 0.0) if math.isnan(low) else (100 * (mean - low), 100 * (high - mean))
+        points.append((position, 100 * mean, error))
+    drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4.5}
+    drawn |= {"linewidth": 1.5, "elinewidth": 1, "capsize": 2}
+    line = [point for point in points if point[0] != at_iid]
+    iid = [point for point in points if point[0] == at_iid]
+    label = runs["method"].iloc[0]
+    for part, name, linestyle in (
+        (line, label, style.line),
+        (iid, None if line else label, "none"),
+    ):
+        if part:
+            x, y, error = zip(*part, strict=True)
+            axis.errorbar(
+                [value * shift for value in x],
+                y,
+                yerr=np.transpose(error),
+                linestyle=linestyle,
+                label=name,
+                **drawn,
+            )
+
+
+def _titles(cells: list[tuple[str, ...]]) -> list[str]:
+    several = len({dataset for dataset, _ in cells}) > 1
+    return [f"{dataset}, {part}" if several else part for dataset, part in cells]
+
+
+def byte_ticks(low: float, high: float) -> dict[str, float]:
+    """Two to five places on an axis of bytes and how they are labelled.
+
+    >>> byte_ticks(100_000, 3_000_000)
+    {'128 KiB': 131072.0, '512 KiB': 524288.0, '2 MiB': 2097152.0}
+    >>> list(byte_ticks(2_800_000, 2_900_000))
+    ['2.7 MiB', '2.75 MiB']
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = max(low, 1.0), max(high, 2.0)
+    first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
+    if last > first:
+        step = math.ceil((last - first + 1) / 4)
+        places = [float(2**power) for power in range(first, last + 1, step)]
+        return {human_bytes(place).replace(".0 ", " "): place for place in places}
+    power = min(int(math.log2(low) // 10), 4)
+    unit = 1024.0**power
+    name = ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    nice = MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)
+    return {f"{p:g} {name}": float(p * unit) for p in nice if low <= p * unit <= high}

@@ -1,0 +1,268 @@
+"""What a report says besides its summary and figures: plain rows, ready for a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.results.analysis.named_runs import CEILINGS, CELL, final_runs, setting_text
+from fedsim.results.analysis.summary import rank_methods
+from fedsim.results.analysis.targets import target_name
+from fedsim.results.report.terminal import (
+    cost_text,
+    human_bytes,
+    interval_text,
+    p_text,
+    percent,
+    seconds_text,
+)
+from fedsim.results.tables.columns import CONFIG_PREFIX
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedsim.results.tables.reader import Study
+
+__all__ = [
+    "Grid",
+    "facts",
+    "headline",
+    "ranks",
+    "setting_differences",
+    "shared_settings",
+    "split_statistics",
+    "summary_grids",
+    "times",
+]
+
+# Settings that say which cell a run is in.
+_CELL_SECTIONS = {"study", "output", "phase", "method", "seed", "partition"}
+_PHASES = {"train_s": "client training", "aggregate_s": "aggregation", "distill_s": "distillation",
+           "eval_s": "evaluation"}  # fmt: skip
+
+
+class Grid(NamedTuple):
+    """A table of a page; `marks` are the numbers of rows to stress."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    marks: tuple[int, ...] = ()
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """What was run, on what and when: label and text."""
+    runs = final_runs(study)
+    tuned = int((study.runs["phase"] == "tune").sum())
+    status = study.runs["status"].fillna("unknown").value_counts()
+    found = [
+        ("Methods", _list(runs["method"])),
+        ("Data sets", _list(runs["dataset"])),
+        ("Partitions", _list(runs["partition"])),
+        ("Seeds", _list(str(seed) for seed in sorted(runs["seed"].dropna().unique()))),
+        ("Clients", _list(sorted(runs["num_clients"].dropna().astype(int).unique()))),
+        ("Rounds", _list(sorted(runs["num_rounds"].dropna().astype(int).unique()))),
+        ("Runs", ", ".join(f"{count} {name}" for name, count in status.items())
+         + (f"; {tuned} of them for tuning" if tuned else "")),
+        ("Started", _span(study.runs["started_at"])),
+        ("Ended", _span(study.runs["finished_at"])),
+        ("Processor", _list(study.runs["cpu_name"])),
+        ("GPU", _list(study.runs["gpu_name"])),
+        ("System", _list(study.runs["platform"])),
+        ("Versions", _list(_versions(study.runs))),
+    ]  # fmt: skip
+    return [(label, text) for label, text in found if text]
+
+
+def headline(summary: pd.DataFrame) -> str:
+    """The outcome in a sentence; empty while nothing is finished."""
+    if summary.empty or not summary["best"].any():
+        return ""
+    reference = summary.attrs["reference"]
+    cells = summary.groupby(CELL, sort=False).ngroups
+    best = summary[summary["best"]]
+    winner = best["method"].value_counts().index[0]
+    mine = best[best["method"] == winner]
+    where = "the one partition" if cells == 1 else f"{len(mine)} of {cells} partitions"
+    text = f"{winner} has the highest accuracy in {where}"
+    gains = mine["difference"].dropna()
+    if winner == reference or gains.empty:
+        return text + "."
+    low, high = percent(gains.min(), True), percent(gains.max(), True)
+    text += f", {low if low == high else f'{low} to {high}'} points against {reference}"
+    clear = int((mine["p_holm"] < 0.05).sum())
+    return text + f"; significant after Holm's correction in {clear} of {len(mine)}."
+
+
+def summary_grids(summary: pd.DataFrame) -> list[Grid]:
+    """One grid per data set and partition."""
+    if summary.empty:
+        return []
+    attrs = summary.attrs
+    ends = [target_name(share) for share in attrs["shares"]]
+    goals = {(goal["dataset"], goal["partition"]): goal for goal in attrs["targets"]}
+    header = ["method", "seeds", "accuracy, %", f"against {attrs['reference'] or 'reference'}"]
+    header += ["p (Holm)", "sent and received"]
+    for end in ends:
+        header += [f"rounds to {end}\u00a0%", f"bytes to {end}\u00a0%"]
+    grids = []
+    for (dataset, partition), group in summary.groupby(CELL, sort=False):
+        rows, marks = [], []
+        for place, row in enumerate(group.to_dict("records")):
+            if row["best"]:
+                marks.append(place)
+            rows.append(_summary_row(row, ends))
+        goal = goals.get((dataset, partition))
+        levels = ""
+        if goal is not None and not math.isnan(goal["ceiling"]):
+            targets = ", ".join(
+                f"{target_name(share)} %: {percent(level)}"
+                for share, level in goal["targets"].items()
+            )
+            levels = (
+                f" (zero-shot {percent(goal['zero_shot'])}, ceiling {percent(goal['ceiling'])}"
+                f" from {goal['ceiling_from']}; targets {targets})"
+            )
+        grids.append(Grid(f"{dataset}, {partition}{levels}", header, rows, tuple(marks)))
+    return grids
+
+
+def ranks(summary: pd.DataFrame) -> Grid | None:
+    """Average ranks over data sets and Wilcoxon's test; None for fewer than two data sets."""
+    if summary.empty or summary["dataset"].nunique() < 2:
+        return None
+    table = rank_methods(summary)
+    header = ["method", "average rank", "data sets", "wins", "losses", "median difference",
+              "p (Wilcoxon, Holm)"]  # fmt: skip
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [row["method"], f"{row['average_rank']:.2f}", str(row["num_datasets"])]
+        if "wins" in row:
+            cells += [str(row["wins"]), str(row["losses"]), percent(row["difference"], True)]
+            cells += [p_text(row["p_holm"])]
+        rows.append(cells + ["-"] * (len(header) - len(cells)))
+    left_out = ", ".join(table.attrs["left_out"])
+    title = f"Left out for want of a data set: {left_out}" if left_out else ""
+    return Grid(title, header, rows)
+
+
+def split_statistics(study: Study) -> Grid:
+    """How uneven each partition is, means over seeds."""
+    columns = {
+        "partition_total_variation": "total variation",
+        "partition_effective_classes": "effective classes",
+        "partition_size_gini": "Gini of sizes",
+    }
+    runs = final_runs(study)
+    rows = []
+    for cell, group in runs.groupby(CELL, sort=False):
+        means = [group[column].mean() for column in columns]
+        if not all(math.isnan(mean) for mean in means):
+            texts = ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
+            rows.append([", ".join(cell), _list(group["num_clients"].dropna().unique()), *texts])
+    return Grid("", ["partition", "clients", *columns.values()], rows)
+
+
+def times(study: Study) -> Grid:
+    """Seconds per round by method and phase; measured, so only as good as the machine was idle."""
+    runs = final_runs(study)[["run_id", "method"]]
+    table = study.rounds[study.rounds["round"] > 0].merge(runs, on="run_id")
+    rows = []
+    for method in _methods_in(runs, table):
+        means = [table.loc[table["method"] == method, phase].mean() for phase in _PHASES]
+        if not all(math.isnan(mean) for mean in means):
+            rows.append([method, *map(seconds_text, means)])
+    return Grid("", ["method", *(f"{name}, s" for name in _PHASES.values())], rows)
+
+
+def setting_differences(study: Study) -> Grid:
+    """Settings in which methods differ, one column per method."""
+    runs = final_runs(study)
+    methods = list(dict.fromkeys(runs["method"]))
+    rows = []
+    for column in _settings(runs):
+        texts = [_values(runs.loc[runs["method"] == method, column]) for method in methods]
+        if len(set(texts)) > 1:
+            rows.append([column.removeprefix(CONFIG_PREFIX), *texts])
+    return Grid("", ["setting", *methods], rows)
+
+
+def shared_settings(study: Study) -> Grid:
+    """Settings that are the same for all methods."""
+    runs = final_runs(study)
+    rows = []
+    for column in _settings(runs):
+        by_method = runs.groupby("method")[column].agg(_values)
+        if len(set(by_method)) == 1:
+            rows.append([column.removeprefix(CONFIG_PREFIX), by_method.iloc[0]])
+    return Grid("", ["setting", "value"], rows)
+
+
+def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """The methods of a table in the order of the study."""
+    present = set(table["method"])
+    return [method for method in dict.fromkeys(runs["method"]) if method in present]
+
+
+def _summary_row(row: dict[str, Any], ends: list[str]) -> list[str]:
+    seeds = str(row["num_seeds"])
+    if row["num_unfinished"]:
+        seeds += f" (+{row['num_unfinished']} unfinished)"
+    difference = interval_text(
+        row["difference"], row["difference_low"], row["difference_high"], sign=True
+    )
+    if row["test"] == "unpaired":
+        difference += " (unpaired)"
+    elif row["num_missing_pairs"] and row["num_pairs"]:
+        difference += f" ({row['num_pairs']} pairs)"
+    cells = [
+        row["method"],
+        seeds,
+        interval_text(row["accuracy_mean"], row["accuracy_low"], row["accuracy_high"]),
+        difference,
+        p_text(row["p_holm"]),
+        human_bytes(row["bytes_total"]),
+    ]
+    is_level = row["method"].split(" ")[0] in CEILINGS or not row["rounds"] > 0
+    for end in ends:
+        rounds = cost_text(row[f"rounds_to_{end}"], row["rounds"])
+        size = cost_text(row[f"bytes_to_{end}"], row["bytes_total"], is_bytes=True)
+        cells += ["-", "-"] if is_level else [rounds, size]
+    return cells
+
+
+def _settings(runs: pd.DataFrame) -> list[str]:
+    """Settings that do not just say which cell a run is in."""
+    columns = [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]
+    paths = {column: column.removeprefix(CONFIG_PREFIX).split(".") for column in columns}
+    return [
+        column
+        for column, path in paths.items()
+        if path[0] not in _CELL_SECTIONS and path[-1] != "seed"
+    ]
+
+
+def _values(column: pd.Series) -> str:
+    return ", ".join(sorted(set(column.map(setting_text))))
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in dict.fromkeys(values) if value == value and value)
+
+
+def _span(times_: pd.Series) -> str:
+    known = times_.dropna()
+    if known.empty:
+        return ""
+    first, last = (f"{moment:%Y-%m-%d %H:%M} UTC" for moment in (known.min(), known.max()))
+    return first if first == last else f"{first} to {last}"
+
+
+def _versions(runs: pd.DataFrame) -> list[str]:
+    names = ("fedsim", "python", "torch", "ray")
+    return [
+        f"{name} {version}"
+        for name in names
+        for version in runs[f"{name}_version"].dropna().unique()
+    ]

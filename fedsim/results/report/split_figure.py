@@ -1,0 +1,100 @@
+"""Figures of data: how it was split over the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fedsim.results.analysis.named_runs import CELL, final_runs
+from fedsim.results.report.style import DARK, GREY, panels
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedsim.results.tables.reader import Study
+
+__all__ = ["client_split", "label_counts", "split_figure"]
+
+_COLOR = "#0072B2"
+_MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
+
+
+def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
+    """How many samples of each class each client has, for the first seed of every partition.
+
+    Returns:
+        (data set, partition) -> counts (num_clients, num_classes), from the rows of round 0.
+    """
+    import numpy as np
+
+    start = study.clients[(study.clients["round"] == 0) & study.clients["label_counts"].notna()]
+    by_run = dict(tuple(start.groupby("run_id")))
+    found: dict[tuple[str, str], np.ndarray] = {}
+    runs = final_runs(study)
+    order = runs.sort_values("seed", kind="stable").index
+    for run in runs.loc[order, ["run_id", *CELL]].itertuples(index=False):
+        cell = (run.dataset, run.partition)
+        if cell not in found and run.run_id in by_run:
+            rows = by_run[run.run_id].sort_values("client_id")
+            found[cell] = np.stack([np.asarray(counts) for counts in rows["label_counts"]])
+    wanted = dict.fromkeys(map(tuple, runs[CELL].to_numpy()))
+    return {cell: found[cell] for cell in wanted if cell in found}
+
+
+def client_split(study: Study) -> Figure:
+    """Samples per client and class, one panel per partition, first seed."""
+    splits = label_counts(study)
+    several = len({dataset for dataset, _ in splits}) > 1
+    named = {", ".join(cell) if several else cell[1]: counts for cell, counts in splits.items()}
+    rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
+    first = rows[rows["run_id"] == next(iter(rows["run_id"]), None)]
+    return split_figure(named, list(dict.fromkeys(first["class_name"])))
+
+
+def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
+    """Samples per client and class: bubbles by area for up to 30 of both, shades beyond.
+
+    Args:
+        splits: Panel title -> counts (num_clients, num_classes).
+        classnames: Written under the columns of panels with as many classes, at most 15.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    clients = max((len(counts) for counts in splits.values()), default=4)
+    height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
+    titles = list(splits) or ["no split yet"]
+    alike = len({len(counts) for counts in splits.values()}) < 2
+    figure, axes = panels(titles, "class", "client", height, share_x=False, share_y=alike)
+    for axis, counts in zip(axes, splits.values(), strict=False):
+        axis.grid(False)
+        if max(counts.shape) <= _MAX_BUBBLES:
+            _bubbles(axis, counts)
+        else:
+            edges = [[place - 0.5 for place in range(size + 1)] for size in counts.shape[::-1]]
+            shades = axis.pcolormesh(*edges, counts, cmap="Blues", vmin=0, rasterized=True)
+            bar = figure.colorbar(shades, ax=axis, pad=0.02)
+            bar.outline.set_visible(False)
+            bar.ax.tick_params(labelsize=7, colors=GREY, length=2)
+        if counts.shape[1] == len(classnames) <= 15:
+            places = range(len(classnames))
+            axis.set_xticks(places, classnames, rotation=40, ha="right", rotation_mode="anchor")
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axis.set_ylim(len(counts) - 0.3, -0.7)  # client 0 on top
+    return figure
+
+
+def _bubbles(axis: Axes, counts: np.ndarray) -> None:
+    import numpy as np
+
+    client, label = np.nonzero(counts)
+    values = counts[client, label]
+    largest = 190.0 * min(1.0, 10 / max(counts.shape))
+    axis.scatter(label, client, s=largest * values / values.max() if len(values) else values,
+                 color=_COLOR, alpha=0.75, linewidth=0)  # fmt: skip
+    axis.set_xlim(-0.7, counts.shape[1] - 0.3)
+    title = axis.get_title(loc="left")
+    largest_text = f"largest: {values.max() if len(values) else 0} samples"
+    axis.set_title(f"{title}\n{largest_text}", fontsize=10, color=DARK, loc="left")

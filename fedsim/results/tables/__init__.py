@@ -1,0 +1,1 @@
+"""The tables of a study on disk: their columns, their files, writing and reading."""

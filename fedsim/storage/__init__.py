@@ -1,0 +1,1 @@
+"""Where bytes lie: whole files, object storage, arrays computed once per node."""
