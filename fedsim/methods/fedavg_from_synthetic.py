@@ -30,6 +30,7 @@ class FedAvgFromSyntheticOptions(BaseModel, extra="forbid"):
 class FedAvgFromSynthetic(FedAvg):
     """Federated averaging from a start trained on generated images."""
 
+    role = "control"
     sections = ("cache",)  # images_per_class
     Options = FedAvgFromSyntheticOptions
 

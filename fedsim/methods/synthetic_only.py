@@ -35,6 +35,7 @@ class SyntheticOnlyOptions(BaseModel, extra="forbid"):
 class SyntheticOnly(Method):
     """Centralised training on generated images."""
 
+    role = "control"
     uses_clients = False
     sections = ("cache",)
     Options: ClassVar[type[BaseModel]] = SyntheticOnlyOptions
