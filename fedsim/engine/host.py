@@ -107,9 +107,8 @@ class ClientHost:
         cls = method_class(config.use)
         # Clients never hold the server's synthetic or public data.
         data = prepare(config, cls, self.device, synthetic=False)
-        self.method: Method = build_method(
-            config, make_task(config, data, cls, self.device, server=False)
-        )
+        task = make_task(config, data, cls, self.device, server=False)
+        self.method: Method = build_method(task.config, task)
         self._inputs, self._labels = map(as_tensor, data.local())
         self._prepare = self.method.task.prepare
         self._flops = FlopCounter(self.method)
