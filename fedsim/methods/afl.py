@@ -12,7 +12,7 @@ neither law nor correction.
 
 AFL has no text classifier, while the methods beside it have one. `options.text` joins the two:
 
-    beside     logits = scale * f T^T + alpha * f W         as Tip-Adapter and GDA add theirs
+    beside     logits = scale * f T^T + alpha * f W         as in Tip-Adapter and GDA
     residual   the same, but W regresses Y - P, which the text does not explain
     none       logits = alpha * f W                         the paper's classifier
 """

@@ -1,4 +1,4 @@
-"""FedDGM (Jia et al., ECCV 2024, arXiv 2312.01537): the server distils what clients have learned.
+"""FedDGM (Jia et al., ECCV 2024, arXiv 2312.01537): the server distils the clients' training.
 
     w        surrogate: the small network that clients train     v_m   larger networks of the server
     w_k      client k's surrogate after its local training       D_k   its synthetic set
