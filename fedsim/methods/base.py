@@ -153,6 +153,7 @@ class Received:
         num_clients: Clients that answered.
         round: From 1.
         share: Their part of all clients' training samples.
+        beside: Weighted means of what update steps sent beside the deltas, by step and name.
     """
 
     mean: Params
@@ -160,6 +161,7 @@ class Received:
     num_clients: int = 0
     round: int = 0
     share: float = 1.0
+    beside: Mapping[str, Params] = field(default_factory=dict)
 
     def average(self) -> Params:
         """The weighted mean of what was kept, in the order of client ids."""
