@@ -140,6 +140,15 @@ class Experiment(Section):
         """Seed of the split, of hold-outs and of few-shot draws."""
         return self.seed if self.partition.seed is None else self.partition.seed
 
+    def for_split(self) -> dict[str, Any]:
+        """The settings of `fedsim.data.from_config.split_clients`."""
+        return {
+            "partition": self.partition,
+            "seed": self.partition_seed,
+            "holdout_fraction": self.evaluation.holdout_fraction,
+            "noise": self.noise,
+        }
+
     @property
     def train_seed(self) -> int:
         """Seed of cohorts, batches, initial weights and generated images."""
