@@ -19,7 +19,6 @@ from pydantic import Field, model_validator
 
 from fedsim.config.distill import DistillConfig
 from fedsim.config.sections import (
-    SCHEME_OPTIONS,
     CacheConfig,
     DataConfig,
     EngineConfig,
@@ -55,7 +54,7 @@ class Experiment(Section):
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
-    partition: PartitionConfig = PartitionConfig(scheme="iid")
+    partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
     models: ModelsConfig = ModelsConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     cache: CacheConfig = CacheConfig()
@@ -89,10 +88,10 @@ class Experiment(Section):
                 f"train.cohort_size is {self.train.cohort_size}, but partition.num_clients is "
                 f"{self.partition.num_clients}"
             )
-        if self.noise.active and self.partition.scheme == "dirichlet_drawn":
+        if self.noise.active and self.partition.shares_samples:
             raise ValueError(
                 "noise spoils the samples of some clients, which under partition.scheme "
-                "'dirichlet_drawn' others hold as well: choose another scheme, or no noise"
+                f"{self.partition.scheme!r} others hold as well: choose another scheme, or no noise"
             )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
@@ -112,22 +111,17 @@ class Experiment(Section):
         `engine.group_size` gets a number, and options that the partition's scheme does not read
         (a study may share one `dirichlet_alpha` among its partitions) are left out.
         """
-        size, partition = self.engine.group_size, self.partition
-        read = SCHEME_OPTIONS.get(partition.scheme, frozenset())
-        unread = {
-            option
-            for option in frozenset.union(*SCHEME_OPTIONS.values()) - read
-            if getattr(partition, option) is not None
-        }
+        size, unread = self.engine.group_size, self.partition.unread()
         if size != "auto" and not unread:
             return self
-        partition = partition.model_copy(update=dict.fromkeys(unread))
         if size == "auto":
             size = min(10, max(2, math.ceil(self.cohort_size / 4)))
             hosted = self.resources.clients_per_actor
             size = size if hosted == "auto" else min(size, hosted)
         engine = self.engine.model_copy(update={"group_size": size})
-        return self.model_copy(update={"engine": engine, "partition": partition})
+        return self.model_copy(
+            update={"engine": engine, "partition": self.partition.without(unread)}
+        )
 
     @property
     def group_size(self) -> int:
@@ -139,6 +133,15 @@ class Experiment(Section):
     def partition_seed(self) -> int:
         """Seed of the split, of hold-outs and of few-shot draws."""
         return self.seed if self.partition.seed is None else self.partition.seed
+
+    def for_split(self) -> dict[str, Any]:
+        """The settings of `fedsim.data.from_config.split_clients`."""
+        return {
+            "partition": self.partition,
+            "seed": self.partition_seed,
+            "holdout_fraction": self.evaluation.holdout_fraction,
+            "noise": self.noise,
+        }
 
     @property
     def train_seed(self) -> int:
@@ -196,7 +199,6 @@ _ADDED_LATER = (
     "distill.generator_lr",
     "evaluation.set_quality",
     "models.classifier",
-    "partition.samples_per_client",
     "train.augment_flip",
     "train.augment_views",
     "train.cohort_size",
