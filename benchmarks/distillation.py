@@ -82,7 +82,7 @@ def work(config: Experiment, latent_steps: int, device: str) -> Work:
     distill = config.distill.model_copy(
         update={"latent_steps": latent_steps, "student_lr": 0.01, "student_lr_lr": 0.0}
     )
-    priors = image_priors(config, config.data.classnames or (), shape, device)
+    priors = image_priors(config.for_method(), config.data.classnames or (), shape, device)
     return Work(clients, net, distill, *priors, 0, 1, device)
 
 

@@ -108,7 +108,7 @@ def tiny_task(config: Experiment, num_classes: int = 4, dim: int = 8, **parts: A
         "device": torch.device("cpu"),
         "text_features": unit(num_classes, dim, seed=1),
     }
-    return Task(config=config, **(given | parts))
+    return Task(config=config.for_method(), **(given | parts))
 
 
 def synthetic_set(num_classes: int = 4, dim: int = 8, per_class: int = 3) -> Labelled:

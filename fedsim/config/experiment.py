@@ -6,6 +6,7 @@ validates before torch or Ray are loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedsim.config.distill import DistillConfig
+from fedsim.config.method import MethodConfig
 from fedsim.config.sections import (
     CacheConfig,
     DataConfig,
@@ -154,6 +156,11 @@ class Experiment(Section):
         size = self.train.cohort_size
         return size or max(1, round(self.train.participation * self.partition.num_clients))
 
+    def for_method(self) -> MethodConfig:
+        """The part of the experiment that its method reads."""
+        names = [field.name for field in dataclasses.fields(MethodConfig)]
+        return MethodConfig(**{name: getattr(self, name) for name in names})
+
     def enter(self) -> None:
         """Go where relative paths are meant from, if this machine has that folder."""
         if Path(self.working_dir).is_dir():
@@ -180,7 +187,7 @@ class Experiment(Section):
         if self.distill == DistillConfig():
             payload.pop("distill")
         payload["failures"].pop("deadline_s")
-        file = Path(self.use.partition(":")[0])
+        file = Path(self.use.partition(":")[0]).expanduser()
         if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
             name = self.use.partition(":")[2]
             stat = file.stat()

@@ -46,11 +46,12 @@ def traffic(config: Experiment) -> Traffic:
     """Set a method up and train one client of each variant, to see what it sends."""
     settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
-    num_rounds = cls.num_rounds(config)
+    num_rounds = cls.num_rounds(config.for_method())
     if not cls.uses_clients or cls.pooled:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)
-    method = build_method(config, make_task(config, data, cls, device, server=True))
+    task = make_task(config, data, cls, device, server=True)
+    method = build_method(task.config, task)
     state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
     constants = method.constants(state)
     arrays = data.arrays

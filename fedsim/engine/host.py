@@ -133,9 +133,8 @@ class ClientHost:
         cls = method_class(config.use)
         # Clients never hold the server's synthetic or public data.
         data = prepare(config, cls, self.device, synthetic=False)
-        self.method: Method = build_method(
-            config, make_task(config, data, cls, self.device, server=False)
-        )
+        task = make_task(config, data, cls, self.device, server=False)
+        self.method: Method = build_method(task.config, task)
         self._train, self._seed = config.train, config.train_seed
         self._pipeline = Pipeline.of(config)
         self._keeps = self.method.reduction == "keep" or self._pipeline.one_by_one

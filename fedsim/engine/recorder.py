@@ -326,7 +326,7 @@ def about_run(config: Experiment, method: type[Method], device: torch.device) ->
         "seed": config.seed,
         "phase": config.phase,
         "cache_init": config.cache.init if "cache" in method.sections else None,
-        "num_rounds": method.num_rounds(config),
+        "num_rounds": method.num_rounds(config.for_method()),
         "status": "running",
         "error": None,
         "started_at": now(),

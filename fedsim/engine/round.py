@@ -86,7 +86,7 @@ class Federation:
         self.executor = executor or LocalExecutor(device)
         self.device, self._about = torch.device(device), about or {}
         self.cls = method_class(config.use)
-        self.num_rounds = self.cls.num_rounds(config)
+        self.num_rounds = self.cls.num_rounds(config.for_method())
         self._pipeline = Pipeline.of(config)
         self.round = 0
         self._state: State = {}
@@ -129,7 +129,7 @@ class Federation:
         if self.cls.pooled:  # a ceiling: one client has everything
             self._fit, self._held = (self.split.fit_rows,), ()
         task = make_task(config, self.data, self.cls, self.device, server=True)
-        self.method = build_method(config, task)
+        self.method = build_method(task.config, task)
         self.record = Recorder(config, self.sinks, self.data, self.split, self.device)
         self.record.describe(self.split.partition)
         if snapshot is not None:

@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import require_text
 from fedsim.methods.shared.statistics import (
@@ -57,7 +57,7 @@ class AFL(Method):
     options: AFLOptions
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         return min(1, config.train.rounds)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:

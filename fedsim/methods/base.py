@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: F401  (used by the doctest)
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.batches import Batch as Batch
 from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
@@ -78,7 +78,7 @@ class Task:
     On clients `synthetic` and `public` are None: they stay on the server.
     """
 
-    config: Experiment
+    config: MethodConfig
     classnames: tuple[str, ...]
     embed_dim: int
     """d of the frozen encoder's features; 0 without an encoder."""
@@ -224,6 +224,9 @@ class Method:
     """True for ceilings: all clients' data is one client's."""
     personal: ClassVar[bool] = False
     """True for methods without a global model: a round's figures are means over clients' models."""
+    role: ClassVar[Literal["method", "control", "floor"]] = "method"
+    """Its part in a comparison. A `floor` is the level before any training, such as zero-shot; a
+    `control` shows what a method's ingredients do on their own. Ceilings are `pooled`."""
     sections: ClassVar[tuple[str, ...]] = ()
     """Optional sections of the configuration that it reads, such as `cache`."""
     Options: ClassVar[type[BaseModel]] = NoOptions
@@ -235,7 +238,7 @@ class Method:
         self.options = options
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         """Refuse, before anything is loaded, settings with which the method is not itself.
 
         Raises:
@@ -243,17 +246,17 @@ class Method:
         """
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         """Rounds of a run: `train.rounds`, or fewer where the method is done sooner."""
         return config.train.rounds if cls.trains else 0
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         """Whether the server must generate its class-balanced image set."""
         return False
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         """Whether public labelled samples are used (they count as prior knowledge)."""
         return False
 

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.shared.dual import train_keys
@@ -45,11 +45,11 @@ class CacheFL(Method):
     sections: ClassVar[tuple[str, ...]] = ("cache",)
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return config.cache.init in ("generated", "mixed")
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         return config.cache.init in ("public_shots", "mixed")
 
     def setup(self, task: Task, rng: torch.Generator) -> State:

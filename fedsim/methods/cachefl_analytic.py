@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.shared.statistics import (
@@ -59,7 +59,7 @@ class CacheFLAnalytic(CacheFL):
     options: AnalyticOptions
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         finetune = AnalyticOptions.model_validate(config.options).finetune
         return config.train.rounds if finetune else min(1, config.train.rounds)
 

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
 from fedsim.distill.dual_keys import CacheModel
@@ -88,7 +88,7 @@ class CacheDGM(CacheFL):
         return self.options
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
         if config.train.optimizer != "sgd":
             raise ConfigError(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.distill.client_sets import Source, Work, distil
 from fedsim.distill.priors.load import LoadPrior, image_priors
 from fedsim.errors import ConfigError
@@ -49,7 +49,7 @@ class DynaFed(FedAvg):
     Options = DynaFedOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         options = DynaFedOptions.model_validate(config.options)
         if options.segment_rounds > options.trajectory_rounds:
             raise ConfigError(

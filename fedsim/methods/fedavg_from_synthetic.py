@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, Field
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.training import train_centrally
@@ -30,11 +30,12 @@ class FedAvgFromSyntheticOptions(BaseModel, extra="forbid"):
 class FedAvgFromSynthetic(FedAvg):
     """Federated averaging from a start trained on generated images."""
 
+    role = "control"
     sections = ("cache",)  # images_per_class
     Options = FedAvgFromSyntheticOptions
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return True
 
     def setup(self, task: Task, rng: torch.Generator) -> State:

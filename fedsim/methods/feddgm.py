@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
 from fedsim.distill.priors.load import LoadPrior, image_priors
@@ -86,7 +86,7 @@ class FedDGM(TrainsOnSets):
         return self.options
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         words, names = config.distill.words, config.data.classnames
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
@@ -104,7 +104,7 @@ class FedDGM(TrainsOnSets):
                 )
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return bool(config.options.get("pretrain_epochs"))
 
     def check_task(self) -> None:

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.shared_set import Probe, perturbed
@@ -53,7 +53,7 @@ class FedDM(TrainsOnSets):
     Options = FedDMOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         if config.distill.generator_lr:
             raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
 

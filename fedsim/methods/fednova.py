@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Received, State, Update
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.scaffold import require_sgd
@@ -33,9 +33,9 @@ class FedNova(FedAvg):
     averages = False  # the mean is a step only once it is multiplied by tau
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_sgd(config)
+        require_sgd(config.train, config.use)
 
     def client_update(
         self,

@@ -9,7 +9,7 @@ where it may not be 0.
 
 from __future__ import annotations
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig, TrainConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.fedavg import FedAvg
 
@@ -18,14 +18,14 @@ class FedProx(FedAvg):
     """Federated averaging of a network's weights with a proximal term."""
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_proximal(config, without="fedavg")
+        require_proximal(config.train, without="fedavg")
 
 
-def require_proximal(config: Experiment, without: str) -> None:
+def require_proximal(train: TrainConfig, without: str) -> None:
     """Refuse mu = 0, with which the method is another one, named by `without`."""
-    if config.train.proximal_mu == 0:
+    if train.proximal_mu == 0:
         raise ConfigError(
             f"FedProx without its proximal term is {without}: set train.proximal_mu above 0 "
             f"(its paper tries 0.001, 0.01, 0.1 and 1), or use {without}"

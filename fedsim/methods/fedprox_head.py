@@ -10,7 +10,7 @@ where it may not be 0.
 
 from __future__ import annotations
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.fedavg_head import FedAvgHead
 from fedsim.methods.fedprox import require_proximal
 
@@ -19,6 +19,6 @@ class FedProxHead(FedAvgHead):
     """Federated averaging of the classifier's weights with a proximal term."""
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_proximal(config, without="fedavg_head")
+        require_proximal(config.train, without="fedavg_head")

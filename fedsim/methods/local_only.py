@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Method, NoOptions, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.fedavg import FedAvg
@@ -38,6 +38,7 @@ class LocalOnlyOptions(BaseModel, extra="forbid"):
 class LocalOnly(Method):
     """Local training without any aggregation."""
 
+    role = "control"
     averages = False
     personal = True
     sections: ClassVar[tuple[str, ...]] = ("cache",)
@@ -51,12 +52,12 @@ class LocalOnly(Method):
         return cls(self.task, NoOptions())
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
-        return _is_cache(config) and CacheFL.needs_synthetic(config)
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
+        return _is_cache(config.options) and CacheFL.needs_synthetic(config)
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
-        return _is_cache(config) and CacheFL.needs_public(config)
+    def needs_public(cls, config: MethodConfig) -> bool:
+        return _is_cache(config.options) and CacheFL.needs_public(config)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return self.inner.setup(task, rng)
@@ -96,5 +97,5 @@ class LocalOnly(Method):
         return self.inner.predictor(state | dict(client_state or {}))
 
 
-def _is_cache(config: Experiment) -> bool:
-    return LocalOnlyOptions.model_validate(config.options).model == "cache"
+def _is_cache(options: Mapping[str, Any]) -> bool:
+    return LocalOnlyOptions.model_validate(options).model == "cache"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import NoOptions
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.local_only import LocalOnly
@@ -27,11 +27,11 @@ class LocalOnlyClassifier(LocalOnly):
         return FedAvg(self.task, NoOptions())
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return False
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         return False
 
     def check_task(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig, TrainConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batch, Batches, Predictor, Received, State, Task, Update
 from fedsim.methods.fedavg import FedAvg
@@ -41,9 +41,9 @@ class Scaffold(FedAvg):
     averages = False  # half of what is sent is no step of the weights
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_sgd(config)
+        require_sgd(config.train, config.use)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = super().setup(task, rng)
@@ -91,11 +91,11 @@ class Scaffold(FedAvg):
         return super().predictor(state["weights"])
 
 
-def require_sgd(config: Experiment) -> None:
+def require_sgd(train: TrainConfig, use: str) -> None:
     """Refuse an optimiser whose steps are not proportional to gradients."""
-    if config.train.optimizer != "sgd":
+    if train.optimizer != "sgd":
         raise ConfigError(
-            f"{config.use} divides by the length of local steps, which {config.train.optimizer} "
+            f"{use} divides by the length of local steps, which {train.optimizer} "
             f"does not keep: set train.optimizer to sgd"
         )
 

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.base import (
     Batches,
@@ -98,7 +98,7 @@ class StatCache(Method):
         self.own = options
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
         fixed = config.options.get("values") == "one_hot"
         if config.train.rounds < 2 and not fixed:
@@ -109,11 +109,11 @@ class StatCache(Method):
             raise ConfigError("options.links is solved with the values: leave values one_hot out")
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return config.options.get("keys") == "cache" and CacheFL.needs_synthetic(config)
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         return config.options.get("keys") == "cache" and CacheFL.needs_public(config)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Executor, Method, Predictor, Received, State, Task
 from fedsim.methods.cachefl import CacheFL, require_text
 from fedsim.methods.training import train_centrally
@@ -35,12 +35,13 @@ class SyntheticOnlyOptions(BaseModel, extra="forbid"):
 class SyntheticOnly(Method):
     """Centralised training on generated images."""
 
+    role = "control"
     uses_clients = False
     sections = ("cache",)
     Options: ClassVar[type[BaseModel]] = SyntheticOnlyOptions
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return True
 
     def setup(self, task: Task, rng: torch.Generator) -> State:

@@ -15,6 +15,7 @@ from fedsim.models.cache import text_logits
 class ZeroShot(Method):
     """One evaluation at round 0."""
 
+    role = "floor"
     trains = False
     uses_clients = False
 

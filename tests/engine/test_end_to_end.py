@@ -140,7 +140,7 @@ def test_every_method_is_tried():
 def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
     config, cls = digits(method, **SETTINGS[method]), method_class(method)
     preflight([config])
-    num_rounds = cls.num_rounds(config)
+    num_rounds = cls.num_rounds(config.for_method())
     study = finished(config, tmp_path)
     (row,) = study.runs.itertuples()
     assert (row.status, row.dataset) == ("finished", "digits")

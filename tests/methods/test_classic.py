@@ -49,7 +49,7 @@ def built(method: str, **settings: Any) -> Method:
         "train__lr": LR,
     }
     made = experiment("digits", method, **(given | settings))
-    return build_method(made, tiny_task(made, image_shape=SHAPE))
+    return build_method(made.for_method(), tiny_task(made, image_shape=SHAPE))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -554,7 +554,7 @@ def from_synthetic(method: str, **own: Any) -> Method:
     from fedsim.models.image_arrays import to_unit_range
 
     given = {"synthetic": images_of_classes(), "prepare": to_unit_range}
-    return build_method(made, tiny_task(made, image_shape=SHAPE, **given))
+    return build_method(made.for_method(), tiny_task(made, image_shape=SHAPE, **given))
 
 
 def accuracy(method: Method, state: State) -> float:

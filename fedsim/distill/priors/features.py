@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.distill.priors.load import LoadPrior, Prior, decode_all, image_priors
 from fedsim.models.clip import Clip, load_clip
 from fedsim.params import Params
@@ -63,12 +63,12 @@ def feature_priors(dim: int, device: str) -> tuple[LoadPrior, LoadPrior]:
 
 
 def encoded_priors(
-    config: Experiment, classnames: Sequence[str], device: str
+    config: MethodConfig, classnames: Sequence[str], device: str
 ) -> tuple[LoadPrior, LoadPrior]:
     """Loaders of the configured prior behind `models.clip`, and of noise images behind it.
 
     Args:
-        config: The experiment, with an encoder.
+        config: What the method reads, with an encoder.
         classnames: What the generator draws.
         device: Where they are computed.
     """
@@ -77,7 +77,7 @@ def encoded_priors(
     )
 
 
-def _load(config: Experiment, classnames: tuple[str, ...], device: str, noise: bool) -> Prior:
+def _load(config: MethodConfig, classnames: tuple[str, ...], device: str, noise: bool) -> Prior:
     assert config.models.clip is not None
     clip = _encoder(config.models.clip, device)
     shape = (3, clip.image_size, clip.image_size)

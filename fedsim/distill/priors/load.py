@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.config.distill import DistillConfig
 from fedsim.data.containers import DEFAULT_TEMPLATES
 from fedsim.errors import ConfigError
@@ -346,7 +346,7 @@ def _without_knowledge(pipeline: Any) -> Any:
     return fresh
 
 
-def prompts_of(config: Experiment, classnames: Sequence[str]) -> Prompts:
+def prompts_of(config: MethodConfig, classnames: Sequence[str]) -> Prompts:
     """What an experiment's generator is asked for.
 
     Raises:
@@ -362,12 +362,12 @@ def prompts_of(config: Experiment, classnames: Sequence[str]) -> Prompts:
 
 
 def image_priors(
-    config: Experiment, classnames: Sequence[str], shape: tuple[int, int, int], device: str
+    config: MethodConfig, classnames: Sequence[str], shape: tuple[int, int, int], device: str
 ) -> tuple[LoadPrior, LoadPrior]:
     """Loaders of the configured prior of images and of one without knowledge, its noise control.
 
     Args:
-        config: The experiment.
+        config: What the method reads.
         classnames: What the generator draws.
         shape: `(c, h, w)` of the images.
         device: Where they are computed.
