@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, ValidationError, model_serializer, model_validator
@@ -38,6 +39,16 @@ class Chosen(Section):
         options: type[Section] = load_module(cls.family[part]).Options
         return options
 
+    @property
+    def part(self) -> str:
+        """The chosen part's name in the family."""
+        name: str = getattr(self, self.choice)
+        return name
+
+    def module(self) -> ModuleType:
+        """The chosen part's file."""
+        return load_module(self.family[self.part])
+
     def given(self) -> dict[str, Any]:
         """The options that were set, of this part and of others."""
         return dict(self.__pydantic_extra__ or {})
@@ -48,8 +59,13 @@ class Chosen(Section):
 
     def unread(self) -> list[str]:
         """Names of options that were set and that the chosen part does not read."""
-        own = self.options_of(getattr(self, self.choice)).model_fields
+        own = self.options_of(self.part).model_fields
         return [name for name in self.given() if name not in own]
+
+    @classmethod
+    def parts_with(cls, option: str) -> list[str]:
+        """Names of the parts that read an option."""
+        return [part for part in cls.family if option in cls.options_of(part).model_fields]
 
     def without(self, names: list[str]) -> Any:
         """The same section without these options."""
@@ -57,12 +73,12 @@ class Chosen(Section):
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields}, **kept)
 
     def _own(self, given: Mapping[str, Any]) -> Section:
-        kind = self.options_of(getattr(self, self.choice))
+        kind = self.options_of(self.part)
         return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
 
     @model_validator(mode="after")
     def _check_options(self) -> Any:
-        name = getattr(self, self.choice)
+        name = self.part
         if name not in self.family:
             known = ", ".join(map(repr, self.family))
             error = PydanticCustomError("literal_error", "unknown name", {"expected": known})
@@ -77,10 +93,11 @@ class Chosen(Section):
             if key in type(own).model_fields:
                 extra[key] = getattr(own, key)
                 continue
-            owner = next((kind for kind in self._kinds() if key in kind.model_fields), None)
-            if owner is None:
+            owners = self.parts_with(key)
+            if not owners:
                 wrong.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
             else:
+                owner = self.options_of(owners[0])
                 checked = owner.__pydantic_validator__.validate_assignment(
                     owner.model_construct(), key, value
                 )
@@ -91,9 +108,6 @@ class Chosen(Section):
             if key in extra and extra[key] == value:
                 del extra[key]
         return self
-
-    def _kinds(self) -> Iterator[type[Section]]:
-        return (self.options_of(part) for part in self.family)
 
     def _refused(self, problems: list[InitErrorDetails]) -> ValidationError:
         return ValidationError.from_exception_data(type(self).__name__, problems)

@@ -26,7 +26,8 @@ from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
 from fedsim.distill.matching import gradient_rows
-from fedsim.distill.priors.load import LoadPrior, decode_all, decode_with_way_back
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.decode import decode_all, decode_with_way_back
 from fedsim.distill.student import student_of
 from fedsim.distill.trajectory import Lesson, Match, Network, Step
 from fedsim.params import Params, to_device
@@ -176,7 +177,7 @@ class _Run:
 
     def __init__(self, work: Work) -> None:
         self.work, self.settings = work, work.settings
-        self._fine_tuning = FineTuning(work.prior(), self.settings.generator_lr)
+        self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
         self._student = student_of(work.network, work.settings)
         self.device = torch.device(work.device)

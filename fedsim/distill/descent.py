@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from fedsim.config.distill import DistillConfig
-from fedsim.distill.priors.load import PIXELS, Prior
+from fedsim.distill.priors.base import PIXELS, Prior
 from fedsim.params import Params
 
 MOMENTUM = 0.5
@@ -54,10 +54,10 @@ class FineTuning:
 
     Args:
         prior: The pretrained one, which stays as it is; what is fine-tuned is `self.prior`.
-        lr: Of the weights; 0 leaves the prior as it is.
     """
 
-    def __init__(self, prior: Prior, lr: float) -> None:
+    def __init__(self, prior: Prior) -> None:
+        lr = prior.generator_lr
         self.prior = prior.thawed() if lr else prior
         self._adam = Adam(self.prior.weights, lr) if lr else None
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedsim.config import Experiment
+from fedsim.config.chosen import Chosen
 from fedsim.config.sections import PartitionConfig, ResourcesConfig
 from fedsim.config.study import SECTIONS
 from fedsim.errors import (
@@ -188,6 +189,9 @@ def fields_of(model: Any, prefix: str = "") -> set[str]:
     for name, field in model.model_fields.items():
         inner = prefix + name
         names |= fields_of(field.annotation, f"{inner}.") if name in SECTIONS else {inner}
+    if issubclass(model, Chosen):
+        kinds = map(model.options_of, model.family)
+        names |= {prefix + option for kind in kinds for option in kind.model_fields}
     return names
 
 

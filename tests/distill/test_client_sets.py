@@ -12,7 +12,7 @@ import torch
 from fedsim.config.distill import DistillConfig
 from fedsim.distill import client_sets
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
-from fedsim.distill.priors.load import NoisePixels
+from fedsim.distill.priors.pixels import NoisePixels
 from fedsim.distill.trajectory import train_student
 from fedsim.params import unstack
 from tests.distill.nets import SIDE, network, weights
