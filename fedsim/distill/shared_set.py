@@ -193,7 +193,8 @@ def match_means(work: MeansWork) -> MatchedSet:
         return of.draw(labels, rng(purpose))
 
     latents = to_device(work.latents, device) or drawn(prior, "latents")
-    before, order, descent = decode_all(prior, latents), rng("steps"), Descent(settings, prior.maps)
+    before, order = decode_all(prior, latents), rng("steps")
+    descent = Descent(settings.optimizer, settings.latent_lr, settings.feature_lr, prior.maps)
     for _ in range(settings.latent_steps):
         target = targets[int(torch.randint(len(targets), (), generator=order))]
         images, way_back = decode_with_way_back(prior, latents)

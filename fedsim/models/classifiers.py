@@ -59,7 +59,7 @@ class Classifier:
                 f"{_SMALLEST} or more a side"
             )
         with torch.device("meta"):
-            self._net = _Network(self.body(), settings.projection, image_shape, num_classes)
+            self._net = _Assembled(self.body(), settings.projection, image_shape, num_classes)
         self._folds = foldable(self._net.body) and foldable(self._net.projection)
         self._pools = pools(self._net.body)
         self.names = tuple(name for name, _ in self._net.named_parameters())
@@ -131,7 +131,7 @@ class Classifier:
         return {name: torch.arange(self.num_classes, device=device) for name in HEAD}
 
 
-class _Network(nn.Module):
+class _Assembled(nn.Module):
     """A body, an optional projection, and a last layer; its output is the embedding."""
 
     def __init__(
