@@ -81,7 +81,7 @@ def test_generated_pages_are_current(name: str):
 
 
 def test_every_setting_has_a_meaning():
-    meanings = {setting.key: setting.meaning for setting in generate().fields()}
+    meanings = {found.key: found.meaning for found in generate().settings()}
     sections = {
         f"{section}.{name}"
         for section, field in Experiment.model_fields.items()

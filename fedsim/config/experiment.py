@@ -57,10 +57,10 @@ class Experiment(Section):
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
-    models: ModelsConfig = ModelsConfig()
+    models: ModelsConfig = Field(default_factory=ModelsConfig)
     synthetic: SyntheticConfig = SyntheticConfig()
     cache: CacheConfig = CacheConfig()
-    distill: DistillConfig = DistillConfig()
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
     wire: WireConfig = WireConfig()
@@ -179,10 +179,7 @@ class Experiment(Section):
         payload["engine"].pop("backend")
         for name in _ADDED_LATER:  # older runs keep their names
             block, key = name.split(".")
-            settings = getattr(self, block)
-            if getattr(settings, key) == type(settings).model_fields[key].get_default(
-                call_default_factory=True
-            ):
+            if payload[block][key] == _defaults()[block][key]:
                 payload[block].pop(key)
         if self.distill == DistillConfig():
             payload.pop("distill")
@@ -211,6 +208,17 @@ _ADDED_LATER = (
     "train.cohort_size",
 )
 """Settings that leave no trace in a run's name while they are at their defaults."""
+
+
+@functools.cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Dumps of the blocks of `_ADDED_LATER` in which nothing is set."""
+    fields = {name.partition(".")[0]: None for name in _ADDED_LATER}
+    blocks = {
+        name: Experiment.model_fields[name].get_default(call_default_factory=True)
+        for name in fields
+    }
+    return {name: block.model_dump(mode="json") for name, block in blocks.items()}
 
 
 @functools.lru_cache(maxsize=256)

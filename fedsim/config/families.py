@@ -54,6 +54,24 @@ SCHEMES: Family = {
 }
 """How training samples are split over clients: `partition.scheme`."""
 
+NETWORKS: Family = {
+    "convnet": "fedsim.models.networks.convnet",
+    "lenet": "fedsim.models.networks.lenet",
+    "alexnet": "fedsim.models.networks.alexnet",
+    "vgg11": "fedsim.models.networks.vgg11",
+    "resnet18": "fedsim.models.networks.resnet18",
+    "vit": "fedsim.models.networks.vit",
+}
+"""Networks trained from scratch; a file's `build(options, shape)` makes one."""
+
+PRIORS: Family = {
+    "pixels": "fedsim.distill.priors.pixels",
+    "vae": "fedsim.distill.priors.vae",
+    "diffusion": "fedsim.distill.priors.diffusion",
+    "FILE.py:FUNCTION": "fedsim.distill.priors.gan",
+}
+"""What synthetic images are made of; a file's `load(options, request)` makes a `Prior`."""
+
 
 def load_module(where: str) -> ModuleType:
     """The module at `package.module` or in `FILE.py`.

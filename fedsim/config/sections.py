@@ -86,12 +86,12 @@ class PartitionConfig(Chosen):
     @property
     def shares_samples(self) -> bool:
         """Whether clients may hold the same samples."""
-        return getattr(self.part(), "SHARES_SAMPLES", False)
+        return getattr(self.module(), "SHARES_SAMPLES", False)
 
     @property
     def counts_clients(self) -> bool:
         """Whether the data can say how many clients there are."""
-        return getattr(self.part(), "COUNTS_CLIENTS", False)
+        return getattr(self.module(), "COUNTS_CLIENTS", False)
 
 
 class ModelsConfig(Section):
@@ -107,7 +107,7 @@ class ModelsConfig(Section):
     generator_guidance: float | None = Field(None, ge=0)
     logit_scale: float | None = Field(None, gt=0)
     """Factor of the text logits; by default the encoder's own (100 for precomputed features)."""
-    classifier: ClassifierConfig = ClassifierConfig()
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
     """What methods on images train: a name, such as `lenet`, or a mapping."""
 
 

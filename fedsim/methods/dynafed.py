@@ -22,7 +22,8 @@ from pydantic import Field
 
 from fedsim.config import MethodConfig
 from fedsim.distill.client_sets import Source, Work, distil
-from fedsim.distill.priors.load import LoadPrior, image_priors
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
@@ -71,7 +72,11 @@ class DynaFed(FedAvg):
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What sets are made of, and what noise is."""
         assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        return image_priors(config.distill, prompts, self.task.image_shape, device)
 
     def check_task(self) -> None:
         super().check_task()

@@ -31,7 +31,8 @@ from pydantic import Field
 from fedsim.config import MethodConfig
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
-from fedsim.distill.priors.load import LoadPrior, image_priors
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.shared.client_paths import read_paths, train_paths
@@ -87,7 +88,7 @@ class FedDGM(TrainsOnSets):
 
     @classmethod
     def check(cls, config: MethodConfig) -> None:
-        words, names = config.distill.words, config.data.classnames
+        words, names = config.distill.given().get("words"), config.data.classnames
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
         options = FedDGMOptions.model_validate(config.options)
@@ -128,7 +129,11 @@ class FedDGM(TrainsOnSets):
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What sets are made of, and what noise is."""
         assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        return image_priors(config.distill, prompts, self.task.image_shape, device)
 
     @cached_property
     def surrogates(self) -> dict[str, Classifier]:

@@ -28,7 +28,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from fedsim.distill.priors.load import LoadPrior, image_priors
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
@@ -78,7 +79,11 @@ class FedDMSums(TrainsOnSets):
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """What the set is made of, and what noise is."""
         assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        return image_priors(config.distill, prompts, self.task.image_shape, device)
 
     def check_task(self) -> None:
         super().check_task()
