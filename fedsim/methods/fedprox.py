@@ -3,8 +3,8 @@
     round:  every client minimises  F_k(w_k) + mu / 2 |w_k - w|^2          (equation 2)
             w <- sum_k (n_k / n) w_k
 
-`train.proximal_mu` is mu; it is part of every method's local loss, so that this file only says
-where it may not be 0.
+`train.proximal_mu` is mu. Every method's local loss has this term, so that this file only refuses
+mu = 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FedProx(FedAvg):
 
 
 def require_proximal(train: TrainConfig, without: str) -> None:
-    """Refuse mu = 0, with which the method is another one, named by `without`."""
+    """Refuse mu = 0, which makes FedProx the method `without`."""
     if train.proximal_mu == 0:
         raise ConfigError(
             f"FedProx without its proximal term is {without}: set train.proximal_mu above 0 "

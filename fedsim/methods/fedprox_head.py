@@ -1,11 +1,10 @@
 """FedProx (Li et al., MLSys 2020) of a linear head on frozen features, started from the text.
 
-logits = scale * f W^T,   W (N, d) starts as CLIP's class embeddings
-round:  every client minimises  F_k(W_k) + mu / 2 |W_k - W|^2          (equation 2)
-        W <- sum_k (n_k / n) W_k
+    logits = scale * f W^T,   W (N, d) starts as CLIP's class embeddings
+    round:  every client minimises  F_k(W_k) + mu / 2 |W_k - W|^2          (equation 2)
+            W <- sum_k (n_k / n) W_k
 
-`train.proximal_mu` is mu; it is part of every method's local loss, so that this file only says
-where it may not be 0.
+`train.proximal_mu` is mu (see `fedsim.methods.fedprox`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A floor: every client trains alone from the common start, and nothing is ever sent.
+"""Control: every client trains alone from the common start and sends nothing.
 
-`options.model` chooses what is trained, with the local training of the federated method:
+`options.model` names the model; local training is that of its federated method:
 
     head    W (N, d) on top of the features, started from the text       (as in fedavg_head)
     cache   the keys, started as `cache.init` says                       (as in cachefl)
 
-A federated method is worth joining for clients that it serves better than this. There is no global
-model: figures are means over the clients' own models, and a client that was never sampled still
-has the one it started from.
+A client gains from a federated method that serves it better than this control. There is no global
+model. Figures are means over the clients' own models. A client that has not been sampled yet has
+the model of the start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedsim.params import Params, add, stack, unstack
 
 
 class LocalOnlyOptions(BaseModel, extra="forbid"):
-    """What every client trains."""
+    """The model that every client trains."""
 
     model: Literal["head", "cache"] = "head"
 
@@ -43,11 +43,11 @@ class LocalOnly(Method):
     personal = True
     sections: ClassVar[tuple[str, ...]] = ("cache",)
     Options: ClassVar[type[BaseModel]] = LocalOnlyOptions
+    options: LocalOnlyOptions
 
     @cached_property
     def inner(self) -> FedAvgHead | CacheFL | FedAvg:
-        """The federated method whose start and local training these are."""
-        assert isinstance(self.options, LocalOnlyOptions)
+        """The federated method whose start and local training every client uses."""
         cls = FedAvgHead if self.options.model == "head" else CacheFL
         return cls(self.task, NoOptions())
 

@@ -431,12 +431,12 @@ def test_scaffold_sends_weights_and_variates():
     state = method.setup(method.task, rng())
     update, kept = step(method, state)
     weights = set(state["weights"])
-    assert set(update.delta) == weights | {CONTROL + name for name in weights}
+    assert set(update.delta) == weights | {f"{CONTROL}/{name}" for name in weights}
     assert update.change is not None
     assert set(update.change) == weights
     for c in range(3):
         for name in weights:
-            torch.testing.assert_close(kept[c][name], update.delta[CONTROL + name][c])
+            torch.testing.assert_close(kept[c][name], update.delta[f"{CONTROL}/{name}"][c])
 
 
 # --- refusals ------------------------------------------------------------------------------------
