@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +34,7 @@ from fedsim.config.sections import (
     TrainConfig,
     WireConfig,
 )
+from fedsim.config.tree import flatten
 
 
 class Experiment(Section):
@@ -161,7 +161,7 @@ class Experiment(Section):
 
     def flat(self) -> dict[str, Any]:
         """The whole configuration as `{"train.lr": 0.01, ...}`."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
     @property
     def run_id(self) -> str:
@@ -210,11 +210,3 @@ _ADDED_LATER = (
 def _digest(file: Path, mtime_ns: int, size: int) -> str:
     """Hash of a file's content, read once for as long as it looks the same."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from fedsim.config import Experiment
 from fedsim.config.chosen import Chosen
+from fedsim.config.problems import SECTIONS
 from fedsim.config.sections import PartitionConfig, ResourcesConfig
-from fedsim.config.study import SECTIONS
 from fedsim.errors import (
     CheckpointError,
     ClientError,
