@@ -106,7 +106,7 @@ class ModelsConfig(Section):
     generator_guidance: float | None = Field(None, ge=0)
     logit_scale: float | None = Field(None, gt=0)
     """Factor of the text logits; by default the encoder's own (100 for precomputed features)."""
-    classifier: ClassifierConfig = ClassifierConfig()
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
     """What methods on images train: a name, such as `lenet`, or a mapping."""
 
 
