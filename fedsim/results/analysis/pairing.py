@@ -61,7 +61,7 @@ def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
 
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
-        options = getattr(model, "known", dict)()  # of every partition scheme
+        options: dict[str, object] = getattr(model, "known", dict)()  # of every partition scheme
         for leaf in model.model_fields | options:
             field = model.model_fields.get(leaf)
             name, default = f"{section}.{leaf}", setting_text(field and field.get_default())
