@@ -23,7 +23,8 @@ from pydantic_core import PydanticUndefined
 from fedsim.config import Experiment
 from fedsim.config.chosen import Chosen
 from fedsim.config.sections import Section
-from fedsim.config.study import EarlyStopping, Study, TuneConfig
+from fedsim.config.study import StudyFile
+from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
 
 DOCS = Path(__file__).parent
@@ -112,7 +113,7 @@ _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 
 
 def _models() -> Iterator[tuple[type[Section], str]]:
-    yield Study, ""
+    yield StudyFile, ""
     yield TuneConfig, "tune."
     yield EarlyStopping, "tune.early_stopping."
     yield from _sections(Experiment, "")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim.config import Experiment
 from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
+from fedsim.config.experiment import Experiment
+from fedsim.config.tree import flatten
 from fedsim.errors import did_you_mean
 
 __all__ = ["SECTIONS", "messages", "shown"]
@@ -136,7 +137,7 @@ def _origin(loc: Loc, axes: Mapping[str, Mapping[str, Any]]) -> str:
     """Which axis a setting comes from, '' for the shared sections."""
     place = f"{_dots(loc)}."
     for where, settings in axes.items():
-        given = [f"{key}." for key in _dotted(settings)]
+        given = [f"{key}." for key, _ in flatten(settings)]
         if any(place.startswith(key) or key.startswith(place) for key in given):
             return where
     return ""
@@ -144,14 +145,6 @@ def _origin(loc: Loc, axes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _dots(loc: Loc) -> str:
     return ".".join(str(part) for part in loc)
-
-
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedsim.config import Experiment
-from fedsim.config.study import EarlyStopping
+from fedsim.config.tune import EarlyStopping
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
 from fedsim.interrupt import check
 from fedsim.storage.atomic import whole_file

@@ -72,7 +72,7 @@ def test_it_runs_and_its_option_is_in_the_resolved_configuration(tmp_path: Path)
     found = load(run(config, tmp_path / "runs"))
     assert found.runs["config.partition.first_share"].tolist() == [0.5]
     clients = found.clients[found.clients["round"] == 0]
-    assert clients.sort_values("client_id")["num_samples"].tolist() == [40, 14, 13, 13]
+    assert clients.sort_values("client_id")["num_samples"].tolist() == [40, 13, 14, 13]
 
 
 def test_its_option_is_checked_like_any_other(tmp_path: Path):
