@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
+from fedsim.config.chosen import Chosen
 from fedsim.config.sections import Section
-from fedsim.config.study import EarlyStopping, Study, TuneConfig
+from fedsim.config.study import StudyFile
+from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
 
 DOCS = Path(__file__).parent
@@ -63,22 +66,54 @@ MEANINGS = {
 }
 
 
-def fields() -> Iterator[tuple[str, FieldInfo, str]]:
-    """Every setting of a study: its dotted key, its field, and what it means."""
+class Setting(NamedTuple):
+    """One setting of a study."""
+
+    key: str
+    """Its dotted name."""
+    kind: str
+    """Its type in words."""
+    default: str
+    meaning: str
+    parts: tuple[str, ...] = ()
+    """Of a part's option: the parts that have this very option, such as `("convnet", "vit")`."""
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting of a study; after a section's own, those of the parts that it may name."""
     for model, prefix in _models():
-        said = _docstrings(model)
-        for name, field in model.model_fields.items():
-            if _section(field.annotation) or (prefix, name) in _HIDDEN:
-                continue
-            key = f"{prefix}{name}"
-            yield key, field, MEANINGS.get(key) or said.get(name, "")
+        yield from _fields(model, prefix)
+        if issubclass(model, Chosen):
+            yield from _options(model, prefix)
+
+
+def _fields(model: type[Section], prefix: str) -> Iterator[Setting]:
+    said = _docstrings(model)
+    for name, field in model.model_fields.items():
+        if _section(field.annotation) or (prefix, name) in _HIDDEN:
+            continue
+        key = f"{prefix}{name}"
+        kind = _type(field.annotation) + _limits(field.metadata)
+        if issubclass(model, Chosen) and name == model.choice:
+            kind = ", ".join(f"`{part}`" for part in model.family)
+        yield Setting(key, kind, _default(field, key), MEANINGS.get(key) or said.get(name, ""))
+
+
+def _options(model: type[Chosen], prefix: str) -> Iterator[Setting]:
+    """Options of all parts; parts that have the same one share a row."""
+    rows: dict[Setting, list[str]] = {}
+    for part in model.family:
+        for found in _fields(model.options_of(part), prefix):
+            rows.setdefault(found, []).append(part)
+    for found, parts in rows.items():
+        yield found._replace(parts=tuple(parts))
 
 
 _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 
 
 def _models() -> Iterator[tuple[type[Section], str]]:
-    yield Study, ""
+    yield StudyFile, ""
     yield TuneConfig, "tune."
     yield EarlyStopping, "tune.early_stopping."
     yield from _sections(Experiment, "")
@@ -98,12 +133,13 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def _docstrings(model: type[Section]) -> dict[str, str]:
-    """The string under each attribute of a class."""
+    """The string under each attribute of a class, and of those that it extends."""
+    base = next(b for b in model.__bases__ if issubclass(b, BaseModel))
+    found = _docstrings(base) if issubclass(base, Section) and base is not Section else {}
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     body = next(
         n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model.__name__
     )
-    found = {}
     for before, after in itertools.pairwise(body):
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
@@ -149,9 +185,9 @@ def _limits(metadata: Any) -> str:
 def _default(field: FieldInfo, key: str) -> str:
     if key == "study":
         return "the file's name"
-    if field.default is PydanticUndefined:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
         return "required"
-    value = field.default
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 
@@ -171,14 +207,20 @@ def configuration_page() -> str:
     ]
     titles = {prefix: (model.__doc__ or "").splitlines()[0] for model, prefix in _models()}
     shown = None
-    for key, field, meaning in fields():
-        prefix = key.rpartition(".")[0]
-        if prefix != shown:
-            shown = prefix
-            lines += ["", f"## {prefix or 'A study'}", "", titles[f"{prefix}." if prefix else ""]]
-            lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
-        kind = (_type(field.annotation) + _limits(field.metadata)).replace("|", "\\|")
-        lines.append(f"| `{key}` | {kind} | {_default(field, key)} | {meaning} |")
+    for found in settings():
+        prefix = found.key.rpartition(".")[0]
+        if (prefix, bool(found.parts)) != shown:
+            if found.parts:
+                lines += ["", "| option | read by | type | default | meaning |"]
+            else:
+                title = titles[f"{prefix}." if prefix else ""]
+                lines += ["", f"## {prefix or 'A study'}", "", title]
+                lines += ["", "| key | type | default | meaning |"]
+            lines.append("|---|---|---|---|" + "---|" * bool(found.parts))
+            shown = prefix, bool(found.parts)
+        read_by = f"{', '.join(f'`{part}`' for part in found.parts)} | " * bool(found.parts)
+        kind = found.kind.replace("|", "\\|")
+        lines.append(f"| `{found.key}` | {read_by}{kind} | {found.default} | {found.meaning} |")
     return "\n".join(lines) + "\n"
 
 

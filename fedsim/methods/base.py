@@ -155,6 +155,7 @@ class Received:
         num_clients: Number of clients that answered.
         round: The round, from 1.
         share: These clients' part of all clients' training samples.
+        beside: Weighted means of what update steps sent beside the deltas, by step and name.
     """
 
     mean: Params
@@ -162,6 +163,7 @@ class Received:
     num_clients: int = 0
     round: int = 0
     share: float = 1.0
+    beside: Mapping[str, Params] = field(default_factory=dict)
 
     def average(self) -> Params:
         """The weighted mean of the kept deltas, summed in the order of client ids."""

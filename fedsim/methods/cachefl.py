@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import MethodConfig
+from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.shared.require import require_text
@@ -43,6 +44,15 @@ class CacheFL(Method):
     """Federated fine-tuning of cache keys."""
 
     sections: ClassVar[tuple[str, ...]] = ("cache",)
+
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        init = config.cache.init
+        if config.method == "cachefl" and init != "generated":
+            raise ConfigError(
+                f"cache.init is {init!r}, but only a generated cache is called cachefl: name this "
+                f"one apart, e.g. 'cache_{init}: {{use: cachefl, cache.init: {init}}}'"
+            )
 
     @classmethod
     def needs_synthetic(cls, config: MethodConfig) -> bool:

@@ -41,8 +41,9 @@ from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
 from fedsim.distill.dual_keys import CacheModel
+from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
-from fedsim.distill.priors.load import LoadPrior
+from fedsim.distill.priors.load import prompts_of
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
@@ -103,7 +104,7 @@ class CacheDGM(CacheFL):
                 "have to lie among images' features; random keys do not: set cache.init to "
                 "something else"
             )
-        if config.distill.generator_lr:
+        if config.distill.given().get("generator_lr"):
             raise ConfigError(
                 "cachefl_dgm distils through the pretrained generator: leave out "
                 "distill.generator_lr"
@@ -197,7 +198,12 @@ class CacheDGM(CacheFL):
         """Loaders of the prior that sets are made from, and of its noise control."""
         if self.options.space == "features":
             return feature_priors(self.task.embed_dim, device)
-        return encoded_priors(self.config, self.task.classnames, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        assert config.models.clip is not None
+        return encoded_priors(config.distill, prompts, config.models.clip, device)
 
     def check_task(self) -> None:
         super().check_task()

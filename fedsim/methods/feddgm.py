@@ -84,7 +84,7 @@ class FedDGM(FromPrior, TrainsOnSets):
 
     @classmethod
     def check(cls, config: MethodConfig) -> None:
-        words, names = config.distill.words, config.data.classnames
+        words, names = config.distill.given().get("words"), config.data.classnames
         if words and names and len(words) != len(names):
             raise ConfigError(f"distill.words has {len(words)} words for {len(names)} classes")
         options = FedDGMOptions.model_validate(config.options)

@@ -55,7 +55,7 @@ class FedDM(TrainsOnSets):
 
     @classmethod
     def check(cls, config: MethodConfig) -> None:
-        if config.distill.generator_lr:
+        if config.distill.given().get("generator_lr"):
             raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:

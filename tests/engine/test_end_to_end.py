@@ -18,7 +18,6 @@ from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
 from fedsim.models.clip import PRETRAINED
 from fedsim.results.tables.reader import Study
-from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 
 CLASSIFIER = {
@@ -127,8 +126,7 @@ def digits(method: str, **own: Any) -> Experiment:
 
 
 def finished(config: Experiment, folder: Path) -> Study:
-    sink = TableWriter(folder, config.run_id)
-    run_local(config, sink, folder)
+    run_local(config, folder)
     return fedsim.load(folder)
 
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import Experiment
+from fedsim.config.distill import DistillConfig
 from fedsim.distill.client_sets import distil
+from fedsim.distill.priors.base import Prompts
 from fedsim.distill.priors.features import EncodedImages, encoded_priors
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ConfigError
@@ -226,12 +228,9 @@ def test_the_nulls_are_options(
 
 
 def test_images_behind_an_encoder_pass_gradients_to_latents():
-    made_config = experiment(
-        "digits", "cachefl_dgm", models={"clip": "tiny-clip", "generator": "tiny-diffusion"}
-    )
-    prior, noise = (
-        load() for load in encoded_priors(made_config.for_method(), ("one", "two"), "cpu")
-    )
+    prompts = Prompts("tiny-diffusion", ("one", "two"))
+    loaders = encoded_priors(DistillConfig(), prompts, "tiny-clip", "cpu")
+    prior, noise = (load() for load in loaders)
     assert isinstance(prior, EncodedImages)
     labels = torch.tensor([0, 1])
     latents = prior.draw(labels, torch.Generator().manual_seed(0))

@@ -524,7 +524,7 @@ def test_what_clients_keep_survives_a_kill(tmp_path: Path, name: str):
         kept.restore(end["client_states"])
     assert set(states[0]) == set(states[1])
     for client, own in states[0].items():
-        assert all(torch.equal(v, states[1][client][k]) for k, v in own.items())
+        assert all(torch.equal(v, states[1][client].method[k]) for k, v in own.method.items())
     x = torch.randn(3, *SHAPE, generator=rng())
     method = again.method
     logits = [method.predictor(end["state"])(x) for end in ends if end]

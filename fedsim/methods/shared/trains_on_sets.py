@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.distill.priors.load import LoadPrior, image_priors
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
@@ -96,7 +97,11 @@ class FromPrior(FedAvg):
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
         """Loaders of the prior that images are made from, and of its noise control."""
         assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        return image_priors(config.distill, prompts, self.task.image_shape, device)
 
     def check_task(self) -> None:
         super().check_task()
