@@ -212,7 +212,7 @@ they are at their defaults, so that older runs keep their names."""
 
 def _digest(use: str) -> str | None:
     """Hash of the content of `FILE.py` or `FILE.py:NAME`; None if there is no such file."""
-    file = Path(use.partition(":")[0])
+    file = Path(use.partition(":")[0]).expanduser()
     if file.suffix != ".py" or not file.is_file():
         return None
     stat = file.stat()
