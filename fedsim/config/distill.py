@@ -5,7 +5,7 @@ Defaults are those of FedDGM's public code where it has them. Imports nothing he
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -60,9 +60,7 @@ class DistillConfig(Chosen):
     student_lr_lr: float = Field(0.1, ge=0)
     """Learning rate of the step size's logarithm; 0 keeps it. Since d log a = da / a, 0.1 moves
     FedDGM's 0.01 as its 1e-5 does."""
-    augment: tuple[Operation, ...] = Field(
-        ("color", "crop", "cutout", "flip", "scale", "rotate"), strict=False
-    )
+    augment: tuple[Operation, ...] = Field(get_args(Operation), strict=False)
     """Differentiable augmentation, in distillation and in training on the sets. Leave out `flip`
     where left and right matter, as in digits."""
     clients_at_once: int = Field(1, gt=0)

@@ -54,6 +54,7 @@ class Experiment(Section):
     """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
+    # Factories where a part is named: part files import this package and need it whole.
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig(scheme="iid")
     models: ModelsConfig = Field(default_factory=ModelsConfig)
