@@ -75,7 +75,7 @@ def test_nothing_draws_by_the_methods_name():
 
 def draws(config: Experiment, labels: np.ndarray) -> dict[str, object]:
     """Everything that is drawn before and during a round."""
-    split = split_clients(config, labels)
+    split = split_clients(labels, **config.for_split())
     cohort = sample_cohort(6, 4, config.train_seed, 2)
     group = make_groups(cohort, split.fit, 4)[0]
     inputs = torch.zeros(len(labels), 1)

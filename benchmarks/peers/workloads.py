@@ -57,7 +57,7 @@ def write(spec: Spec, folder: Path) -> Path:
     start = {name: state[name].numpy() for name in names}
 
     inputs, labels = prepared.local()
-    split = split_clients(config, labels, prepared.arrays.get("train_clients"))
+    split = split_clients(labels, prepared.arrays.get("train_clients"), **config.for_split())
     plan = schedule(config, split, prepared)
     np.save(shared / "x.npy", inputs)
     np.save(shared / "y.npy", labels)

@@ -62,7 +62,7 @@ class Real:
 
 def real_images(config: Experiment) -> Real:
     data = prepare(config, method_class(config.use), torch.device("cpu"), synthetic=False).arrays
-    split = split_clients(config, data["train_labels"])
+    split = split_clients(data["train_labels"], **config.for_split())
 
     def labelled(part: str, rows: Any = slice(None)) -> Labelled:
         labels = torch.tensor(np.asarray(data[f"{part}_labels"])[rows]).long()

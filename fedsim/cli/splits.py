@@ -37,9 +37,9 @@ def splits_of(experiments: Sequence[Experiment]) -> dict[str, View]:
     for config, label in zip(experiments, _labels(experiments), strict=True):
         name = f"{label}, seed {config.partition_seed}"
         if name not in found:
-            data = read_dataset(config)
+            data = read_dataset(config.data, config.partition_seed)
             train = data.train
-            split = split_clients(config, train.labels, train.clients, train.domains)
+            split = split_clients(train.labels, train.clients, train.domains, **config.for_split())
             indices = split.partition.indices if train.domains is not None else ()
             domains = (_domains(train.domains, rows, data.domain_names) for rows in indices)
             found[name] = View(split.partition, data.classnames, tuple(domains))

@@ -5,12 +5,12 @@ Defaults are those of FedDGM's public code where it has them. Imports nothing he
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from fedsim.config.chosen import Chosen
-from fedsim.config.families import PRIORS
+from fedsim.config.families import GAN, PRIORS
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 
@@ -67,15 +67,15 @@ class DistillConfig(Chosen):
     """Clients distilled together on a leading axis: faster on GPUs, and on CPUs where sets are
     small."""
 
+    @classmethod
+    def named(cls, given: Any) -> Any:
+        """A GAN's file stands for the part that reads such files."""
+        return GAN if str(given).partition(":")[0].endswith(".py") else given
+
     @property
     def is_gan(self) -> bool:
         """Whether the prior is a GAN from the user's file."""
-        return self.prior.partition(":")[0].endswith(".py")
-
-    @property
-    def part(self) -> str:
-        """The prior's name in the family."""
-        return "FILE.py:FUNCTION" if self.is_gan else self.prior
+        return self.part_name == GAN
 
     @model_validator(mode="after")
     def _possible(self) -> DistillConfig:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,6 @@ from pydantic import Field, model_validator
 
 from fedsim.config.distill import DistillConfig
 from fedsim.config.sections import (
-    SCHEME_OPTIONS,
     CacheConfig,
     DataConfig,
     EngineConfig,
@@ -36,6 +34,7 @@ from fedsim.config.sections import (
     TrainConfig,
     WireConfig,
 )
+from fedsim.config.tree import flatten
 
 
 class Experiment(Section):
@@ -56,7 +55,7 @@ class Experiment(Section):
     seed: int = Field(0, ge=0)
     # Factories where a part is named: part files import this package and need it whole.
     data: DataConfig = DataConfig()
-    partition: PartitionConfig = PartitionConfig(scheme="iid")
+    partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
     models: ModelsConfig = Field(default_factory=ModelsConfig)
     synthetic: SyntheticConfig = SyntheticConfig()
     cache: CacheConfig = CacheConfig()
@@ -90,10 +89,10 @@ class Experiment(Section):
                 f"train.cohort_size is {self.train.cohort_size}, but partition.num_clients is "
                 f"{self.partition.num_clients}"
             )
-        if self.noise.active and self.partition.scheme == "dirichlet_drawn":
+        if self.noise.active and self.partition.shares_samples:
             raise ValueError(
                 "noise spoils the samples of some clients, which under partition.scheme "
-                "'dirichlet_drawn' others hold as well: choose another scheme, or no noise"
+                f"{self.partition.scheme!r} others hold as well: choose another scheme, or no noise"
             )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
@@ -113,22 +112,17 @@ class Experiment(Section):
         `engine.group_size` gets a number, and options that the partition's scheme does not read
         (a study may share one `dirichlet_alpha` among its partitions) are left out.
         """
-        size, partition = self.engine.group_size, self.partition
-        read = SCHEME_OPTIONS.get(partition.scheme, frozenset())
-        unread = {
-            option
-            for option in frozenset.union(*SCHEME_OPTIONS.values()) - read
-            if getattr(partition, option) is not None
-        }
+        size, unread = self.engine.group_size, self.partition.unread()
         if size != "auto" and not unread:
             return self
-        partition = partition.model_copy(update=dict.fromkeys(unread))
         if size == "auto":
             size = min(10, max(2, math.ceil(self.cohort_size / 4)))
             hosted = self.resources.clients_per_actor
             size = size if hosted == "auto" else min(size, hosted)
         engine = self.engine.model_copy(update={"group_size": size})
-        return self.model_copy(update={"engine": engine, "partition": partition})
+        return self.model_copy(
+            update={"engine": engine, "partition": self.partition.without(unread)}
+        )
 
     @property
     def group_size(self) -> int:
@@ -140,6 +134,15 @@ class Experiment(Section):
     def partition_seed(self) -> int:
         """Seed of the split, of hold-outs and of few-shot draws."""
         return self.seed if self.partition.seed is None else self.partition.seed
+
+    def for_split(self) -> dict[str, Any]:
+        """The settings of `fedsim.data.from_config.split_clients`."""
+        return {
+            "partition": self.partition,
+            "seed": self.partition_seed,
+            "holdout_fraction": self.evaluation.holdout_fraction,
+            "noise": self.noise,
+        }
 
     @property
     def train_seed(self) -> int:
@@ -159,7 +162,7 @@ class Experiment(Section):
 
     def flat(self) -> dict[str, Any]:
         """The whole configuration as `{"train.lr": 0.01, ...}`."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
     @property
     def run_id(self) -> str:
@@ -194,7 +197,6 @@ _ADDED_LATER = (
     "distill.generator_lr",
     "evaluation.set_quality",
     "models.classifier",
-    "partition.samples_per_client",
     "train.augment_flip",
     "train.augment_views",
     "train.cohort_size",
@@ -217,11 +219,3 @@ def _defaults() -> dict[str, dict[str, Any]]:
 def _digest(file: Path, mtime_ns: int, size: int) -> str:
     """Hash of a file's content, read once for as long as it looks the same."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -29,13 +29,28 @@ NETWORKS: Family = {
 }
 """Networks trained from scratch; a file's `build(options, shape)` makes one."""
 
+GAN = "FILE.py:FUNCTION"
 PRIORS: Family = {
     "pixels": "fedsim.distill.priors.pixels",
     "vae": "fedsim.distill.priors.vae",
     "diffusion": "fedsim.distill.priors.diffusion",
-    "FILE.py:FUNCTION": "fedsim.distill.priors.gan",
+    GAN: "fedsim.distill.priors.gan",
 }
 """What synthetic images are made of; a file's `load(options, request)` makes a `Prior`."""
+
+SCHEMES: Family = {
+    "iid": "fedsim.data.partition.schemes.iid",
+    "dirichlet_label": "fedsim.data.partition.schemes.dirichlet_label",
+    "dirichlet_client": "fedsim.data.partition.schemes.dirichlet_client",
+    "dirichlet_balanced": "fedsim.data.partition.schemes.dirichlet_balanced",
+    "dirichlet_drawn": "fedsim.data.partition.schemes.dirichlet_drawn",
+    "pathological": "fedsim.data.partition.schemes.pathological",
+    "quantity": "fedsim.data.partition.schemes.quantity",
+    "domain": "fedsim.data.partition.schemes.domain",
+    "natural": "fedsim.data.partition.schemes.natural",
+    "longtail": "fedsim.data.partition.schemes.longtail",
+}
+"""How training samples are split over clients: `partition.scheme`."""
 
 
 def load_module(where: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What an experiment's `data` and `partition` sections mean: the data set, and who holds what.
+"""What the sections `data`, `partition` and `noise` mean: the data set, and who holds what.
 
 NumPy only, so that the command line can check them before torch is loaded.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsim.config import Experiment
-from fedsim.config.sections import DataConfig
+from fedsim.config.sections import DataConfig, NoiseConfig, PartitionConfig
 from fedsim.data.datasets import Dataset, load_dataset
 from fedsim.data.noise import spoilt_clients
-from fedsim.data.partition.make import Partition, make_partition
+from fedsim.data.partition.make import Partition, partition_rows
 from fedsim.data.partition.population import Population
 from fedsim.data.readers.coop import coop_identity, is_coop
 from fedsim.data.splits import holdout
@@ -24,18 +24,32 @@ from fedsim.seeding import numpy_rng
 from fedsim.storage.array_cache import file_identity
 
 
-def read_dataset(config: Experiment) -> Dataset:
-    """The configured data set; few-shot draws follow the partition's seed."""
-    return load_dataset(
-        **config.data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(config)
-    )
+def read_dataset(data: DataConfig, seed: int) -> Dataset:
+    """The configured data set. Few-shot draws follow `seed`, an experiment's `partition_seed`."""
+    return load_dataset(**data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(data, seed))
 
 
-def draw_seed(config: Experiment) -> int:
+def draw_seed(data: DataConfig, seed: int) -> int:
     """Seed of few-shot draws; data that is not subsampled is the same for every seed."""
-    data = config.data
     drawn = data.resplit or data.shots is not None or data.max_train_samples is not None
-    return config.partition_seed if drawn else 0
+    return seed if drawn else 0
+
+
+class DataSource:
+    """A configured data set, which is read when it is first asked for and then carried.
+
+    Attributes:
+        settings: The section `data`.
+        seed: An experiment's `partition_seed`.
+    """
+
+    def __init__(self, data: DataConfig, seed: int) -> None:
+        self.settings, self.seed = data, seed
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set itself."""
+        return read_dataset(self.settings, self.seed)
 
 
 @dataclass(frozen=True)
@@ -76,42 +90,47 @@ class ClientSplit:
 
 
 def split_clients(
-    config: Experiment,
     labels: np.ndarray,
     clients: np.ndarray | None = None,
     domains: np.ndarray | None = None,
+    *,
+    partition: PartitionConfig,
+    seed: int,
+    holdout_fraction: float,
+    noise: NoiseConfig,
 ) -> ClientSplit:
     """The configured partition of the training rows, with every client's hold-out set apart.
+
+    `Experiment.for_split` gives the settings.
+
+    Args:
+        labels: int (N,), of the training rows.
+        clients: int (N,), recorded client of each row, or None.
+        domains: int (N,), domain of each row, or None.
+        partition: How rows are shared out.
+        seed: Of the split and the hold-outs.
+        holdout_fraction: Share of each client's rows that it does not train on.
+        noise: Which clients are spoilt.
 
     Raises:
         PartitionError: If the split asked for cannot be made from this data.
         ConfigError: If `noise` is asked for, but for less than half a client.
     """
-    settings, seed = config.partition, config.partition_seed
-    partition = make_partition(
+    made = partition_rows(
         np.asarray(labels),
-        scheme=settings.scheme,
-        rng=numpy_rng(seed, "partition"),
-        num_clients=settings.num_clients,
-        dirichlet_alpha=settings.dirichlet_alpha,
-        classes_per_client=settings.classes_per_client,
-        samples_per_client=settings.samples_per_client,
-        min_samples=settings.min_samples,
-        size_sigma=settings.size_sigma,
-        imbalance_factor=settings.imbalance_factor,
+        partition,
+        numpy_rng(seed, "partition"),
         clients=None if clients is None else np.asarray(clients),
         domains=None if domains is None else np.asarray(domains),
     )
-    share = config.evaluation.holdout_fraction
-    if isinstance(partition.indices, Population):
-        return ClientSplit(partition, *partition.indices.hold_out(share))
+    if isinstance(made.indices, Population):
+        return ClientSplit(made, *made.indices.hold_out(holdout_fraction))
     parts = [
-        holdout(rows, np.asarray(labels), share, numpy_rng(seed, "holdout", client))
-        for client, rows in enumerate(partition.indices)
+        holdout(rows, np.asarray(labels), holdout_fraction, numpy_rng(seed, "holdout", client))
+        for client, rows in enumerate(made.indices)
     ]
     fit, held = tuple(p[0] for p in parts), tuple(p[1] for p in parts)
-    spoilt = spoilt_clients(config.noise, partition.num_clients, seed)
-    return ClientSplit(partition, fit, held, spoilt)
+    return ClientSplit(made, fit, held, spoilt_clients(noise, made.num_clients, seed))
 
 
 def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:

@@ -54,7 +54,10 @@ def traffic(config: Experiment) -> Traffic:
     constants = method.constants(state)
     arrays = data.arrays
     split = split_clients(
-        config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
+        arrays["train_labels"],
+        arrays.get("train_clients"),
+        arrays.get("train_domains"),
+        **config.for_split(),
     )
     once = num_bytes(constants) + data.frozen_bytes(cls)
     variants = Counter(map(method.variant, range(len(split.fit))))

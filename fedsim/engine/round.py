@@ -117,7 +117,10 @@ class Federation:
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
         arrays = self.data.arrays
         self.split = split_clients(
-            config, arrays["train_labels"], arrays.get("train_clients"), arrays.get("train_domains")
+            arrays["train_labels"],
+            arrays.get("train_clients"),
+            arrays.get("train_domains"),
+            **config.for_split(),
         )
         self._fit, self._held = self.split.fit, self.split.held
         if self.cls.pooled:  # a ceiling: one client has everything

@@ -87,7 +87,7 @@ def encoded_views(
     Raises:
         DataError: An image cannot be decoded, or a shard cannot be kept.
     """
-    images, train = read_dataset(config).train.images, config.train
+    images, train = read_dataset(config.data, config.partition_seed).train.images, config.train
     assert images is not None
     views = {
         str(number): RandomViews(images, number, clip.image_size, train.augment_flip)

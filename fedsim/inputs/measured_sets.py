@@ -145,7 +145,7 @@ def nearest_real(config: Experiment, data: TaskData) -> Arrays | None:
         similarity, rows = (x.numpy() for x in nearest_samples(_made(data).features, real.train))
         closest = np.argsort(-similarity, kind="stable")[:_PAIRS]
         found = {"rows": rows, "similarity": similarity}
-        split = read_dataset(config).train
+        split = read_dataset(config.data, config.partition_seed).train
         if split.images is None:
             return found
         images = [_colour(split.load_images(rows[[at]])[0]) for at in closest]

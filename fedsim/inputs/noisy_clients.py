@@ -56,7 +56,9 @@ def spoilt_arrays(
         ConfigError: The noise cannot be applied to this data, or to so few clients.
     """
     labels, seed, noise = np.asarray(arrays["train_labels"]), config.partition_seed, config.noise
-    split = split_clients(config, labels, arrays.get("train_clients"), arrays.get("train_domains"))
+    split = split_clients(
+        labels, arrays.get("train_clients"), arrays.get("train_domains"), **config.for_split()
+    )
     rows_of = {client: split.fit[client] for client in split.spoilt}
     changed = {OBSERVED: observed_labels(labels, rows_of, noise.labels, num_classes, seed)}
     if noise.images == "none":
@@ -68,7 +70,7 @@ def spoilt_arrays(
     elif load_clip is None:
         inputs[rows] = spoil_features(inputs[rows], rows, noise, seed)
     else:
-        clip, train = load_clip(), read_dataset(config).train
+        clip, train = load_clip(), read_dataset(config.data, config.partition_seed).train
         for chunk in np.array_split(rows, range(_CHUNK, len(rows), _CHUNK)):
             pixels = clip.prepare(train.load_images(chunk)).numpy()
             spoilt = torch.from_numpy(spoil_images(pixels, chunk, noise, seed))

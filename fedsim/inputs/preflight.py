@@ -59,7 +59,8 @@ def preflight(
             if cls.needs_synthetic(config):
                 _check_models(config, cls)
             beside = _noise(config), _views(config, cls)
-            key = repr((cls.inputs, config.data, clip, draw_seed(config), beside))
+            seed = draw_seed(config.data, config.partition_seed)
+            key = repr((cls.inputs, config.data, clip, seed, beside))
             if key not in prepared:
                 settle_process(config.engine.threads)
                 data = prepare(
@@ -135,7 +136,7 @@ def _check_measured(config: Experiment) -> None:
             f"{where} measures images with models.clip: name one, such as tiny-clip or "
             "ViT-B-32/openai"
         )
-    if read_dataset(config).train.features is not None:
+    if read_dataset(config.data, config.partition_seed).train.features is not None:
         raise ConfigError(
             f"{where} compares images with the data's, but {config.data.name!r} holds "
             "precomputed features: leave it out"
@@ -144,10 +145,10 @@ def _check_measured(config: Experiment) -> None:
 
 def _check_population(config: Experiment, cls: type[Method]) -> None:
     """Refuse a model for each of any number of clients."""
-    if cls.personal and config.partition.scheme == "dirichlet_drawn":
+    if cls.personal and config.partition.shares_samples:
         raise ConfigError(
             f"methods.{config.method}: {config.use} has no global model but one for every client, "
-            f"which partition.scheme 'dirichlet_drawn' is not for: choose another scheme"
+            f"which partition.scheme {config.partition.scheme!r} is not for: choose another scheme"
         )
 
 

@@ -159,7 +159,7 @@ def inputs_key(config: Experiment, method: type[Method]) -> dict[str, Any]:
         "inputs": method.inputs,
         "data": config.data.model_dump(mode="json"),
         "source": data_identity(config.data),
-        "seed": draw_seed(config),
+        "seed": draw_seed(config.data, config.partition_seed),
         "clip": source_identity(config.models.clip),
     }
 
@@ -184,7 +184,7 @@ def _inputs(
     extract: Extract,
     progress: Progress | None,
 ) -> Arrays:
-    dataset = read_dataset(config)
+    dataset = read_dataset(config.data, config.partition_seed)
     splits = {name: getattr(dataset, name) for name in SPLITS}
     arrays: Arrays = {f"{name}_labels": split.labels for name, split in splits.items()}
     columns = {

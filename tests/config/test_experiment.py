@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from fedsim.config import Experiment
 from fedsim.config.chosen import Chosen
+from fedsim.config.problems import SECTIONS
 from fedsim.config.sections import PartitionConfig, ResourcesConfig
-from fedsim.config.study import SECTIONS
 from fedsim.errors import (
     CheckpointError,
     ClientError,
@@ -190,8 +190,7 @@ def fields_of(model: Any, prefix: str = "") -> set[str]:
         inner = prefix + name
         names |= fields_of(field.annotation, f"{inner}.") if name in SECTIONS else {inner}
     if issubclass(model, Chosen):
-        kinds = map(model.options_of, model.family)
-        names |= {prefix + option for kind in kinds for option in kind.model_fields}
+        names |= {prefix + name for name in model.known()}
     return names
 
 
@@ -313,8 +312,8 @@ def test_what_the_scheme_does_not_read_is_left_out():
     assert (shared.run_id, shared.partition.label) == (alone.run_id, "iid")
     assert shared.resolved() is shared
     size = {"scheme": "quantity", "size_sigma": 1.0, "classes_per_client": 3}
-    assert make(partition=size).partition.size_sigma == 1.0
-    assert make(partition=size).partition.classes_per_client is None
+    assert make(partition=size).partition.given() == {"size_sigma": 1.0}
+    assert make(partition=size).partition.unread() == []
 
 
 def test_a_group_size_that_is_given_stays():
@@ -459,7 +458,8 @@ def test_the_flat_configuration_is_complete():
     assert flat["options.a.b"] == 1
     assert flat["partition.scheme"] == "dirichlet_label"
     assert flat["models.classifier.name"] == "convnet"
-    assert fields_of(Experiment) - {"options", "models.classifier"} <= set(flat)
+    without = {"options", "models.classifier", "partition.samples_per_client"}
+    assert fields_of(Experiment) - without <= set(flat)
 
 
 # --- errors --------------------------------------------------------------------------------------

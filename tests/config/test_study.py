@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from fedsim.config import Experiment
 from fedsim.config.sections import TrainConfig
-from fedsim.config.study import Study, TuneConfig, load_study, parse_study
+from fedsim.config.study import StudyFile, load_study, parse_study
+from fedsim.config.tune import TuneConfig
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
 
-Load = Callable[..., Study]
+Load = Callable[..., StudyFile]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """Writes a study file and loads it."""
 
-    def write(text: str, *overrides: str) -> Study:
+    def write(text: str, *overrides: str) -> StudyFile:
         path = tmp_path / "trial.yaml"
         path.write_text(text, encoding="utf-8")
         return load_study(path, overrides)
@@ -29,7 +30,7 @@ def load(tmp_path: Path) -> Load:
     return write
 
 
-def only(study: Study) -> Experiment:
+def only(study: StudyFile) -> Experiment:
     (experiment,) = study.experiments(METHODS)
     return experiment
 

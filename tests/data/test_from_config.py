@@ -6,15 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.data.from_config import draw_seed, read_dataset, source_identity, split_clients
-from fedsim.errors import PartitionError
+from fedsim.config import DataConfig
+from fedsim.data.from_config import (
+    DataSource,
+    draw_seed,
+    read_dataset,
+    source_identity,
+    split_clients,
+)
+from fedsim.errors import DataError, PartitionError
 from tests.helpers import experiment, write_features
 
 LABELS = np.random.default_rng(0).integers(4, size=200)
 
 
 def split(**settings: Any) -> Any:
-    return split_clients(experiment("x.npz", "fedavg_head", **settings), LABELS)
+    return split_clients(LABELS, **experiment("x.npz", "fedavg_head", **settings).for_split())
 
 
 def rows(parts: tuple[np.ndarray, ...]) -> list[list[int]]:
@@ -55,12 +62,12 @@ def test_a_clients_hold_out_does_not_change_its_partition():
 def test_natural_clients_come_from_the_data():
     clients = np.repeat([7, 3, 3, 9], 50)
     config = experiment("x.npz", partition__scheme="natural", partition__num_clients=3)
-    found = split_clients(config, LABELS, clients=clients)
+    found = split_clients(LABELS, clients, **config.for_split())
     assert found.partition.num_clients == 3
     owned = [set(clients[part].tolist()) for part in found.partition.indices]
     assert all(len(own) == 1 for own in owned)
     with pytest.raises(PartitionError):
-        split_clients(config, LABELS)
+        split_clients(LABELS, **config.for_split())
 
 
 def test_impossible_splits_say_so():
@@ -70,16 +77,27 @@ def test_impossible_splits_say_so():
 
 def test_only_drawn_data_depends_on_the_seed(tmp_path: Path):
     data = write_features(tmp_path)
-    whole, few = {"seed": 4}, {"seed": 4, "data__shots": 2}
-    assert draw_seed(experiment(data, **whole)) == 0
-    assert draw_seed(experiment(data, **few)) == 4
-    assert draw_seed(experiment(data, data__max_train_samples=9, partition__seed=6)) == 6
-    first = read_dataset(experiment(data, **few)).train
+    whole, few = DataConfig(name=str(data)), DataConfig(name=str(data), shots=2)
+    assert draw_seed(whole, 4) == 0
+    assert draw_seed(few, 4) == 4
+    assert draw_seed(DataConfig(max_train_samples=9), 6) == 6
+    first = read_dataset(few, 4).train
     assert len(first) == 8
-    again = read_dataset(experiment(data, **few)).train
+    again = read_dataset(few, 4).train
     assert np.array_equal(first.features, again.features)
-    other = read_dataset(experiment(data, **(few | {"seed": 5}))).train
+    other = read_dataset(few, 5).train
     assert not np.array_equal(first.features, other.features)
+
+
+def test_a_source_is_read_when_it_is_asked_for_and_then_carried(tmp_path: Path):
+    data = write_features(tmp_path)
+    source = DataSource(DataConfig(name=str(data), shots=2), 4)
+    unread = DataSource(DataConfig(name=str(tmp_path / "none.npz")), 4)
+    assert len(source.dataset.train) == 8
+    data.unlink()
+    assert source.dataset is source.dataset
+    with pytest.raises(DataError):
+        _ = unread.dataset
 
 
 def test_sources_are_known_by_name_and_content(tmp_path: Path):

@@ -67,7 +67,9 @@ def test_nothing_to_spoil(noise: dict):
 
 def test_the_split_says_who_and_is_itself_unchanged():
     def split(**settings: Any) -> Any:
-        return split_clients(experiment("x.npz", "fedavg_head", seed=4, **settings), LABELS)
+        return split_clients(
+            LABELS, **experiment("x.npz", "fedavg_head", seed=4, **settings).for_split()
+        )
 
     clean, noisy = split(), split(noise__clients=0.5, noise__labels=0.3)
     assert clean.spoilt == ()

@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, config: Experiment) -> None:
         self.config, self.host = config, ClientHost(config)
         labels = np.asarray(self._arrays()["train_labels"])
-        self.rows = split_clients(config, labels).fit
+        self.rows = split_clients(labels, **config.for_split()).fit
         text = torch.from_numpy(np.array(self._arrays()["text_features"]))
         self.message = {"head": text}
 

@@ -62,7 +62,7 @@ def test_real_images_as_pixels_are_not_compared_with():
 def test_nearest_real_images_are_known_and_the_closest_shown(monkeypatch: pytest.MonkeyPatch):
     pictures = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(6, 2)
     dataset = SimpleNamespace(train=Split(pictures, None, np.arange(60) % 3))
-    monkeypatch.setattr(measured_sets, "read_dataset", lambda config: dataset)
+    monkeypatch.setattr(measured_sets, "read_dataset", lambda *settings: dataset)
     data = task_data("neighbours")
     cosines = data.synthetic["features"] @ data.arrays["train_inputs"].T
     found = nearest_real(experiment("x.npz"), data)
@@ -78,7 +78,7 @@ def test_nearest_real_images_are_known_and_the_closest_shown(monkeypatch: pytest
 
 def test_features_have_no_pixels_to_show(monkeypatch: pytest.MonkeyPatch):
     dataset = SimpleNamespace(train=Split(None, np.zeros((60, 8), np.float32), np.arange(60) % 3))
-    monkeypatch.setattr(measured_sets, "read_dataset", lambda config: dataset)
+    monkeypatch.setattr(measured_sets, "read_dataset", lambda *settings: dataset)
     found = nearest_real(experiment("x.npz"), task_data("features"))
     assert found is not None
     assert set(found) == {"rows", "similarity"}

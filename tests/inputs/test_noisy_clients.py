@@ -34,7 +34,7 @@ def arrays(config: Experiment) -> dict[str, np.ndarray]:
 
 
 def split(config: Experiment) -> ClientSplit:
-    return split_clients(config, arrays(config)["train_labels"])
+    return split_clients(arrays(config)["train_labels"], **config.for_split())
 
 
 def on_digits(method: str, **settings: Any) -> Experiment:

@@ -71,7 +71,7 @@ def prepared(config: Experiment, synthetic: bool = True) -> TaskData:
 
 def test_images_keep_their_size_and_channels():
     config = on_digits()
-    data, images = prepared(config), read_dataset(config).train.images
+    data, images = prepared(config), read_dataset(config.data, 0).train.images
     inputs = data.arrays["train_inputs"]
     assert inputs.dtype == np.uint8
     assert np.array_equal(inputs[:, 0], images)
@@ -107,7 +107,7 @@ def test_colour_images_of_files(tmp_path: Path):
     sized = on_digits(data=str(tmp_path), data__image_size=12, partition__num_clients=2)
     found = prepared(sized).arrays["train_inputs"]
     assert found.shape[1:] == (3, 12, 12)
-    images = read_dataset(sized).train.load_images()
+    images = read_dataset(sized.data, 0).train.load_images()
     assert np.array_equal(found, images.transpose(0, 3, 1, 2))
 
 
@@ -183,7 +183,7 @@ def test_the_pictures_do_not_depend_on_the_encoder():
 
 
 def test_images_from_elsewhere_need_no_encoder(tmp_path: Path):
-    names, rng = read_dataset(on_digits()).classnames, np.random.default_rng(0)
+    names, rng = read_dataset(on_digits().data, 0).classnames, np.random.default_rng(0)
     for name in names:
         (tmp_path / name).mkdir()
         for number in range(2):

@@ -57,12 +57,15 @@ def why_unpaired(study: Study, dataset: str, partition: str, mine: str, other: s
 
 def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
     """The settings of data and partition as texts, by name; what a run does not say is default."""
+    from fedsim.config.chosen import Chosen
     from fedsim.config.sections import DataConfig, PartitionConfig
 
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
-        for leaf, field in model.model_fields.items():
-            name, default = f"{section}.{leaf}", setting_text(field.get_default())
+        options = model.known() if issubclass(model, Chosen) else {}
+        for leaf in model.model_fields | options:
+            field = model.model_fields.get(leaf)
+            name, default = f"{section}.{leaf}", setting_text(field and field.get_default())
             if (column := CONFIG_PREFIX + name) not in runs or name in _SOURCE:
                 continue
             values = runs[column]

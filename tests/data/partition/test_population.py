@@ -92,7 +92,7 @@ def test_the_log_says_that_clients_share_samples_and_whose_statistics_are_shown(
 
 
 def test_what_a_client_holds_out_nobody_trains_on():
-    split = split_clients(configured(100_000, 0.25), LABELS)
+    split = split_clients(LABELS, **configured(100_000, 0.25).for_split())
     assert not set(split.fit_rows) & set(split.held_rows)
     assert len(split.held_rows) == pytest.approx(0.25 * len(LABELS), abs=10)
     assert np.array_equal(np.sort(np.r_[split.fit_rows, split.held_rows]), np.arange(len(LABELS)))
@@ -115,7 +115,7 @@ def test_what_a_client_holds_out_nobody_trains_on():
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for():
-    split = split_clients(configured(100, 0.0), LABELS)
+    split = split_clients(LABELS, **configured(100, 0.0).for_split())
     assert len(split.held_rows) == 0
     assert [len(split.held[c]) for c in (0, 99)] == [0, 0]
     assert len(split.fit[3]) == 40
@@ -126,7 +126,7 @@ def test_nothing_is_held_out_where_nothing_is_asked_for():
     [
         ({"samples_per_client": 3001}, PartitionError, "is 3001, but the data has 3000"),
         ({"samples_per_client": None}, ConfigError, "needs samples_per_client"),
-        ({"samples_per_client": 0}, ConfigError, "it must be 1 or more"),
+        ({"samples_per_client": 0}, ConfigError, "is 0: it must be above 0"),
         ({"samples_per_client": 4, "min_samples": 5}, PartitionError, "less than min_samples 5"),
         ({"dirichlet_alpha": None}, ConfigError, "needs dirichlet_alpha"),
     ],
