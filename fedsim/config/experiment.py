@@ -61,7 +61,7 @@ class Experiment(Section):
     cache: CacheConfig = CacheConfig()
     distill: DistillConfig = Field(default_factory=DistillConfig)
     train: TrainConfig = TrainConfig()
-    server: ServerConfig = ServerConfig()
+    server: ServerConfig = Field(default_factory=ServerConfig)
     wire: WireConfig = WireConfig()
     noise: NoiseConfig = NoiseConfig()
     engine: EngineConfig = EngineConfig()
@@ -75,12 +75,6 @@ class Experiment(Section):
         if self.phase == "tune" and self.evaluation.holdout_fraction == 0:
             raise ValueError(
                 "tuning chooses on held-out client data: set evaluation.holdout_fraction above 0"
-            )
-        if self.method == "cachefl" and self.cache.init != "generated":
-            raise ValueError(
-                f"cache.init is {self.cache.init!r}, but only a generated cache is called cachefl: "
-                f"name this one apart, e.g. 'cache_{self.cache.init}: {{use: cachefl, "
-                f"cache.init: {self.cache.init}}}'"
             )
         if self.train.cohort_size is not None and self.train.participation != 1:
             raise ValueError("train.cohort_size and train.participation: set one of the two")
@@ -167,33 +161,38 @@ class Experiment(Section):
     @property
     def run_id(self) -> str:
         """Hash of everything that can change a result: not where or on how many actors it ran."""
-        payload = self.model_dump(
-            mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
-        )
-        payload["engine"].pop("backend")
-        for name in _ADDED_LATER:  # older runs keep their names
-            block, key = name.split(".")
-            if payload[block][key] == _defaults()[block][key]:
+        payload = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+        for name in _ADDED_LATER:
+            block, _, key = name.partition(".")
+            default = _default(block)
+            if not key and payload[block] == default:
+                payload.pop(block)
+            elif key and block in payload and payload[block][key] == default[key]:
                 payload[block].pop(key)
-        if self.distill == DistillConfig():
-            payload.pop("distill")
-        payload["failures"].pop("deadline_s")
-        file = Path(self.use.partition(":")[0])
-        if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
-            name = self.use.partition(":")[2]
-            stat = file.stat()
-            payload["use"] = [_digest(file.resolve(), stat.st_mtime_ns, stat.st_size), name]
-        prior = Path(self.distill.prior.partition(":")[0])
-        if self.distill.is_gan and prior.is_file():
-            stat = prior.stat()
-            payload["prior"] = _digest(prior.resolve(), stat.st_mtime_ns, stat.st_size)
+        name = self.use.partition(":")[2]
+        if (digest := _digest(self.use)) is not None:
+            payload["use"] = [digest, name]
+        if self.distill.is_gan and (digest := _digest(self.distill.prior)) is not None:
+            payload["prior"] = digest
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "study": True,
+    "output": True,
+    "working_dir": True,
+    "resources": True,
+    "report": True,
+    "engine": {"backend"},
+    "failures": {"deadline_s"},
+}
+"""What is no part of a run's identity: `True` stands for a whole block."""
+
 _ADDED_LATER = (
     "cache.form",
     "data.max_test_samples",
+    "distill",
     "distill.generator_lr",
     "evaluation.set_quality",
     "models.classifier",
@@ -201,21 +200,28 @@ _ADDED_LATER = (
     "train.augment_views",
     "train.cohort_size",
 )
-"""Settings that leave no trace in a run's name while they are at their defaults."""
+"""Blocks and settings that came after the first runs. They leave no trace in a run's name while
+they are at their defaults, so that older runs keep their names."""
+
+
+def _digest(use: str) -> str | None:
+    """Hash of the content of `FILE.py` or `FILE.py:NAME`; None if there is no such file."""
+    file = Path(use.partition(":")[0])
+    if file.suffix != ".py" or not file.is_file():
+        return None
+    stat = file.stat()
+    return _content(file.resolve(), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.cache
-def _defaults() -> dict[str, dict[str, Any]]:
-    """Dumps of the blocks of `_ADDED_LATER` in which nothing is set."""
-    fields = {name.partition(".")[0]: None for name in _ADDED_LATER}
-    blocks = {
-        name: Experiment.model_fields[name].get_default(call_default_factory=True)
-        for name in fields
-    }
-    return {name: block.model_dump(mode="json") for name, block in blocks.items()}
+def _default(block: str) -> dict[str, Any]:
+    """The dump of a block in which nothing is set."""
+    settings = Experiment.model_fields[block].get_default(call_default_factory=True)
+    dump: dict[str, Any] = settings.model_dump(mode="json")
+    return dump
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(file: Path, mtime_ns: int, size: int) -> str:
+def _content(file: Path, mtime_ns: int, size: int) -> str:
     """Hash of a file's content, read once for as long as it looks the same."""
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -369,7 +369,6 @@ def test_a_cohort_has_at_least_one_client(clients: int, participation: float, co
         {"partition__dirichlet_alpha": 0.0},
         {"partition__dirichlet_alpha": float("nan")},
         {"phase": "tune", "evaluation__holdout_fraction": 0.0},
-        {"method": "cachefl", "cache__init": "random"},
         {"cache__form": "dual", "train__optimizer": "adamw"},
         {"cache__form": "dual", "cache__trainable": "keys_scales"},
     ],

@@ -57,12 +57,11 @@ def why_unpaired(study: Study, dataset: str, partition: str, mine: str, other: s
 
 def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
     """The settings of data and partition as texts, by name; what a run does not say is default."""
-    from fedsim.config.chosen import Chosen
     from fedsim.config.sections import DataConfig, PartitionConfig
 
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
-        options = model.known() if issubclass(model, Chosen) else {}
+        options: dict[str, object] = getattr(model, "known", dict)()  # of every partition scheme
         for leaf in model.model_fields | options:
             field = model.model_fields.get(leaf)
             name, default = f"{section}.{leaf}", setting_text(field and field.get_default())
