@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
-from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
+from fedsim.config.sections import Section
 from fedsim.config.study import StudyFile
 from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
@@ -41,6 +41,7 @@ MEANINGS = {
     "data.max_train_samples": "Training samples in all, at most; class shares are kept",
     "partition.scheme": "The law of the split, see [partitions](how-to/partitions.md)",
     "partition.num_clients": "Simulated clients",
+    "partition.classes_per_client": "Classes each client holds under `pathological`",
     "partition.min_samples": "Smallest client; met by moving samples from the largest ones",
     "models.generator_steps": "Denoising steps; by default the generator's own",
     "models.generator_guidance": "Classifier-free guidance; by default the generator's own",
@@ -187,9 +188,9 @@ def _limits(metadata: Any) -> str:
 def _default(field: FieldInfo, key: str) -> str:
     if key == "study":
         return "the file's name"
-    if field.default is PydanticUndefined:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
         return "required"
-    value = field.default
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 

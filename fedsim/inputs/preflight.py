@@ -52,11 +52,11 @@ def preflight(
     for config in experiments:
         try:
             cls = _method(config)
-            check_options(config, cls)
+            check_options(config.for_method(), cls)
             _check_averaging(config, cls)
             _check_population(config, cls)
             clip = config.models.clip
-            if cls.needs_synthetic(config):
+            if cls.needs_synthetic(config.for_method()):
                 _check_models(config, cls)
             beside = _noise(config), _views(config, cls)
             seed = draw_seed(config.data, config.partition_seed)
@@ -79,12 +79,12 @@ def preflight(
                     )
                 prepared[key] = data
             task = make_task(config, prepared[key], cls, torch.device(device), server=False)
-            build_method(config, task).check_task()
+            build_method(task.config, task).check_task()
             if measures_sets(config, cls):
                 _check_measured(config)
                 where = torch.device(device)
                 prepare(config, MEASURED_LIKE, where, False, extract=extract, progress=progress)
-            if cls.needs_synthetic(config):
+            if cls.needs_synthetic(config.for_method()):
                 _check_generated(config, prepared[key].meta, device, loaded)
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))

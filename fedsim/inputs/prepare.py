@@ -141,7 +141,7 @@ def prepare(
         where = address(spoilt)
     if config.models.logit_scale is not None:
         meta["logit_scale"] = config.models.logit_scale
-    if not (synthetic and method.needs_synthetic(config)):
+    if not (synthetic and method.needs_synthetic(config.for_method())):
         return TaskData(arrays, meta, {}, address=where)
     text = arrays.get("text_features")
     made, name = synthetic_set(config, meta, text, device, draw)

@@ -39,7 +39,7 @@ def make_task(
     if server and data.synthetic:
         inputs = data.synthetic["fitted" if images else "inputs"]
         synthetic = _labelled(inputs, data.synthetic["labels"], device)
-    if server and method.needs_public(config):
+    if server and method.needs_public(config.for_method()):
         labels = np.asarray(data.arrays["val_labels"])
         rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
         public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
@@ -47,7 +47,7 @@ def make_task(
     load = _clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None
     shape = data.arrays["train_inputs"].shape[1:]
     return Task(
-        config=config,
+        config=config.for_method(),
         classnames=tuple(data.meta["classnames"]),
         embed_dim=data.meta["embed_dim"],
         logit_scale=data.meta["logit_scale"],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import fedsim
-from fedsim.config import Experiment
+from fedsim.config import Experiment, MethodConfig
 from fedsim.data.from_config import read_dataset
 from fedsim.driver.traffic import traffic
 from fedsim.engine.local import LocalPool
@@ -35,7 +35,7 @@ class FromSynthetic(FedAvg):
     """Needs the generated set."""
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return True
 
 

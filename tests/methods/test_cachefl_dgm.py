@@ -87,7 +87,7 @@ def made(**settings: Any) -> CacheDGM:
     made_config = config(**settings)
     text = torch.stack([cone(1, label, 80 + label)[0] for label in range(N)])
     method = build_method(
-        made_config,
+        made_config.for_method(),
         tiny_task(
             made_config, N, D, text_features=text, logit_scale=2.0, public=synthetic_set(N, D, 2)
         ),
@@ -260,4 +260,4 @@ def test_images_behind_an_encoder_pass_gradients_to_latents():
 )
 def test_what_cannot_be_distilled_is_refused(settings: dict[str, Any], match: str):
     with pytest.raises(ConfigError, match=match):
-        check_options(config(**settings), method_class("cachefl_dgm"))
+        check_options(config(**settings).for_method(), method_class("cachefl_dgm"))
