@@ -42,8 +42,8 @@ _LARGEST_LR_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class Source:
-    """What one client gave, and what its set was in the last round.
+class ClientMove:
+    """How one client trained, and what its set was in the last round.
 
     Attributes:
         client_id: The client.
@@ -61,7 +61,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Work:
+class Distillation:
     """Sets to distil together; sent to another process as it is.
 
     Attributes:
@@ -76,7 +76,7 @@ class Work:
         threads: Torch threads, as in every process that computes results.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ClientMove, ...]
     network: NetworkFunction
     settings: DistillConfig
     prior: LoadPrior
@@ -123,7 +123,7 @@ class SyntheticSet:
         return self.loss_noise < UNINFORMATIVE * self.terms
 
 
-def distil(work: Work) -> list[SyntheticSet]:
+def distil(work: Distillation) -> list[SyntheticSet]:
     """The sets of all clients of `work`; in halves if together they do not fit in memory."""
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
@@ -139,7 +139,7 @@ def distil(work: Work) -> list[SyntheticSet]:
     return [replace(one, crowded=True) for one in found]
 
 
-def _together(work: Work) -> list[SyntheticSet]:
+def _together(work: Distillation) -> list[SyntheticSet]:
     started = time.perf_counter()
     run = _Run(work)
     before, noise_images = run.images(), run.noise()
@@ -175,7 +175,7 @@ def _together(work: Work) -> list[SyntheticSet]:
 class _Run:
     """The state of one distillation: latents, step sizes, generators, momenta."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Distillation) -> None:
         self.work, self.settings = work, work.settings
         self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
