@@ -34,8 +34,8 @@ from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
 
 UNINFORMATIVE = 0.1
-"""A client whose noise control matches this well, by each distance that its loss adds up, says
-nothing about what its images look like."""
+"""A client says nothing about its images if its noise control matches this well, by each distance
+that its loss adds up."""
 
 _FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5
@@ -48,9 +48,9 @@ class ClientMove:
     Attributes:
         client_id: The client.
         segments: Weights from which and to which it trained: one pair, or several, matched in turn.
-        classes: Labels that its set has images of.
-        latents: To go on from; {} draws new ones.
-        lr: The student's step size to go on from.
+        classes: Labels of its set's images.
+        latents: The set's latents in the last round; {} draws new ones.
+        lr: The student's step size in the last round.
     """
 
     client_id: int
@@ -70,7 +70,7 @@ class Distillation:
         settings: The block `distill`.
         prior: Loads what the sets are made of.
         noise: Loads a prior that knows nothing: its draws are the noise control.
-        seed: Of the run.
+        seed: The run's seed.
         round: From 1.
         device: Where to compute.
         threads: Torch threads, as in every process that computes results.
@@ -102,7 +102,7 @@ class SyntheticSet:
         loss_noise: The same of noise with the same labels, at a step size that suits it.
         distill_s: Its share of the time.
         terms: How many distances a loss adds up: one, or one per output row of a gradient.
-        crowded: Whether more clients were to be distilled together than fitted in memory.
+        crowded: Whether the clients did not fit in memory together.
     """
 
     client_id: int
@@ -273,7 +273,7 @@ class _Run:
         return torch.stack([self._student.distance(lesson)[0] for lesson in lessons]).mean(0)
 
     def measure_control(self, images: Tensor) -> Tensor:
-        """The same of images that were not distilled: at a step size of their own, if one is free.
+        """The same of images that were not distilled, at a step size of their own if it is free.
 
         At the sets' step size noise would look worse than it is.
         """
