@@ -35,7 +35,6 @@ class ClassifierConfig(Chosen):
     @model_validator(mode="after")
     def _nothing_unread(self) -> ClassifierConfig:
         for option in self.unread():
-            parts = [part for part in NETWORKS if option in self.options_of(part).model_fields]
-            others = " and ".join(parts)
+            others = " and ".join(self.parts_with(option))
             raise ValueError(f"{self.name} has no {option} to choose, unlike {others}")
         return self
