@@ -19,11 +19,10 @@ from fedsim.config.sections import (
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What a method is built from (`Experiment.for_method`).
+    """The sections that a method reads, under their names in `Experiment`.
 
-    A method trains and aggregates. It does not read how the data is split, which clients fail, what
-    is compressed, measured and reported, or where a run is computed. The names are those of
-    `Experiment`.
+    A method trains and aggregates. It reads neither the partition of the data nor the settings of
+    failures, compression, evaluation, reports and resources.
     """
 
     method: str

@@ -1,7 +1,7 @@
 """The methods, by the name that a study uses.
 
-Values are import paths, so that listing them loads nothing. A method of your own needs no entry
-here: give its file in the study (`mine: {use: ./mine.py}`).
+The values are import paths, so that listing the names imports nothing. Your own method needs no
+entry here: name its file in the study (`mine: {use: ./mine.py}`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def method_class(use: str) -> type[Method]:
 
 
 def build_method(config: MethodConfig, task: Task) -> Method:
-    """An instance of the experiment's method, its options checked."""
+    """An instance of the configured method, with checked options."""
     cls = method_class(config.use)
     return cls(task, check_options(config, cls))
 
@@ -81,7 +81,8 @@ def check_options(config: MethodConfig, cls: type[Method]) -> BaseModel:
     """The method's own settings as its `Options`.
 
     Raises:
-        ConfigError: Naming every unknown or impossible option, or what else the method refuses.
+        ConfigError: It names every unknown or impossible option, or a setting that the method
+            refuses.
     """
     from pydantic import ValidationError
 

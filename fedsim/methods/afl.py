@@ -12,7 +12,7 @@ neither law nor correction.
 
 AFL has no text classifier, while the methods beside it have one. `options.text` joins the two:
 
-    beside     logits = scale * f T^T + alpha * f W         as Tip-Adapter and GDA add theirs
+    beside     logits = scale * f T^T + alpha * f W         as in Tip-Adapter and GDA
     residual   the same, but W regresses Y - P, which the text does not explain
     none       logits = alpha * f W                         the paper's classifier
 """
@@ -26,8 +26,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Predictor, Received, State, Task, Update
+from fedsim.methods.shared.one_round import OneRoundOfSums
 from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
     class_targets,
@@ -50,16 +50,11 @@ class AFLOptions(BaseModel, extra="forbid", allow_inf_nan=False):
     alpha: float = Field(10.0, gt=0)
 
 
-class AFL(Method):
+class AFL(OneRoundOfSums):
     """One exact round of ridge regression on frozen features."""
 
-    averages = False
     Options = AFLOptions
     options: AFLOptions
-
-    @classmethod
-    def num_rounds(cls, config: MethodConfig) -> int:
-        return min(1, config.train.rounds)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         head = torch.zeros(task.num_classes, task.embed_dim, device=task.device)
@@ -69,9 +64,6 @@ class AFL(Method):
 
     def constants(self, state: State) -> Params:
         return {"text": state["text"]} if self.options.text == "residual" else {}
-
-    def message(self, state: State) -> Params:
-        return {}  # clients need nothing to begin with
 
     def client_update(
         self,

@@ -40,7 +40,7 @@ from fedsim.models.clip import Clip
 from fedsim.params import Params, Product, add, norms  # noqa: F401  (`add` is used by the doctest)
 
 State = dict[str, Any]
-"""Nested dicts of tensors, numbers and strings: what a checkpoint can hold."""
+"""Nested dicts of tensors, numbers and strings, which a checkpoint can hold."""
 
 Predictor = Callable[[Tensor], Tensor]
 """Inputs `(N, ...)` -> logits `(N, num_classes)`."""
@@ -73,7 +73,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know before training. It holds no test sample.
+    """The knowledge of a method before training. It holds no test sample.
 
     `synthetic` and `public` stay on the server; a client's task has None there.
     """
@@ -106,7 +106,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What the clients of a group send up.
+    """The tensors that the clients of a group send up.
 
     Attributes:
         delta: Differences to the message, `(C, ...)` by name. Their bytes are counted.
@@ -145,7 +145,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Received:
-    """What the server holds after the clients of a round have answered.
+    """The tensors that the server holds after the clients of a round have answered.
 
     Attributes:
         mean: Weighted mean of the deltas under `reduction = "sum"`, else empty. It is also empty if
@@ -207,8 +207,8 @@ class Method:
     """
 
     inputs: ClassVar[Literal["features", "pixels", "images"]] = "features"
-    """What clients train on: features of the frozen encoder, images at its input size (`pixels`),
-    or images at their own size, which need no encoder."""
+    """The inputs that clients train on: features of the frozen encoder, images at its input size
+    (`pixels`), or images at their own size, which need no encoder."""
     frozen: ClassVar[tuple[Literal["visual", "text"], ...]] = ("visual",)
     """CLIP's encoders that a client needs unchanged. It downloads their bytes once."""
     reduction: ClassVar[Literal["sum", "keep"]] = "sum"
@@ -275,11 +275,11 @@ class Method:
         raise NotImplementedError
 
     def constants(self, state: State) -> Params:
-        """What every client downloads once, before its first round."""
+        """The tensors that every client downloads once, before its first round."""
         return {}
 
     def message(self, state: State) -> Params:
-        """What the server sends every round."""
+        """The tensors that the server sends every round."""
         raise NotImplementedError
 
     def download(self, message: Params, client: int) -> Params:
@@ -311,7 +311,7 @@ class Method:
         """FLOPs of every client's local training, `(C,)`; by default proportional to samples.
 
         Args:
-            message: What the clients received.
+            message: The tensors that the clients received.
             batches: The group's local data.
             one_sample: FLOPs of a client with one sample, over all local epochs.
         """
@@ -325,7 +325,7 @@ class Method:
         """The model over the client axis. The engine measures clients with it before and after.
 
         Args:
-            message: What the clients received, without a client axis.
+            message: The tensors that the clients received, without a client axis.
             params: The trainable part of the message, one copy per client: `(C, ...)` by name.
             x: `(C, B, ...)` inputs.
 
@@ -343,7 +343,7 @@ class Method:
         return {}
 
     def aggregate(self, state: State, received: Received) -> State:
-        """The server's step on what the clients sent."""
+        """The server's step on the clients' updates."""
         raise NotImplementedError
 
     def finish_round(

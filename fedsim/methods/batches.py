@@ -1,4 +1,4 @@
-"""The local data of a group of clients, as the steps that they take together."""
+"""The local data of a group of clients, in the steps that the clients take together."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """The local data of one group, as the steps its clients take together.
+    """The local data of one group, in the steps that its clients take together.
 
-    Ragged clients are padded to the longest of the group; padding repeats a valid row and is
-    masked. A client's bits do not depend on who its neighbours are, but may depend on how many:
-    networks round differently for C = 2 than for C = 3. Groups are therefore never split. A group
-    of one has a ghost neighbour of weight 0, because C = 1 takes other kernels altogether.
+    Clients of unequal size are padded to the longest one. Padding repeats a valid row and is
+    masked. A client's bits depend on the number of its neighbours, because networks round
+    differently for C = 2 than for C = 3, but not on their data. Groups are therefore never split. A
+    group of one has a ghost as its neighbour, with weight 0, because C = 1 takes different kernels.
     """
 
     client_ids: tuple[int, ...]
@@ -44,14 +44,14 @@ class Batches:
     steps: tuple[tuple[Tensor, Tensor], ...]
     """Per local step: rows `(C, B)` int64 into `inputs`, and mask `(C, B)` bool."""
     scan: tuple[tuple[Tensor, Tensor], ...]
-    """Every sample exactly once, in chunks: for measuring, not training."""
+    """The same for one pass over every sample, in chunks, to measure clients with."""
     inputs: Tensor
-    """`(num_rows, ...)`, shared by all clients of the node: a row per training sample, or one for
-    each of its views."""
+    """`(num_rows, ...)`, shared by all clients of the node: one row per training sample, or per
+    view of it."""
     labels: Tensor
     """`(num_rows,)` int64."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """The round's settings of local training: learning rate, epochs and the rest."""
+    """The settings of local training in this round."""
     prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
     """Stored inputs -> model inputs, such as uint8 pixels -> normalised floats."""
     device: torch.device = _CPU
@@ -70,7 +70,7 @@ class Batches:
         return len(self.client_ids)
 
     def only(self, places: Sequence[int]) -> Batches:
-        """The clients at these places along C, with the steps that they take."""
+        """The clients at these places along C, with their steps."""
         chosen = list(places)
         return replace(
             self,
@@ -88,7 +88,7 @@ class Batches:
         return self._batches(self.scan)
 
     def label_counts(self, num_classes: int) -> Tensor:
-        """`(C, num_classes)` float32: how many samples of each class every client trains on."""
+        """`(C, num_classes)` float32: every client's training samples of each class."""
         counts = torch.zeros(self.num_clients, num_classes)
         for rows, mask in self.scan:
             labels = self.labels[rows.to(self.labels.device)].cpu()

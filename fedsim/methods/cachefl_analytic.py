@@ -6,7 +6,7 @@
 
     round 1:     client k sends  A_k^T A_k  and  A_k^T Y_k    (Y one-hot labels)
                  values <- (A^T A + ridge * I)^(-1) A^T Y     of sums: the same for any split
-    rounds 2-R:  CacheFL: clients fine-tune the keys (and what cache.trainable adds) from there,
+    rounds 2-R:  CacheFL: clients fine-tune the keys (and others of cache.trainable) from there,
                  the server averages; train.logit_adjustment is meant for these
 
 CacheFL's values are one-hot: every key votes for its class, even if keys of other classes are near.

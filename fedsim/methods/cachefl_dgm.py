@@ -48,7 +48,7 @@ from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.feddgm import client_set
-from fedsim.methods.shared.synthetic_sets import Event, events_of, only_events
+from fedsim.methods.shared.trains_on_sets import Event, events_of, only_events
 from fedsim.methods.training import Optimizer
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, to_device

@@ -26,7 +26,7 @@ from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.feddgm import client_set
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
-from fedsim.methods.shared.synthetic_sets import Event, FromPrior, events_of, only_events
+from fedsim.methods.shared.trains_on_sets import Event, FromPrior, events_of, only_events
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, add, to_device
 

@@ -1,4 +1,4 @@
-"""FedDGM (Jia et al., ECCV 2024, arXiv 2312.01537): the server distils what clients have learned.
+"""FedDGM (Jia et al., ECCV 2024, arXiv 2312.01537): the server distils the clients' training.
 
     w        surrogate: the small network that clients train     v_m   larger networks of the server
     w_k      client k's surrogate after its local training       D_k   its synthetic set
@@ -37,7 +37,7 @@ from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.shared.client_paths import read_paths, train_paths
 from fedsim.methods.shared.namespaces import from_namespace, into_namespace, namespace_of
-from fedsim.methods.shared.synthetic_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
 from fedsim.methods.training import train_centrally
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, add, norms, to_device, unstack
@@ -97,7 +97,7 @@ class FedDGM(FromPrior, TrainsOnSets):
             if getattr(options, name) and options.other_surrogates:
                 raise ConfigError(
                     f"options.{name} averages weights, and networks of options.other_surrogates "
-                    "have no weights in common: leave one of the two options out"
+                    "have none in common: leave one of them out"
                 )
 
     @classmethod

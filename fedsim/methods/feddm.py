@@ -28,7 +28,7 @@ from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.shared_set import Probe, perturbed
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
-from fedsim.methods.shared.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import ClientSet, SetOptions, TrainsOnSets
 from fedsim.models.image_arrays import from_unit_range, to_unit_range
 from fedsim.params import Params
 

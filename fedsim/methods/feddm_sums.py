@@ -32,7 +32,7 @@ from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
-from fedsim.methods.shared.synthetic_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
 from fedsim.params import Params, to_device
 
 ROUND = "server/rounds_done"

@@ -21,8 +21,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Predictor, Received, State, Task, Update
+from fedsim.methods.shared.one_round import OneRoundOfSums
 from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
     class_targets,
@@ -44,23 +44,15 @@ class GDAOptions(BaseModel, extra="forbid", allow_inf_nan=False):
     """Factor of tr(S) / (n - 1); 1 is the paper's."""
 
 
-class GDA(Method):
+class GDA(OneRoundOfSums):
     """One exact round of class means and a shared covariance."""
 
-    averages = False
     Options = GDAOptions
     options: GDAOptions
-
-    @classmethod
-    def num_rounds(cls, config: MethodConfig) -> int:
-        return min(1, config.train.rounds)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         text = require_text(task)
         return {"text": text, "weight": torch.zeros_like(text), "bias": text.new_zeros(len(text))}
-
-    def message(self, state: State) -> Params:
-        return {}  # clients need nothing to begin with
 
     def client_update(
         self,

@@ -1,8 +1,8 @@
 """Local training over the client axis: one optimiser step for all clients of a group at once.
 
-The clients' losses are summed before the backward pass; since no parameter is shared between
-clients, each receives exactly the gradient of its own loss. `train_one_by_one` is the plain loop
-that does the same and is compared with it in the tests.
+The clients' losses are summed before the backward pass. Clients share no parameter, so each
+receives exactly the gradient of its own loss. `train_one_by_one` is a plain loop that does the
+same; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Loss = Callable[[Params, Batch], Tensor]
 """Stacked params and a batch -> every client's loss on it, `(C,)`."""
 
 Watch = Callable[[int, Params], None]
-"""Called with the number of a local step, from 1, and the stacked params after it."""
+"""Called with the number of a local step, from 1, and the stacked params after that step."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ def cross_entropy(logits: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """SGD or AdamW as configured; both act elementwise, so stacked clients do not mix.
+    """SGD or AdamW as configured. Both act elementwise, so stacked clients do not mix.
 
-    The steps are torch's own fused kernels, through their functional form: building a
-    `torch.optim.Optimizer` loads torch's compiler first, 3 s of CPU time in every process.
+    The steps are torch's own fused kernels in their functional form. A `torch.optim.Optimizer`
+    would load torch's compiler first, which takes 3 s of CPU time in every process.
     """
 
     def __init__(self, params: list[Tensor], train: TrainConfig) -> None:
@@ -63,7 +63,7 @@ class Optimizer:
         """Backward pass and one step of all parameters."""
         for param in self._params:
             param.grad = None
-        loss.backward()  # gives gradients the layout that fused kernels take for granted
+        loss.backward()  # gradients get the layout that fused kernels assume
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         train = self._train
         with torch.no_grad():
@@ -102,16 +102,16 @@ class Optimizer:
 
 
 def shifted(logits: Tensor, counts: Tensor, train: TrainConfig) -> Tensor:
-    """Logits as the local loss sees them, given the labels a client holds.
+    """Logits as the local loss reads them, given the labels of a client.
 
-    `log_prior` adds `tau log p_c` (Menon et al., 2021, equation 10) and `fedlc` subtracts
-    `tau n_c^(-1/4)` (Zhang et al., 2022, equation 5); an absent class counts as half a sample in
-    both. `mask_absent_classes` lets no gradient through the logits of absent classes.
+    `log_prior` adds `tau log p_c` (Menon et al., 2021, equation 10). `fedlc` subtracts
+    `tau n_c^(-1/4)` (Zhang et al., 2022, equation 5). Both count an absent class as half a sample.
+    `mask_absent_classes` stops gradients through the logits of absent classes.
 
     Args:
         logits: `(C, B, num_classes)`.
         counts: `(C, num_classes)` samples per class of every client.
-        train: Which of these, and how strong.
+        train: The shift and its strength.
     """
     if train.mask_absent_classes:
         logits = torch.where(counts[:, None] > 0, logits, logits.detach())
@@ -130,10 +130,10 @@ def proximal(params: Params, start: Params, mu: float) -> Tensor:
 
 
 class LabelLoss:
-    """Cross-entropy on logits as every client's own labels shift them (see `shifted`).
+    """Cross-entropy on logits that every client's own labels shift (see `shifted`).
 
     Args:
-        batches: The group's local data, whose labels are counted once.
+        batches: The group's local data. Its labels are counted once.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -155,7 +155,7 @@ def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
     Args:
         start: The trainable tensors, without a client axis.
         logits: The model over the client axis.
-        batches: The group's local data, a pass over it is all local epochs; and how to train.
+        batches: The group's local data and its settings. One pass over it is all local epochs.
 
     Returns:
         Each client's change, `(C, ...)` by name.
@@ -171,8 +171,8 @@ def train_apart(
     Args:
         starts: The trainable tensors, `(C, ...)` by name.
         logits: The model over the client axis.
-        batches: The group's local data, a pass over it is all local epochs; and how to train.
-        watch: Sees the trainable tensors after every step.
+        batches: The group's local data and its settings. One pass over it is all local epochs.
+        watch: Called after every step.
 
     Returns:
         Each client's change, `(C, ...)` by name.
@@ -182,20 +182,20 @@ def train_apart(
 
 
 def of_logits(logits: Logits, batches: Batches) -> Loss:
-    """The loss that local training minimises unless a method adds to it."""
+    """The loss that local training minimises if a method adds nothing to it."""
     loss = LabelLoss(batches)
     return lambda params, batch: loss(logits(params, batch.x), batch)
 
 
 def minimise(start: Params, loss: Loss, batches: Batches) -> Params:
-    """`train_locally` for a loss of the method's own; a proximal term is added as configured."""
+    """`train_locally` for a method's own loss. A proximal term is added as configured."""
     return _train(stack(start, batches.num_clients), start, loss, batches)
 
 
 def _train(
     params: Params, start: Params, loss: Loss, batches: Batches, watch: Watch | None = None
 ) -> Params:
-    """Trains the stacked `params` in place; their change against `start`, stacked or not."""
+    """Train the stacked `params` in place; return their change from `start`, stacked or not."""
     mu = batches.train.proximal_mu
     params = {k: v.requires_grad_() for k, v in params.items()}
     leaves = list(params.values())
@@ -203,7 +203,7 @@ def _train(
     for number, batch in enumerate(batches, 1):
         losses = loss(params, batch)
         total = (losses + proximal(params, start, mu) if mu else losses).sum()
-        # Finished clients stand still: momentum and weight decay would move them on.
+        # Finished clients stand still, although momentum and weight decay would move them.
         idle = ~batch.active
         before = [leaf.detach()[idle] for leaf in leaves] if idle.any() else []
         optimizer.step(total)
@@ -213,18 +213,18 @@ def _train(
                     leaf[idle] = old
         if watch:
             watch(number, params)
-    del optimizer  # its moments take twice the memory of what is trained
+    del optimizer  # its moments take twice the memory of the params
     return {k: v.detach().sub_(start[k]) for k, v in params.items()}
 
 
 def effective_steps(train: TrainConfig, num_steps: Tensor) -> Tensor:
-    """How far local steps of SGD go against a constant gradient of 1, in units of `train.lr`.
+    """The length of local SGD against a constant gradient of 1, in units of `train.lr`.
 
     This is `|a|_1` of FedNova (Wang et al., 2020): K for K plain steps, more with momentum, less
-    with a proximal term. It is found by taking the steps.
+    with a proximal term. It is computed by taking the steps.
 
     Args:
-        train: How clients train.
+        train: The clients' settings.
         num_steps: `(C,)` steps of every client.
 
     Returns:

@@ -16,7 +16,7 @@ from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError
 from fedsim.inputs.preflight import preflight
 from fedsim.methods import feddgm, feddm
-from fedsim.methods.shared import synthetic_sets
+from fedsim.methods.shared import trains_on_sets
 from fedsim.results.report.synthetic_sets import synthetic_quality
 from fedsim.results.tables.reader import equal_results, load
 from tests.helpers import federation, run
@@ -83,9 +83,9 @@ def test_latents_go_on_from_a_client_s_last_round(tmp_path: Path, monkeypatch: A
 
 def test_replayed_sets_are_in_the_union(tmp_path: Path, monkeypatch: Any):
     trained: list[Any] = []
-    real = synthetic_sets.train_on_images
+    real = trains_on_sets.train_on_images
     monkeypatch.setattr(
-        synthetic_sets, "train_on_images", lambda work: trained.append(work.images) or real(work)
+        trains_on_sets, "train_on_images", lambda work: trained.append(work.images) or real(work)
     )
     study = load(run(config({"replay": 1}, train__rounds=3), tmp_path))
     made = {r: study.synthetic_images(r).images[..., 0] for r in (1, 2, 3)}

@@ -153,7 +153,7 @@ def test_one_hot_values_are_cachefl_s_cache_beside_the_discriminant(tmp_path: Pa
     )  # fmt: skip
     torch.testing.assert_close(made.method.predictor(state)(f), expected)
     config = experiment("x.npz", "stat_cache", options={"values": "one_hot", "links": True})
-    with pytest.raises(ConfigError, match="leave values one_hot out"):
+    with pytest.raises(ConfigError, match="leave out values one_hot"):
         check_options(config.for_method(), method_class("stat_cache"))
 
 

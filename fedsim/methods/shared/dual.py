@@ -1,22 +1,23 @@
-"""Training of cache keys in dual form: exact for SGD, and cheaper by what a key is long.
+"""Training of cache keys in dual form: exact for SGD, and cheaper by a factor of the key length.
 
-The loss sees the keys K `(M, d)` of a client through their cosines with its samples F `(n, d)`, so
-every gradient is a combination of the samples, and with it every iterate of SGD:
+The loss reads a client's keys K `(M, d)` through their cosines with its samples F `(n, d)`. Every
+gradient is therefore a combination of the samples, and so is every step of SGD:
 
     K_t = a_t K_0 + C_t^T F             C (n, M) starts at 0, a at 1
     F K_t^T = a_t (F K_0^T) + (F F^T) C_t
 
-A step on a batch with cosines s `(B, M)` and slopes D = dL/ds adds to C in the rows of the batch.
-Momentum, weight decay and the proximal term are linear in K and so in (a, C):
+A step on a batch with cosines s `(B, M)` and slopes D = dL/ds changes the rows of C that belong to
+the batch. Momentum, weight decay and the proximal term are linear in K, hence in (a, C):
 
     velocity of C  <-  momentum * velocity + D in the batch's rows + (decay + mu) C
     velocity of a  <-  momentum * velocity + decay a + mu (a - 1)
 
-Multiplications for e epochs, B samples a step: 4 e n M d directly, and every step also reads and
-writes keys, gradients and velocities of M d numbers; here 4 n M d once and 2 e n^2 M. It pays where
-n is smaller than d, the more the more epochs. Adam divides by elements of K and has no such form.
+For e epochs of B samples a step, direct training takes 4 e n M d multiplications, and every step
+reads and writes keys, gradients and velocities of M d numbers. The dual form takes 4 n M d once,
+and 2 e n^2 M. It is faster if n is smaller than d, and the gain grows with the number of epochs.
+Adam divides by elements of K, so it has no such form.
 
-What a client sends stays the two factors of C^T F until somebody asks for the tensor: the sum over
+A client's update stays in the two factors of C^T F until code reads the tensor. The sum over
 clients of w C^T F is one product over all their samples.
 """
 
@@ -41,22 +42,22 @@ def train_keys(
     sharpness: float,
     batches: Batches,
 ) -> Update:
-    """What `train_locally` does to keys under SGD, up to rounding.
+    """The same as `train_locally` on keys under SGD, up to rounding.
 
     The model is `known(F) + ratio * exp(sharpness * (F keys^T - 1)) values`.
 
     Args:
         keys: `(M, d)`, the start of all clients.
         values: `(M, num_classes)`.
-        known: Features `(C, n, d)` -> what of the logits does not depend on keys,
+        known: Features `(C, n, d)` -> the part of the logits that does not depend on keys,
             `(C, n, num_classes)`.
         ratio: Weight of the cache's logits.
-        sharpness: Of the affinity.
+        sharpness: Sharpness of the affinity.
         batches: The group's local data; `train.optimizer` is sgd.
 
     Returns:
-        Each client's change of `keys`, `(C, M, d)`: a product, but for weight decay and the
-        proximal term, which add a multiple of the keys.
+        Each client's change of `keys`, `(C, M, d)`. It is a `Product`, or a tensor under weight
+        decay or a proximal term, which add a multiple of the keys.
     """
     train, device = batches.train, batches.device
     own, steps = _own_rows(batches)
@@ -100,7 +101,7 @@ def train_keys(
 
 
 class _ByProduct:
-    """`near values`, and what a slope of that is for `near`."""
+    """The product `near values`, and the slope of `near` from the product's slope."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
@@ -110,12 +111,12 @@ class _ByProduct:
         return near @ self._values
 
     def spread(self, near: Tensor, slope: Tensor) -> Tensor:
-        """Slope `(C, B, num_classes)` -> `near` times the slope of every key, in its place."""
+        """Slope `(C, B, num_classes)` -> `near` times every key's slope; overwrites `near`."""
         return near.mul_(slope @ self._values.mT)
 
 
 class _ByClass(_ByProduct):
-    """The same for one-hot values of equally many keys per class, in order: no multiplications."""
+    """The same without multiplications: one-hot values, equally many keys per class, in order."""
 
     def sums(self, near: Tensor) -> Tensor:
         return self._by_class(near).sum(-1)
@@ -138,12 +139,12 @@ def _readout(values: Tensor) -> _ByProduct:
 
 
 def _taken(rows: Tensor, at: Tensor) -> Tensor:
-    """Rows `(C, B, m)` of `(C, n, m)`, copied; places `(C, B)` are counted over all clients."""
+    """A copy of rows `(C, B, m)` of `(C, n, m)`; places `(C, B)` are counted over all clients."""
     return rows.flatten(0, 1).index_select(0, at.flatten()).view(*at.shape, -1)
 
 
 def _add_rows(rows: Tensor, at: Tensor, more: Tensor) -> None:
-    """Add `(C, B, m)` to the rows that `_taken` would take."""
+    """Add `(C, B, m)` to the rows that `_taken` copies."""
     rows.flatten(0, 1).index_add_(0, at.flatten(), more.flatten(0, 1))
 
 
@@ -151,9 +152,9 @@ def _own_rows(batches: Batches) -> tuple[Tensor, list[tuple[Tensor, int]]]:
     """The rows that clients step on, once each and in the order of their first step.
 
     Returns:
-        `(C, n)` int64 rows into `inputs`, padded with a row of the client; per step, `(C, B)`
-        places in them, counted over all clients, a client's first for padding, and how many of a
-        client's places earlier steps have been to at most.
+        `(C, n)` int64 rows into `inputs`, padded with a row of the client. Per step, the places
+        `(C, B)` of its rows among these, counted over all clients (padding has the client's first
+        place), and the largest number of a client's places that earlier steps have visited.
     """
     steps = [(rows.numpy(), mask.numpy()) for rows, mask in batches.steps]
     own, ranks = [], []

@@ -1,4 +1,4 @@
-"""What a method cannot do without: text features, an encoder, plain SGD."""
+"""Requirements of methods: text features, an encoder, plain SGD."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_clip(task: Task, purpose: str) -> Clip:
 
     Args:
         task: The task.
-        purpose: What the method does with the encoder, such as "trains the image encoder".
+        purpose: The method's use of the encoder, such as "trains the image encoder".
 
     Raises:
         ConfigError: If the data holds features that are computed already.

@@ -87,7 +87,7 @@ def events_of(sets: Sequence[ClientSet]) -> list[Event]:
 
 
 def only_events(events: Sequence[Event]) -> Made | None:
-    """What a round without sets has to report."""
+    """The report of a round without sets."""
     return Made(None, torch.zeros(0), events=tuple(events)) if events else None
 
 
