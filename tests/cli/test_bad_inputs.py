@@ -13,7 +13,7 @@ import torch
 
 from fedsim.cli.app import main
 from fedsim.config.study import load_study
-from fedsim.driver.launch import read_plan, study_lock, write_plan
+from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.methods import METHODS as METHODS_KNOWN
 from fedsim.results.tables.reader import load
 from fedsim.results.tables.writer import TableWriter
