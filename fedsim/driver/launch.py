@@ -47,8 +47,10 @@ class Launcher:
     def __enter__(self) -> Launcher:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         self._session.close()
+        if kind is None and self._stop is not None and self._stop.requested:
+            raise KeyboardInterrupt  # asked for after the last run had ended
 
     def run(
         self,

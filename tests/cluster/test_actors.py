@@ -17,7 +17,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
-from fedsim.cluster.sweep import Gate
 from fedsim.distill.client_sets import SyntheticSet, Work, distil
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock, unfinished
@@ -270,15 +269,6 @@ def _refuse_two(n: int) -> int:
 
 def _divide(n: int) -> float:
     return 1 / n
-
-
-def test_the_gate_opens_when_all_have_arrived():
-    gate = Gate(2)
-    assert not gate.is_open()
-    gate.arrive()
-    assert not gate.is_open()
-    gate.arrive()
-    assert gate.is_open()
 
 
 def test_logical_gpus_without_a_device_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
