@@ -12,6 +12,7 @@ from fedsim.config import Experiment
 from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.round import LocalExecutor
+from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.update_steps.base import GroupContext
 from fedsim.engine.update_steps.pipeline import Pipeline
 from fedsim.inputs.prepare import prepare
@@ -40,6 +41,23 @@ class Traffic:
     down: int
     once: int
     early: int = 0
+
+    def of_a_run(self, num_clients: int, cohort_size: int, train_seed: int) -> int:
+        """Bytes of all clients together, as the cohorts of this seed take part."""
+        every_round = self.num_rounds * (self.up + self.down) + self.early
+        sampled = ever_sampled(num_clients, cohort_size, train_seed, self.num_rounds)
+        return cohort_size * every_round + self.once * sampled
+
+
+def ever_sampled(num_clients: int, cohort_size: int, train_seed: int, num_rounds: int) -> int:
+    """Clients that take part at least once, which download what is sent once."""
+    if cohort_size == num_clients:
+        return num_clients if num_rounds else 0
+    cohorts = (
+        sample_cohort(num_clients, cohort_size, train_seed, number)
+        for number in range(1, num_rounds + 1)
+    )
+    return len({client for cohort in cohorts for client in cohort})
 
 
 def traffic(config: Experiment) -> Traffic:

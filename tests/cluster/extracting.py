@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
 def look(folder: Path) -> dict[str, Any]:
     """Everything that the tests ask."""
     from fedsim.cluster.encoding import ExtractionPool
-    from fedsim.cluster.placement import place
+    from fedsim.cluster.placement import place_each
     from fedsim.cluster.remote_preflight import Preflight, preflight_on_ray
     from fedsim.data.datasets import load_dataset
     from fedsim.errors import DataError
@@ -80,7 +80,7 @@ def look(folder: Path) -> dict[str, Any]:
     settle_process(1)
     data = write_images(folder)
     asked = config(data)
-    clip, placement = load_clip("tiny-clip"), place(asked, nodes())
+    clip, (placement,) = load_clip("tiny-clip"), place_each([asked], nodes())
     images = load_dataset(str(data)).train.load_images()
     shards = [Shard(n, rows) for n, rows in enumerate(np.split(images, range(SHARD, 800, SHARD)))]
     expected = dict(extract_here(asked, clip, False, shards))

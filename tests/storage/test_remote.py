@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.driver.launch import read_plan, study_lock, write_plan
+from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.engine.local import drive
 from fedsim.errors import ResultsError
 from fedsim.results.tables.reader import equal_results

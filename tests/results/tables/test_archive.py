@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedsim.cli.app import main
-from fedsim.driver.launch import unfinished
+from fedsim.driver.plan import unfinished
 from fedsim.errors import ResultsError
 from fedsim.results.tables import archive, files
 from fedsim.results.tables.reader import equal_results, load
