@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientStates
@@ -115,13 +114,7 @@ class Federation:
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
         self.sink.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
-        arrays = self.data.arrays
-        self.split = split_clients(
-            arrays["train_labels"],
-            arrays.get("train_clients"),
-            arrays.get("train_domains"),
-            **config.for_split(),
-        )
+        self.split = self.data.split
         self._fit, self._held = self.split.fit, self.split.held
         if self.cls.pooled:  # a ceiling: one client has everything
             self._fit, self._held = (self.split.fit_rows,), ()

@@ -15,7 +15,8 @@ from fedsim.driver.traffic import traffic
 from fedsim.engine.local import LocalPool
 from fedsim.errors import ConfigError, DataError
 from fedsim.inputs.preflight import preflight
-from fedsim.inputs.prepare import TaskData, prepare
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.inputs.task import make_task
 from fedsim.methods import method_class
 from fedsim.methods.base import Method, Predictor, State
@@ -65,7 +66,7 @@ def on_digits(use: str | type[Method] = "fedavg", data: str = "digits", **own: A
     return experiment(data, use, **(given | own))
 
 
-def prepared(config: Experiment, synthetic: bool = True) -> TaskData:
+def prepared(config: Experiment, synthetic: bool = True) -> RunInputs:
     return prepare(config, method_class(config.use), CPU, synthetic=synthetic)
 
 
