@@ -26,11 +26,6 @@ _FORMAT = 1
 def check_views(inputs: str, noise: NoiseConfig, method: str) -> None:
     """Refuse views where there is nothing to encode, or something else than an image.
 
-    Args:
-        inputs: What the method works on.
-        noise: The section of that name.
-        method: What errors call the run's method.
-
     Raises:
         ConfigError: The method trains on pixels, or noise corrupts images.
     """
@@ -65,13 +60,8 @@ def views_step(
         row `sample * V + v`; view 0 is the image's own feature, bit for bit. The step raises
         `ConfigError` if the data holds features.
     """
-    key = {
-        "kind": "views",
-        "format": _FORMAT,
-        "plain": plain.address,
-        "views": count,
-        "flip": flip,
-    }
+    key = {"kind": "views", "format": _FORMAT, "plain": plain.address}
+    key |= {"views": count, "flip": flip}
 
     def make() -> Arrays:
         images, name = source.dataset.train.images, source.settings.name

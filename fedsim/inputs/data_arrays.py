@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.data.containers import Dataset, Split
+from fedsim.data.containers import Dataset
 from fedsim.data.from_config import DataSource, draw_seed, source_identity
 from fedsim.errors import ConfigError
 from fedsim.inputs.encode import Encoder
@@ -70,7 +70,8 @@ def data_step(inputs: Kind, source: DataSource, encoder: Encoder, method: str) -
                 found = own_pictures(splits, encoder.progress)
             else:
                 unfinished = UnfinishedEntry(key)
-                found = encoder.encode(clip, inputs == "pixels", _images(splits), unfinished)
+                images = {n: s.images for n, s in splits.items() if s.images is not None}
+                found = encoder.encode(clip, inputs == "pixels", images, unfinished)
             if clip is not None:
                 for fact in ("logit_scale", "visual_bytes", "text_bytes", "embed_dim"):
                     meta[fact] = getattr(clip, fact)
@@ -118,10 +119,6 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "text_bytes": 0,
         "embed_dim": 0,
     }
-
-
-def _images(splits: dict[str, Split]) -> dict[str, Any]:
-    return {name: split.images for name, split in splits.items() if split.images is not None}
 
 
 def _unit(features: np.ndarray | None) -> np.ndarray:

@@ -38,11 +38,6 @@ _SIDE = 128
 def check_measured(clip: str | None, source: DataSource, method: str) -> None:
     """Refuse to measure images without an encoder, or without images to compare with.
 
-    Args:
-        clip: `models.clip`.
-        source: The data set.
-        method: What errors call the run's method.
-
     Raises:
         ConfigError: One of the two is missing.
     """

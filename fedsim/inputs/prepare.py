@@ -126,11 +126,11 @@ def prepare(
     extract: Extract = extract_here,
     progress: Progress | None = None,
 ) -> RunInputs:
-    """All arrays a run needs, from the store or computed now.
+    """All arrays a run needs, from the store or computed now (see `InputSteps`).
 
     Args:
         config: The resolved experiment.
-        method: Its method, which says what it needs.
+        method: Its method.
         device: Where encoder and generator run.
         synthetic: Whether the caller may see the server's generated images.
         draw: Where these are drawn; by default in this process.

@@ -9,8 +9,8 @@ are the same images that a larger unfiltered set holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,11 +101,17 @@ def synthetic_step(
         begun = time.perf_counter()
         candidates: _Candidates
         if is_image_folder(models.generator):
-            candidates = _FolderImages(ImageFolder(models.generator, names, drawn), drawn)
+            candidates = _FolderImages(models.generator, names, drawn)
         else:
             recipe = Recipe(models.generator, models.generator_steps, models.generator_guidance)
-            asked = _asked(prompts, names, drawn), _seeds(seed, len(names), drawn)
-            candidates = DrawnImages(UnfinishedEntry(key), recipe, *asked, draw or Drawer(device))
+            places = [divmod(row, drawn) for row in range(len(names) * drawn)]
+            candidates = DrawnImages(
+                UnfinishedEntry(key),
+                recipe,
+                [prompts[i % len(prompts)].replace("{}", _words(names[c])) for c, i in places],
+                [derive(seed, "synthetic", c, i) for c, i in places],
+                draw or Drawer(device),
+            )
         took = {"draw_s": np.array([time.perf_counter() - begun])}
         if models.clip is None:
             return _unjudged(candidates, len(names), images_per_class) | took
@@ -118,12 +124,6 @@ def synthetic_step(
 
 def check_models(inputs: str, models: ModelsConfig, filter: str, method: str) -> None:
     """Refuse a generated set that nothing can draw, encode or judge.
-
-    Args:
-        inputs: What the method works on.
-        models: Encoder and generator.
-        filter: `synthetic.filter`.
-        method: What errors call the run's method.
 
     Raises:
         ConfigError: Encoder or generator is missing.
@@ -153,7 +153,7 @@ def check_generator(
         data: The run's arrays.
         method: What errors call the run's method.
         device: Where they are loaded.
-        loaded: Names of models that were loaded before; more are added.
+        loaded: Models that are not loaded again; newly loaded ones are added.
 
     Raises:
         ConfigError: The data's features are not those of the encoder.
@@ -177,42 +177,18 @@ def check_generator(
         loaded.add(generator)
 
 
-class _Candidates(Protocol):
-    """The candidates, by row: all of class 0, then all of class 1, ..."""
+class _FolderImages(ImageFolder):
+    """Candidates from a folder of images made elsewhere, with the methods of `DrawnImages`."""
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """The images at `rows`, in their own size."""
+        return [self.image(*divmod(int(row), self.per_class)) for row in rows]
 
-    def pixels(self, rows: np.ndarray) -> np.ndarray | None:
-        """The same as uint8 `(n, H, W, 3)`; None where sizes may differ."""
-
-
-class _FolderImages:
-    """Candidates from a folder of images made elsewhere."""
-
-    def __init__(self, folder: ImageFolder, drawn: int) -> None:
-        self._folder, self._drawn = folder, drawn
-
-    def images(self, rows: np.ndarray) -> list[Image.Image]:
-        return [self._folder.image(*divmod(int(row), self._drawn)) for row in rows]
-
-    def pixels(self, rows: np.ndarray) -> np.ndarray | None:
-        return None
+    def pixels(self, rows: np.ndarray) -> None:
+        """None: sizes may differ."""
 
 
-def _asked(prompts: Sequence[str], names: Sequence[str], drawn: int) -> list[str]:
-    """The prompt of every candidate."""
-    return [
-        prompts[number % len(prompts)].replace("{}", name.replace("_", " "))
-        for name in names
-        for number in range(drawn)
-    ]
-
-
-def _seeds(seed: int, num_classes: int, drawn: int) -> list[int]:
-    """The seed of every candidate."""
-    places = ((label, number) for label in range(num_classes) for number in range(drawn))
-    return [derive(seed, "synthetic", *place) for place in places]
+_Candidates = DrawnImages | _FolderImages
+"""By row: all candidates of class 0, then all of class 1, ..."""
 
 
 def _chosen(
@@ -320,3 +296,7 @@ def _keys_of_views(
         images = zip(part.tolist(), candidates.images(part), strict=True)
         found.append(averaged_features(clip, [views(row, image) for row, image in images]).cpu())
     return torch.cat(found).numpy()
+
+
+def _words(classname: str) -> str:
+    return classname.replace("_", " ")

@@ -87,11 +87,7 @@ def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 def check_text(data: RunInputs, prototype_shots: int | None, seed: int, method: str) -> None:
-    """Refuse features that come with nothing to classify them by.
-
-    Raises:
-        ConfigError: There are neither text features nor prototypes.
-    """
+    """Refuse features that come with neither text features nor prototypes."""
     if class_embeddings(data, prototype_shots, seed) is None:
         raise ConfigError(
             f"methods.{method}: the features of {data.source.settings.name!r} come without text "
