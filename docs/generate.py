@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
-from fedsim.config.sections import Section
-from fedsim.config.study import EarlyStopping, Study, TuneConfig
+from fedsim.config.base import Section
+from fedsim.config.chosen import Chosen
+from fedsim.config.study import StudyFile
+from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
 
 DOCS = Path(__file__).parent
@@ -39,7 +41,6 @@ MEANINGS = {
     "data.max_train_samples": "Training samples in all, at most; class shares are kept",
     "partition.scheme": "The law of the split, see [partitions](how-to/partitions.md)",
     "partition.num_clients": "Simulated clients",
-    "partition.classes_per_client": "Classes each client holds under `pathological`",
     "partition.min_samples": "Smallest client; met by moving samples from the largest ones",
     "models.generator_steps": "Denoising steps; by default the generator's own",
     "models.generator_guidance": "Classifier-free guidance; by default the generator's own",
@@ -63,22 +64,55 @@ MEANINGS = {
 }
 
 
-def fields() -> Iterator[tuple[str, FieldInfo, str]]:
-    """Every setting of a study: its dotted key, its field, and what it means."""
+class Setting(NamedTuple):
+    """A row of the page of settings."""
+
+    key: str
+    type: str
+    default: str
+    meaning: str
+
+
+def fields() -> Iterator[Setting]:
+    """Every setting of a study."""
     for model, prefix in _models():
         said = _docstrings(model)
         for name, field in model.model_fields.items():
             if _section(field.annotation) or (prefix, name) in _HIDDEN:
                 continue
             key = f"{prefix}{name}"
-            yield key, field, MEANINGS.get(key) or said.get(name, "")
+            meaning = MEANINGS.get(key) or said.get(name, "")
+            kind = _type(field.annotation) + _limits(field.metadata)
+            if issubclass(model, Chosen) and name == model.choice:
+                kind = _quoted(model.family)
+            yield Setting(key, kind, _default(field, key), meaning)
+        if issubclass(model, Chosen):
+            yield from _options(model, prefix)
+
+
+def _options(model: type[Chosen], prefix: str) -> Iterator[Setting]:
+    """The options of a family's parts, and the parts that read each of them."""
+    kinds = {part: model.options_of(part) for part in model.family}
+    for name in dict.fromkeys(name for kind in kinds.values() for name in kind.model_fields):
+        rows, types, defaults = dict[str, list[str]](), [], dict[str, None]()
+        for part, kind in kinds.items():
+            if (field := kind.model_fields.get(name)) is not None:
+                rows.setdefault(_docstrings(kind).get(name, ""), []).append(part)
+                types.append(_type(field.annotation) + _limits(field.metadata))
+                defaults[_default(field, "")] = None
+        meaning = ". ".join(f"{_quoted(parts)}: {said}" for said, parts in rows.items())
+        yield Setting(f"{prefix}{name}", max(types, key=len), " or ".join(defaults), meaning)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
 
 
 def _models() -> Iterator[tuple[type[Section], str]]:
-    yield Study, ""
+    yield StudyFile, ""
     yield TuneConfig, "tune."
     yield EarlyStopping, "tune.early_stopping."
     yield from _sections(Experiment, "")
@@ -98,12 +132,13 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def _docstrings(model: type[Section]) -> dict[str, str]:
-    """The string under each attribute of a class."""
+    """The string under each attribute of a class and of the sections it extends."""
+    base = model.__base__
+    found = _docstrings(base) if base is not None and issubclass(base, Section) else {}
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     body = next(
         n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model.__name__
     )
-    found = {}
     for before, after in itertools.pairwise(body):
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
@@ -171,14 +206,13 @@ def configuration_page() -> str:
     ]
     titles = {prefix: (model.__doc__ or "").splitlines()[0] for model, prefix in _models()}
     shown = None
-    for key, field, meaning in fields():
+    for key, kind, default, meaning in fields():
         prefix = key.rpartition(".")[0]
         if prefix != shown:
             shown = prefix
             lines += ["", f"## {prefix or 'A study'}", "", titles[f"{prefix}." if prefix else ""]]
             lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
-        kind = (_type(field.annotation) + _limits(field.metadata)).replace("|", "\\|")
-        lines.append(f"| `{key}` | {kind} | {_default(field, key)} | {meaning} |")
+        lines.append(f"| `{key}` | {kind} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,7 @@ from fedsim.interrupt import EXIT_CODE, check, last_words, quiet_exit, watch
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
-    from fedsim.config.study import EarlyStopping
+    from fedsim.config.tune import EarlyStopping
 
 app = typer.Typer(
     name="fedsim",

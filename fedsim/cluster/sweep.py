@@ -24,7 +24,7 @@ from fedsim.cluster.placement import Placement
 from fedsim.cluster.session import Stop, beside_driver
 from fedsim.cluster.single_run import mark_ended
 from fedsim.config import Experiment
-from fedsim.config.study import EarlyStopping
+from fedsim.config.tune import EarlyStopping
 from fedsim.errors import FedsimError
 from fedsim.storage.remote import url_of
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import ConfigDict, ValidationError, create_model, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fedsim.config.base import Section
 from fedsim.config.families import Family, load_module
+
+_NEEDS = "{choice} '{part}' needs {option}: set it"
+_DETAILS = ("type", "loc", "input", "ctx")
 
 
 class Chosen(Section):
@@ -38,13 +43,24 @@ class Chosen(Section):
         options: type[Section] = load_module(cls.family[part]).Options
         return options
 
+    @classmethod
+    def known(cls) -> dict[str, type[Section]]:
+        """Every setting the section may hold -> the class it belongs to; options of all parts."""
+        kinds = [cls, *map(cls.options_of, cls.family)]
+        return {name: kind for kind in reversed(kinds) for name in kind.model_fields}
+
+    def part(self) -> ModuleType:
+        """The file of the chosen part."""
+        return load_module(self.family[getattr(self, self.choice)])
+
     def given(self) -> dict[str, Any]:
         """The options that were set, of this part and of others."""
         return dict(self.__pydantic_extra__ or {})
 
     def options(self) -> Any:
         """The chosen part's own settings, an instance of its `Options`."""
-        return self._own(self.given())
+        kind = self.options_of(getattr(self, self.choice))
+        return kind(**{k: v for k, v in self.given().items() if k in kind.model_fields})
 
     def unread(self) -> list[str]:
         """Names of options that were set and that the chosen part does not read."""
@@ -56,49 +72,72 @@ class Chosen(Section):
         kept = {name: value for name, value in self.given().items() if name not in names}
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields}, **kept)
 
-    def _own(self, given: Mapping[str, Any]) -> Section:
-        kind = self.options_of(getattr(self, self.choice))
-        return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
-
-    @model_validator(mode="after")
-    def _check_options(self) -> Any:
-        name = getattr(self, self.choice)
-        if name not in self.family:
-            known = ", ".join(map(repr, self.family))
-            error = PydanticCustomError("literal_error", "unknown name", {"expected": known})
-            raise self._refused([InitErrorDetails(type=error, loc=(self.choice,), input=name)])
-        extra = self.__pydantic_extra__
-        assert extra is not None
-        for key in [key for key, value in extra.items() if value is None]:
-            del extra[key]
-        own = self._own(extra)
-        wrong = []
-        for key, value in extra.items():
-            if key in type(own).model_fields:
-                extra[key] = getattr(own, key)
-                continue
-            owner = next((kind for kind in self._kinds() if key in kind.model_fields), None)
-            if owner is None:
-                wrong.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=value))
-            else:
-                checked = owner.__pydantic_validator__.validate_assignment(
-                    owner.model_construct(), key, value
-                )
-                extra[key] = getattr(checked, key)
-        if wrong:
-            raise self._refused(wrong)
-        for key, value in self.always_written.items():
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_options(cls, given: Any, check: Any) -> Any:
+        """Check the section's own fields and the options, and tell all problems at once."""
+        found, made = list[InitErrorDetails](), None
+        try:
+            made = check(given)
+            name, extra = getattr(made, cls.choice), made.__pydantic_extra__
+        except ValidationError as error:
+            if not isinstance(given, Mapping):
+                raise
+            found += [cls._details(e) for e in error.errors() if e["loc"] != (cls.choice,)]
+            name = given.get(cls.choice, cls.model_fields[cls.choice].default)
+            extra = {key: given[key] for key in given if key not in cls.model_fields}
+        found += cls._settle(name, extra)
+        if found:
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        for key, value in cls.always_written.items():
             if key in extra and extra[key] == value:
                 del extra[key]
-        return self
+        return made
 
-    def _kinds(self) -> Iterator[type[Section]]:
-        return (self.options_of(part) for part in self.family)
+    @classmethod
+    def _settle(cls, name: Any, extra: dict[str, Any]) -> list[InitErrorDetails]:
+        """Replace options by their checked values; returns the problems found."""
+        if not isinstance(name, str) or name not in cls.family:
+            known = ", ".join(map(repr, cls.family))
+            unknown = PydanticCustomError("literal_error", "unknown name", {"expected": known})
+            return [InitErrorDetails(type=unknown, loc=(cls.choice,), input=name)]
+        for key in [key for key, value in extra.items() if value is None]:
+            del extra[key]
+        found, kind = list[InitErrorDetails](), cls.options_of(name)
+        foreign = [key for key in extra if key not in kind.model_fields]
+        owners = cls.known() if foreign else {}
+        misspelt = [key for key in foreign if key not in owners]
+        for key in misspelt:
+            found.append(InitErrorDetails(type="extra_forbidden", loc=(key,), input=extra[key]))
+        alone = [(_alone(owners[key], key), [key]) for key in foreign if key in owners]
+        for checked, keys in [(kind, [key for key in extra if key not in foreign]), *alone]:
+            try:
+                own = checked(**{key: extra[key] for key in keys})
+                extra.update({key: getattr(own, key) for key in keys})
+            except ValidationError as error:
+                for problem in error.errors():
+                    if problem["type"] != "missing":
+                        found.append(cls._details(problem))
+                    elif not misspelt:
+                        needs = {"choice": cls.choice, "part": name, "option": problem["loc"][-1]}
+                        missing = PydanticCustomError("option_missing", _NEEDS, needs)
+                        found.append(InitErrorDetails(type=missing, loc=(), input=name))
+        return found
 
-    def _refused(self, problems: list[InitErrorDetails]) -> ValidationError:
-        return ValidationError.from_exception_data(type(self).__name__, problems)
+    @staticmethod
+    def _details(problem: Any) -> InitErrorDetails:
+        found: InitErrorDetails = {key: problem.get(key, {}) for key in _DETAILS}  # type: ignore
+        return found
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: Any) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
         return written | {k: v for k, v in self.always_written.items() if k not in written}
+
+
+@functools.cache
+def _alone(kind: type[Section], name: str) -> type[Section]:
+    """A class with one option of a part, to check it without the part's other options."""
+    field = kind.model_fields[name]
+    fields: dict[str, Any] = {name: (field.annotation, field)}
+    return create_model(kind.__name__, __base__=Section, **fields)

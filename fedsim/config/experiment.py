@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,6 @@ from pydantic import Field, model_validator
 
 from fedsim.config.distill import DistillConfig
 from fedsim.config.sections import (
-    SCHEME_OPTIONS,
     CacheConfig,
     DataConfig,
     EngineConfig,
@@ -36,6 +34,7 @@ from fedsim.config.sections import (
     TrainConfig,
     WireConfig,
 )
+from fedsim.config.tree import flatten
 
 
 class Experiment(Section):
@@ -55,13 +54,13 @@ class Experiment(Section):
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
-    partition: PartitionConfig = PartitionConfig(scheme="iid")
-    models: ModelsConfig = ModelsConfig()
+    partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
+    models: ModelsConfig = Field(default_factory=ModelsConfig)
     synthetic: SyntheticConfig = SyntheticConfig()
     cache: CacheConfig = CacheConfig()
-    distill: DistillConfig = DistillConfig()
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     train: TrainConfig = TrainConfig()
-    server: ServerConfig = ServerConfig()
+    server: ServerConfig = Field(default_factory=ServerConfig)
     wire: WireConfig = WireConfig()
     noise: NoiseConfig = NoiseConfig()
     engine: EngineConfig = EngineConfig()
@@ -76,12 +75,6 @@ class Experiment(Section):
             raise ValueError(
                 "tuning chooses on held-out client data: set evaluation.holdout_fraction above 0"
             )
-        if self.method == "cachefl" and self.cache.init != "generated":
-            raise ValueError(
-                f"cache.init is {self.cache.init!r}, but only a generated cache is called cachefl: "
-                f"name this one apart, e.g. 'cache_{self.cache.init}: {{use: cachefl, "
-                f"cache.init: {self.cache.init}}}'"
-            )
         if self.train.cohort_size is not None and self.train.participation != 1:
             raise ValueError("train.cohort_size and train.participation: set one of the two")
         if (self.train.cohort_size or 0) > self.partition.num_clients:
@@ -89,10 +82,10 @@ class Experiment(Section):
                 f"train.cohort_size is {self.train.cohort_size}, but partition.num_clients is "
                 f"{self.partition.num_clients}"
             )
-        if self.noise.active and self.partition.scheme == "dirichlet_drawn":
+        if self.noise.active and self.partition.shares_samples:
             raise ValueError(
                 "noise spoils the samples of some clients, which under partition.scheme "
-                "'dirichlet_drawn' others hold as well: choose another scheme, or no noise"
+                f"{self.partition.scheme!r} others hold as well: choose another scheme, or no noise"
             )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
@@ -112,22 +105,17 @@ class Experiment(Section):
         `engine.group_size` gets a number, and options that the partition's scheme does not read
         (a study may share one `dirichlet_alpha` among its partitions) are left out.
         """
-        size, partition = self.engine.group_size, self.partition
-        read = SCHEME_OPTIONS.get(partition.scheme, frozenset())
-        unread = {
-            option
-            for option in frozenset.union(*SCHEME_OPTIONS.values()) - read
-            if getattr(partition, option) is not None
-        }
+        size, unread = self.engine.group_size, self.partition.unread()
         if size != "auto" and not unread:
             return self
-        partition = partition.model_copy(update=dict.fromkeys(unread))
         if size == "auto":
             size = min(10, max(2, math.ceil(self.cohort_size / 4)))
             hosted = self.resources.clients_per_actor
             size = size if hosted == "auto" else min(size, hosted)
         engine = self.engine.model_copy(update={"group_size": size})
-        return self.model_copy(update={"engine": engine, "partition": partition})
+        return self.model_copy(
+            update={"engine": engine, "partition": self.partition.without(unread)}
+        )
 
     @property
     def group_size(self) -> int:
@@ -167,61 +155,69 @@ class Experiment(Section):
 
     def flat(self) -> dict[str, Any]:
         """The whole configuration as `{"train.lr": 0.01, ...}`."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
     @property
     def run_id(self) -> str:
         """Hash of everything that can change a result: not where or on how many actors it ran."""
-        payload = self.model_dump(
-            mode="json", exclude={"study", "output", "working_dir", "resources", "report"}
-        )
-        payload["engine"].pop("backend")
-        for name in _ADDED_LATER:  # older runs keep their names
-            block, key = name.split(".")
+        payload = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+        for name in _ADDED_LATER:
+            block, _, key = name.partition(".")
             settings = getattr(self, block)
-            if getattr(settings, key) == type(settings).model_fields[key].get_default(
-                call_default_factory=True
-            ):
+            if not key and settings == type(settings)():
+                payload.pop(block)
+            elif key and block in payload and _is_default(settings, key):
                 payload[block].pop(key)
-        if self.distill == DistillConfig():
-            payload.pop("distill")
-        payload["failures"].pop("deadline_s")
-        file = Path(self.use.partition(":")[0])
-        if file.suffix == ".py" and file.is_file():  # a method's file is known by its content
-            name = self.use.partition(":")[2]
-            stat = file.stat()
-            payload["use"] = [_digest(file.resolve(), stat.st_mtime_ns, stat.st_size), name]
-        prior = Path(self.distill.prior.partition(":")[0])
-        if self.distill.is_gan and prior.is_file():
-            stat = prior.stat()
-            payload["prior"] = _digest(prior.resolve(), stat.st_mtime_ns, stat.st_size)
+        name = self.use.partition(":")[2]
+        if (digest := _digest(self.use)) is not None:
+            payload["use"] = [digest, name]
+        if self.distill.is_gan and (digest := _digest(self.distill.prior)) is not None:
+            payload["prior"] = digest
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "study": True,
+    "output": True,
+    "working_dir": True,
+    "resources": True,
+    "report": True,
+    "engine": {"backend"},
+    "failures": {"deadline_s"},
+}
+"""What is no part of a run's identity: `True` stands for a whole block."""
+
 _ADDED_LATER = (
     "cache.form",
     "data.max_test_samples",
+    "distill",
     "distill.generator_lr",
     "evaluation.set_quality",
     "models.classifier",
-    "partition.samples_per_client",
     "train.augment_flip",
     "train.augment_views",
     "train.cohort_size",
 )
-"""Settings that leave no trace in a run's name while they are at their defaults."""
+"""Blocks and settings that came after the first runs. They leave no trace in a run's name while
+they are at their defaults, so that older runs keep their names."""
+
+
+def _is_default(settings: Section, key: str) -> bool:
+    default = type(settings).model_fields[key].get_default(call_default_factory=True)
+    return bool(getattr(settings, key) == default)
+
+
+def _digest(use: str) -> str | None:
+    """Hash of the content of `FILE.py` or `FILE.py:NAME`; None if there is no such file."""
+    file = Path(use.partition(":")[0])
+    if file.suffix != ".py" or not file.is_file():
+        return None
+    stat = file.stat()
+    return _content(file.resolve(), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(file: Path, mtime_ns: int, size: int) -> str:
+def _content(file: Path, mtime_ns: int, size: int) -> str:
     """Hash of a file's content, read once for as long as it looks the same."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -20,6 +20,21 @@ Family = dict[str, str]
 """Name of a part -> `package.module` or `FILE.py`."""
 
 
+SCHEMES: Family = {
+    "iid": "fedsim.data.partition.schemes.iid",
+    "dirichlet_label": "fedsim.data.partition.schemes.dirichlet_label",
+    "dirichlet_client": "fedsim.data.partition.schemes.dirichlet_client",
+    "dirichlet_balanced": "fedsim.data.partition.schemes.dirichlet_balanced",
+    "dirichlet_drawn": "fedsim.data.partition.schemes.dirichlet_drawn",
+    "pathological": "fedsim.data.partition.schemes.pathological",
+    "quantity": "fedsim.data.partition.schemes.quantity",
+    "domain": "fedsim.data.partition.schemes.domain",
+    "natural": "fedsim.data.partition.schemes.natural",
+    "longtail": "fedsim.data.partition.schemes.longtail",
+}
+"""How training samples are split over clients: `partition.scheme`."""
+
+
 def load_module(where: str) -> ModuleType:
     """The module at `package.module` or in `FILE.py`.
 

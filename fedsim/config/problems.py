@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim.config import Experiment
-from fedsim.config.sections import Section
+from fedsim.config.base import Section
+from fedsim.config.chosen import Chosen
+from fedsim.config.experiment import Experiment
+from fedsim.config.tree import flatten
 from fedsim.errors import did_you_mean
 
 __all__ = ["SECTIONS", "messages", "shown"]
@@ -88,6 +90,9 @@ def _message(item: Any, loc: Loc) -> str:
     if kind == "value_error":
         message = item["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
+    if kind == "option_missing":
+        said = "{choice} {part!r} needs ".format(**context) + _dots((*loc, context["option"]))
+        return f"{where}: {said}: set it" if where else f"{said}: set it"
     if kind == "too_short":
         return f"{where} is empty: give at least one"
     if kind == "literal_error" and isinstance(value, str):
@@ -112,20 +117,27 @@ def _near_setting(loc: Loc, model: type[BaseModel], extra: Iterable[str]) -> str
         # Of a block that may be left out, `EarlyStopping | None`, the block.
         owner = next((kind for kind in get_args(owner) if hasattr(kind, "model_fields")), owner)
     last = str(loc[-1])
-    names = set(getattr(owner, "model_fields", {})) - {"shared", "source"}
+    names = set(_settings(owner)) - {"shared", "source"}
     names |= set(extra) if owner is model else set()
-    same = [f"{name}.{last}" for name, section in SECTIONS.items() if last in section.model_fields]
+    same = [f"{name}.{last}" for name, section in SECTIONS.items() if last in _settings(section)]
     hint = did_you_mean(last, names)
     if same and not hint.startswith("did"):
         return "did you mean " + " or ".join(map(repr, same)) + "?"
     return hint
 
 
+def _settings(owner: Any) -> Iterable[str]:
+    """Names of the settings of a block, with the options of every part that it may name."""
+    if isinstance(owner, type) and issubclass(owner, Chosen):
+        return owner.known()
+    return getattr(owner, "model_fields", {})
+
+
 def _origin(loc: Loc, axes: Mapping[str, Mapping[str, Any]]) -> str:
     """Which axis a setting comes from, '' for the shared sections."""
     place = f"{_dots(loc)}."
     for where, settings in axes.items():
-        given = [f"{key}." for key in _dotted(settings)]
+        given = [f"{key}." for key, _ in flatten(settings)]
         if any(place.startswith(key) or key.startswith(place) for key in given):
             return where
     return ""
@@ -133,14 +145,6 @@ def _origin(loc: Loc, axes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _dots(loc: Loc) -> str:
     return ".".join(str(part) for part in loc)
-
-
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def shown(value: Any) -> str:

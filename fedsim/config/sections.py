@@ -6,40 +6,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fedsim.config.base import Section as Section
+from fedsim.config.chosen import Chosen
 from fedsim.config.classifier import ClassifierConfig
+from fedsim.config.families import SCHEMES, Family
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
-Scheme = Literal[
-    "iid",
-    "dirichlet_label",
-    "dirichlet_client",
-    "dirichlet_balanced",
-    "dirichlet_drawn",
-    "pathological",
-    "quantity",
-    "domain",
-    "natural",
-    "longtail",
-]
-
-
-SCHEME_OPTIONS: dict[str, frozenset[str]] = {
-    "dirichlet_label": frozenset({"dirichlet_alpha"}),
-    "dirichlet_client": frozenset({"dirichlet_alpha"}),
-    "dirichlet_balanced": frozenset({"dirichlet_alpha"}),
-    "dirichlet_drawn": frozenset({"dirichlet_alpha", "samples_per_client", "size_sigma"}),
-    "pathological": frozenset({"classes_per_client"}),
-    "quantity": frozenset({"dirichlet_alpha", "size_sigma"}),
-    "domain": frozenset({"dirichlet_alpha"}),
-    "longtail": frozenset({"dirichlet_alpha", "imbalance_factor"}),
-}
-"""What each partition scheme reads; the others read none of these."""
 
 
 class DataConfig(Section):
@@ -81,57 +58,39 @@ class DataConfig(Section):
     class shares are kept."""
 
 
-class PartitionConfig(Section):
-    """How the training samples are split over clients (see `fedsim.data.partition.make`)."""
+class PartitionConfig(Chosen):
+    """How the training samples are split over clients (see `fedsim.data.partition.schemes`)."""
 
-    scheme: Scheme = "dirichlet_label"
+    family: ClassVar[Family] = SCHEMES
+    choice: ClassVar[str] = "scheme"
+    always_written: ClassVar[dict[str, Any]] = {
+        "dirichlet_alpha": None,
+        "classes_per_client": None,
+        "size_sigma": None,
+        "imbalance_factor": None,
+    }
+
+    scheme: str = "dirichlet_label"
     num_clients: int = Field(10, gt=0)
-    dirichlet_alpha: float | None = Field(None, gt=0)
-    """Concentration of every Dirichlet draw; small is heterogeneous."""
-    classes_per_client: int | None = Field(None, gt=0)
-    samples_per_client: int | None = Field(None, gt=0)
-    """`dirichlet_drawn`: mean of the clients' sizes."""
-    size_sigma: float | None = Field(None, ge=0)
-    """Log-normal spread of client sizes: `quantity`, where it replaces `dirichlet_alpha`, and
-    `dirichlet_drawn`."""
-    imbalance_factor: float | None = Field(None, ge=1)
-    """`longtail`: largest class over smallest class."""
     min_samples: int = Field(2, gt=0)
     seed: int | None = Field(None, ge=0)
     """Seed of the split alone; by default the experiment's seed."""
 
-    @model_validator(mode="after")
-    def _needs(self) -> PartitionConfig:
-        if self.uses_alpha and self.dirichlet_alpha is None:
-            raise ValueError(f"scheme {self.scheme!r} needs partition.dirichlet_alpha")
-        if self.scheme == "quantity" and (self.dirichlet_alpha is None) == (
-            self.size_sigma is None
-        ):
-            raise ValueError(
-                "scheme 'quantity' needs one of partition.dirichlet_alpha and partition.size_sigma"
-            )
-        if self.scheme == "pathological" and self.classes_per_client is None:
-            raise ValueError("scheme 'pathological' needs partition.classes_per_client")
-        if self.scheme == "dirichlet_drawn" and self.samples_per_client is None:
-            raise ValueError("scheme 'dirichlet_drawn' needs partition.samples_per_client")
-        if self.scheme == "longtail" and self.imbalance_factor is None:
-            raise ValueError("scheme 'longtail' needs partition.imbalance_factor")
-        return self
-
-    @property
-    def uses_alpha(self) -> bool:
-        """Whether the scheme cannot do without `dirichlet_alpha`."""
-        return self.scheme.startswith("dirichlet_") or self.scheme == "longtail"
-
     @property
     def label(self) -> str:
         """Short name in tables and plots, such as `dirichlet_label 0.05`."""
-        used = {
-            "pathological": self.classes_per_client,
-            "quantity": self.dirichlet_alpha if self.size_sigma is None else self.size_sigma,
-            "domain": self.dirichlet_alpha,
-        }.get(self.scheme, self.dirichlet_alpha if self.uses_alpha else None)
-        return self.scheme if used is None else f"{self.scheme} {used:g}"
+        value = getattr(self.options(), "shown", None)
+        return self.scheme if value is None else f"{self.scheme} {value:g}"
+
+    @property
+    def shares_samples(self) -> bool:
+        """Whether clients may hold the same samples."""
+        return getattr(self.part(), "SHARES_SAMPLES", False)
+
+    @property
+    def counts_clients(self) -> bool:
+        """Whether the data can say how many clients there are."""
+        return getattr(self.part(), "COUNTS_CLIENTS", False)
 
 
 class ModelsConfig(Section):
@@ -147,7 +106,7 @@ class ModelsConfig(Section):
     generator_guidance: float | None = Field(None, ge=0)
     logit_scale: float | None = Field(None, gt=0)
     """Factor of the text logits; by default the encoder's own (100 for precomputed features)."""
-    classifier: ClassifierConfig = ClassifierConfig()
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
     """What methods on images train: a name, such as `lenet`, or a mapping."""
 
 

@@ -3,11 +3,10 @@
 from fedsim.data.datasets import Dataset, Split, load_dataset
 from fedsim.data.images import ImagePaths
 from fedsim.data.partition.heterogeneity import PartitionStatistics
-from fedsim.data.partition.make import PARTITIONS, Partition, make_partition
+from fedsim.data.partition.make import Partition, make_partition
 from fedsim.data.splits import holdout
 
 __all__ = [
-    "PARTITIONS",
     "Dataset",
     "ImagePaths",
     "Partition",

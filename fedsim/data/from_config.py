@@ -16,7 +16,7 @@ import numpy as np
 from fedsim.config.sections import DataConfig, NoiseConfig, PartitionConfig
 from fedsim.data.datasets import Dataset, load_dataset
 from fedsim.data.noise import spoilt_clients
-from fedsim.data.partition.make import Partition, make_partition
+from fedsim.data.partition.make import Partition, partition_rows
 from fedsim.data.partition.population import Population
 from fedsim.data.readers.coop import coop_identity, is_coop
 from fedsim.data.splits import holdout
@@ -121,17 +121,10 @@ def split_clients(
         PartitionError: If the split asked for cannot be made from this data.
         ConfigError: If `noise` is asked for, but for less than half a client.
     """
-    made = make_partition(
+    made = partition_rows(
         np.asarray(labels),
-        scheme=partition.scheme,
-        rng=numpy_rng(seed, "partition"),
-        num_clients=partition.num_clients,
-        dirichlet_alpha=partition.dirichlet_alpha,
-        classes_per_client=partition.classes_per_client,
-        samples_per_client=partition.samples_per_client,
-        min_samples=partition.min_samples,
-        size_sigma=partition.size_sigma,
-        imbalance_factor=partition.imbalance_factor,
+        partition,
+        numpy_rng(seed, "partition"),
         clients=None if clients is None else np.asarray(clients),
         domains=None if domains is None else np.asarray(domains),
     )

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedsim.config import Experiment
-from fedsim.config.study import EarlyStopping
+from fedsim.config.tune import EarlyStopping
 from fedsim.errors import ConfigError, ResultsError, did_you_mean
 from fedsim.interrupt import check
 from fedsim.storage.atomic import whole_file
@@ -352,9 +352,7 @@ def _choice(experiments: Sequence[Experiment]) -> str:
     alike = [e.flat() for e in experiments if (e.method, e.seed) == (first.method, first.seed)]
     varying = {k: v for k, v in first.flat().items() if any(e.get(k) != v for e in alike)}
     if "partition.scheme" in varying:  # it replaces the whole entry: say all of it
-        needed = ("dirichlet_alpha", "classes_per_client", "size_sigma", "imbalance_factor")
-        own = {f"partition.{key}": getattr(first.partition, key) for key in needed}
-        varying |= {key: value for key, value in own.items() if value is not None}
+        varying |= {f"partition.{key}": value for key, value in first.partition.given().items()}
     if len(varying) > 1:  # follows from the others, unless it is an axis itself
         varying.pop("engine.group_size", None)
     chosen |= {key: v if isinstance(v, str) else json.dumps(v) for key, v in varying.items()}

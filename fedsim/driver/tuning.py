@@ -19,7 +19,8 @@ import typer
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.config.study import EarlyStopping, Study
+from fedsim.config.study import StudyFile
+from fedsim.config.tune import EarlyStopping
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
 from fedsim.methods import check_options, method_class
 from fedsim.storage.remote import Copy, url_of
@@ -44,7 +45,7 @@ class Score(NamedTuple):
 
 
 def tune_study(
-    study: Study,
+    study: StudyFile,
     known_methods: Iterable[str],
     execute: Callable[[list[Experiment], EarlyStopping | None], None],
     dry_run: bool = False,
@@ -191,14 +192,14 @@ def _round(value: float) -> float:
 
 
 def _further(
-    study: Study, name: str, points: list[Point], best: Point, known: tuple[str, ...]
+    study: StudyFile, name: str, points: list[Point], best: Point, known: tuple[str, ...]
 ) -> list[Point]:
     """`extend`, without values that the configuration refuses."""
     return [p for p in extend(points, best) if _allowed(study, name, p, known)]
 
 
 def _refined(
-    study: Study, name: str, points: list[Point], best: Point, most: int, known: tuple[str, ...]
+    study: StudyFile, name: str, points: list[Point], best: Point, most: int, known: tuple[str, ...]
 ) -> list[Point]:
     """Points of a method, up to as many as the others have."""
     found = list(points)
@@ -210,7 +211,7 @@ def _refined(
     return found
 
 
-def _allowed(study: Study, name: str, point: Point, known: tuple[str, ...]) -> bool:
+def _allowed(study: StudyFile, name: str, point: Point, known: tuple[str, ...]) -> bool:
     try:
         for experiment in _runs(study, name, point, known):
             check_options(experiment, method_class(experiment.use))
@@ -220,7 +221,7 @@ def _allowed(study: Study, name: str, point: Point, known: tuple[str, ...]) -> b
 
 
 def _runs(
-    study: Study,
+    study: StudyFile,
     name: str,
     point: Point,
     known: tuple[str, ...],
@@ -231,14 +232,14 @@ def _runs(
     return study.resolve([(name, point, seed, "tune") for seed in seeds], known)
 
 
-def _leaders(study: Study, scores: list[Score]) -> list[int]:
+def _leaders(study: StudyFile, scores: list[Score]) -> list[int]:
     """Places of the trials to confirm, the best first; none without seeds for that."""
     found = [place for place, score in enumerate(scores) if score.accuracy > 0]
     ranked = sorted(found, key=lambda place: scores[place], reverse=True)
     return ranked[: study.tune.confirm_best] if study.tune.confirm_seeds else []
 
 
-def _check(study: Study, points: dict[str, list[Point]]) -> None:
+def _check(study: StudyFile, points: dict[str, list[Point]]) -> None:
     problems = []
     if not points:
         problems.append(
@@ -269,7 +270,7 @@ def _check(study: Study, points: dict[str, list[Point]]) -> None:
         raise ConfigError([f"{study.source}: {problem}" for problem in problems])
 
 
-def _scores(study: Study, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
+def _scores(study: StudyFile, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
     """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
     from fedsim.results.tables.reader import load
 
@@ -298,7 +299,7 @@ def _best(name: str, points: list[Point], scores: list[Score]) -> Point:
 
 
 def _write(
-    study: Study,
+    study: StudyFile,
     points: dict[str, list[Point]],
     scores: dict[str, list[Score]],
     leaders: dict[str, list[int]],

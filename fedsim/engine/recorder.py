@@ -361,7 +361,7 @@ def about_run(config: Experiment, method: type[Method], device: torch.device) ->
         "method": config.method,
         "dataset": config.data.name,
         "partition": config.partition.scheme,
-        "dirichlet_alpha": config.partition.dirichlet_alpha,
+        "dirichlet_alpha": config.partition.given().get("dirichlet_alpha"),
         "num_clients": config.partition.num_clients,
         "seed": config.seed,
         "phase": config.phase,

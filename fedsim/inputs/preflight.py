@@ -96,10 +96,10 @@ def _method(config: Experiment) -> type[Method]:
 
 def _check_population(config: Experiment, cls: type[Method]) -> None:
     """Refuse a model for each of any number of clients."""
-    if cls.personal and config.partition.scheme == "dirichlet_drawn":
+    if cls.personal and config.partition.shares_samples:
         raise ConfigError(
             f"methods.{config.method}: {config.use} has no global model but one for every client, "
-            f"which partition.scheme 'dirichlet_drawn' is not for: choose another scheme"
+            f"which partition.scheme {config.partition.scheme!r} is not for: choose another scheme"
         )
 
 

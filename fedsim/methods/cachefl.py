@@ -45,6 +45,15 @@ class CacheFL(Method):
     sections: ClassVar[tuple[str, ...]] = ("cache",)
 
     @classmethod
+    def check(cls, config: Experiment) -> None:
+        init = config.cache.init
+        if config.method == "cachefl" and init != "generated":
+            raise ConfigError(
+                f"cache.init is {init!r}, but only a generated cache is called cachefl: name this "
+                f"one apart, e.g. 'cache_{init}: {{use: cachefl, cache.init: {init}}}'"
+            )
+
+    @classmethod
     def needs_synthetic(cls, config: Experiment) -> bool:
         return config.cache.init in ("generated", "mixed")
 

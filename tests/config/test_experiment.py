@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedsim.config import Experiment
+from fedsim.config.chosen import Chosen
+from fedsim.config.problems import SECTIONS
 from fedsim.config.sections import PartitionConfig, ResourcesConfig
-from fedsim.config.study import SECTIONS
 from fedsim.errors import (
     CheckpointError,
     ClientError,
@@ -188,6 +189,8 @@ def fields_of(model: Any, prefix: str = "") -> set[str]:
     for name, field in model.model_fields.items():
         inner = prefix + name
         names |= fields_of(field.annotation, f"{inner}.") if name in SECTIONS else {inner}
+    if issubclass(model, Chosen):
+        names |= {prefix + name for name in model.known()}
     return names
 
 
@@ -309,8 +312,8 @@ def test_what_the_scheme_does_not_read_is_left_out():
     assert (shared.run_id, shared.partition.label) == (alone.run_id, "iid")
     assert shared.resolved() is shared
     size = {"scheme": "quantity", "size_sigma": 1.0, "classes_per_client": 3}
-    assert make(partition=size).partition.size_sigma == 1.0
-    assert make(partition=size).partition.classes_per_client is None
+    assert make(partition=size).partition.given() == {"size_sigma": 1.0}
+    assert make(partition=size).partition.unread() == []
 
 
 def test_a_group_size_that_is_given_stays():
@@ -366,7 +369,6 @@ def test_a_cohort_has_at_least_one_client(clients: int, participation: float, co
         {"partition__dirichlet_alpha": 0.0},
         {"partition__dirichlet_alpha": float("nan")},
         {"phase": "tune", "evaluation__holdout_fraction": 0.0},
-        {"method": "cachefl", "cache__init": "random"},
         {"cache__form": "dual", "train__optimizer": "adamw"},
         {"cache__form": "dual", "cache__trainable": "keys_scales"},
     ],
@@ -455,7 +457,8 @@ def test_the_flat_configuration_is_complete():
     assert flat["options.a.b"] == 1
     assert flat["partition.scheme"] == "dirichlet_label"
     assert flat["models.classifier.name"] == "convnet"
-    assert fields_of(Experiment) - {"options", "models.classifier"} <= set(flat)
+    without = {"options", "models.classifier", "partition.samples_per_client"}
+    assert fields_of(Experiment) - without <= set(flat)
 
 
 # --- errors --------------------------------------------------------------------------------------

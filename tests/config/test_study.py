@@ -1,6 +1,5 @@
 """Study files: what is refused and how, overrides, axes and names."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,36 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Experiment
 from fedsim.config.sections import TrainConfig
-from fedsim.config.study import Study, TuneConfig, load_study, parse_study
+from fedsim.config.study import parse_study
+from fedsim.config.tune import TuneConfig
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
-
-Load = Callable[..., Study]
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    """Writes a study file and loads it."""
-
-    def write(text: str, *overrides: str) -> Study:
-        path = tmp_path / "trial.yaml"
-        path.write_text(text, encoding="utf-8")
-        return load_study(path, overrides)
-
-    return write
-
-
-def only(study: Study) -> Experiment:
-    (experiment,) = study.experiments(METHODS)
-    return experiment
-
-
-def problems(action: Callable[[], Any]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        action()
-    return caught.value.problems
+from tests.config.conftest import Load, only, problems
 
 
 def test_the_shortest_study_is_a_list_of_methods(load: Load):
@@ -129,14 +104,6 @@ def test_tuning_grids_are_read(load: Load):
         load("methods: [cachefl]\ntune: {grid: {cachefl: {train.lr: []}}}")
 
 
-def test_a_missing_file_names_its_neighbour(load: Load, tmp_path: Path):
-    load("methods: [cachefl]")
-    with pytest.raises(ConfigError, match="did you mean 'trial.yaml'"):
-        load_study(tmp_path / "trail.yaml")
-    with pytest.raises(ConfigError, match="no study file"):
-        load_study(tmp_path / "nowhere" / "trial.yaml")
-
-
 def test_all_problems_are_told_at_once(load: Load):
     found = problems(
         lambda: load(
@@ -161,157 +128,6 @@ def test_problems_of_the_axes_and_of_overrides_are_told_together():
     found = problems(lambda: parse_study(tree, ["train.lr"]))
     text = "\n".join(found)
     assert all(part in text for part in ("train.lr=0.1", "study", "methods", "seeds", "'rounds'"))
-
-
-def test_keys_given_twice_are_refused(load: Load):
-    with pytest.raises(ConfigError, match=r"the key 'lr' is given twice.*line 2"):
-        load("methods: [cachefl]\ntrain: {lr: 0.1, rounds: 2, lr: 0.2}")
-    with pytest.raises(ConfigError, match="'methods' is given twice"):
-        load("methods: [cachefl]\nmethods: [fedavg_head]")
-
-
-def test_yaml_anchors_and_merges_work(load: Load):
-    study = load(
-        """
-        methods:
-          cachefl: &slow {train.lr: 0.1, train.rounds: 7}
-          fedavg_head: {<<: *slow, train.lr: 0.2}
-        """
-    )
-    found = [(e.train.lr, e.train.rounds) for e in study.experiments(METHODS)]
-    assert found == [(0.1, 7), (0.2, 7)]
-
-
-@pytest.mark.parametrize(
-    "text", ["[1, 2]", "", "{a: [", "? [a, b]\n: 3", "\x00", "methods: !!python/object:os.system x"]
-)
-def test_what_is_no_mapping_or_no_yaml_is_refused(load: Load, text: str):
-    with pytest.raises(ConfigError, match=r"trial\.yaml"):
-        load(text)
-
-
-@pytest.mark.parametrize("written", ["1e-3", "1E-3", ".001", "0.001", "1.e-3", "+1e-3"])
-def test_numbers_may_be_written_as_people_do(load: Load, written: str):
-    study = load(f"methods: [cachefl]\ntrain: {{lr: {written}}}")
-    assert only(study).train.lr == 0.001
-
-
-def test_text_that_begins_like_a_number_stays_text(load: Load):
-    study = load("methods: [cachefl]\ndata: {name: 1e-3.npz, path: 10_000/x}")
-    assert (only(study).data.name, only(study).data.path) == ("1e-3.npz", "10_000/x")
-
-
-@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
-def test_numbers_that_are_none_are_refused(load: Load, value: str):
-    found = problems(
-        lambda: load(f"methods: [cachefl]\ntrain: {{lr: {value}}}").experiments(METHODS)
-    )
-    assert "train.lr" in found[0]
-
-
-# --- overrides -----------------------------------------------------------------------------------
-
-TWO = """
-methods:
-  cachefl: {train.lr: 0.5, train: {momentum: 0.3}}
-  fedavg_head: {}
-train: {lr: 0.1, rounds: 3}
-partitions:
-  - {scheme: dirichlet_label, dirichlet_alpha: 0.1, num_clients: 4}
-  - {scheme: iid}
-seeds: [0, 1]
-grid: {train.batch_size: [8, 16]}
-"""
-
-
-def test_seed_and_method_choose_one(load: Load):
-    found = load(TWO, "seed=5", "method=cachefl").experiments(METHODS)
-    assert {(e.method, e.seed, e.train.lr) for e in found} == {("cachefl", 5, 0.5)}
-
-
-def test_a_method_outside_the_study_may_be_asked_for(load: Load):
-    assert {e.method for e in load(TWO, "method=zero_shot").experiments(METHODS)} == {"zero_shot"}
-
-
-def test_lists_are_yaml(load: Load):
-    study = load(TWO, "seeds=[3, 4]", "report.targets=[0.25]")
-    assert study.seeds == (3, 4)
-    assert study.experiments(METHODS)[0].report.targets == (0.25,)
-
-
-def test_an_override_beats_the_methods_own_settings(load: Load):
-    found = load(TWO, "train.lr=1e-2", "train.momentum=0.7").experiments(METHODS)
-    assert {(e.method, e.train.lr, e.train.momentum) for e in found} == {
-        ("cachefl", 0.01, 0.7),
-        ("fedavg_head", 0.01, 0.7),
-    }
-
-
-def test_an_override_replaces_a_grid_axis(load: Load):
-    study = load(TWO, "train.batch_size=4")
-    found = study.experiments(METHODS)
-    assert {e.train.batch_size for e in found} == {4}
-    assert len(found) == 2 * 2 * 2
-
-
-def test_methods_that_are_left_out_are_not_tuned(load: Load):
-    text = "methods: [cachefl, zero_shot]\ntune: {grid: {cachefl: {train.lr: [0.1]}}}"
-    assert load(text, "method=zero_shot").tune.grid == {}
-    assert set(load(text, "methods=[cachefl]").tune.grid) == {"cachefl"}
-    typo = load(text.replace("{cachefl:", "{cachefk:"), "method=zero_shot")
-    assert set(typo.tune.grid) == {"cachefk"}  # for --tune to refuse
-
-
-def test_a_whole_grid_replaces_the_file_s(load: Load):
-    found = load(TWO, "grid={train.lr: [0.1, 0.2], noise.labels: [0.5]}").experiments(METHODS)
-    assert {(e.train.lr, e.noise.labels) for e in found} == {(0.1, 0.5), (0.2, 0.5)}
-    with pytest.raises(ConfigError, match="grid"):
-        load(TWO, "grid=3")
-
-
-def test_setting_the_partition_replaces_its_axis(load: Load):
-    found = load(TWO, "partition.dirichlet_alpha=0.7").experiments(METHODS)
-    assert {(e.partition.label, e.partition.num_clients) for e in found} == {
-        ("dirichlet_label 0.7", 4)  # the first split of the file, changed
-    }
-    found = load(TWO, "partition.scheme=iid").experiments(METHODS)
-    assert {(e.partition.label, e.partition.num_clients) for e in found} == {("iid", 10)}
-
-
-def test_a_whole_section_as_override_is_its_settings_one_by_one(load: Load):
-    found = load(TWO, "train={lr: 0.01, momentum: 0.7}").experiments(METHODS)
-    shown = {(e.train.lr, e.train.momentum, e.train.rounds) for e in found}
-    assert shown == {(0.01, 0.7, 3)}  # what was not given stays
-
-
-def test_overrides_leave_the_callers_mapping_alone():
-    tree: dict[str, Any] = {
-        "study": "s",
-        "methods": {"cachefl": {"train.lr": 0.5, "train": {"lr": 0.4}}},
-        "partitions": [{"scheme": "iid"}],
-        "train": {"lr": 0.1},
-    }
-    before = repr(tree)
-    parse_study(tree, ["train.lr=9.0", "partition.num_clients=3", "method=cachefl"])
-    assert repr(tree) == before
-
-
-@pytest.mark.parametrize("text", ["train.lr", "=3", "", "train.lr=[1,", "train.lr={a: 1, a: 2}"])
-def test_overrides_that_are_none_are_refused(load: Load, text: str):
-    with pytest.raises(ConfigError, match="override"):
-        load(TWO, text)
-
-
-def test_an_override_cannot_go_through_a_value(load: Load):
-    with pytest.raises(ConfigError, match=r"train\.lr\.x: 'lr' holds a value, not a section"):
-        load(TWO, "train.lr.x=1")
-
-
-def test_unknown_overrides_get_a_hint(load: Load):
-    found = problems(lambda: load(TWO, "train.lrr=1", "sedes=[1]").experiments(METHODS))
-    assert any("did you mean 'seeds'" in problem for problem in found)
-    found = problems(lambda: load(TWO, "train.lrr=1").experiments(METHODS))
-    assert any("'train.lrr'; did you mean 'lr'" in problem for problem in found)
 
 
 # --- names and axes that cannot be ---------------------------------------------------------------
@@ -353,14 +169,6 @@ def test_a_methods_settings_cannot_change_what_run_it_is(key: str):
 
 
 # --- what only some names may mean ---------------------------------------------------------------
-
-
-def test_only_a_generated_cache_is_called_cachefl():
-    tree = {"study": "s", "methods": {"cachefl": {"cache.init": "text"}}}
-    found = problems(lambda: parse_study(tree).experiments(METHODS))
-    assert "cache_text: {use: cachefl" in found[0]
-    tree = {"study": "s", "methods": {"cache_text": {"use": "cachefl", "cache.init": "text"}}}
-    assert only(parse_study(tree)).cache.init == "text"
 
 
 def test_the_dual_form_needs_sgd_on_keys():

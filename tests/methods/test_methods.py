@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ConfigError
-from fedsim.methods import METHODS, build_method, method_class
+from fedsim.methods import METHODS, build_method, check_options, method_class
 from fedsim.methods.base import Labelled, Method, Received, Task
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.synthetic_only import SyntheticOnly
@@ -295,6 +295,14 @@ def test_every_name_is_a_method(name: str):
     assert cls.__doc__
     assert cls.inputs in ("features", "pixels", "images")
     assert cls.reduction in ("sum", "keep")
+
+
+def test_only_a_generated_cache_is_called_cachefl():
+    text = experiment("x.npz", "cachefl", cache__init="text")
+    with pytest.raises(ConfigError, match=r"methods.cachefl: cache.init is 'text'.*use: cachefl"):
+        check_options(text, method_class("cachefl"))
+    check_options(experiment("x.npz", "cachefl"), method_class("cachefl"))
+    check_options(experiment("x.npz", "cache_text"), method_class("cachefl"))
 
 
 def test_unknown_options_are_refused_with_a_hint():

@@ -11,34 +11,28 @@ client size is met by moving samples, and what that changed is in the partition'
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from fedsim.config.sections import SCHEME_OPTIONS
+from fedsim.config.problems import messages
+from fedsim.config.sections import PartitionConfig
 from fedsim.data.partition.heterogeneity import (
     PartitionStatistics,
     partition_statistics,
     total_variation,
 )
-from fedsim.data.partition.population import Population, dirichlet_drawn
+from fedsim.data.partition.population import Population
 from fedsim.data.partition.repair import repair
 from fedsim.data.partition.sampling import Ask, Draft
-from fedsim.data.partition.schemes import SCHEMES
-from fedsim.errors import ConfigError, PartitionError, did_you_mean
+from fedsim.errors import ConfigError, PartitionError
 from fedsim.seeding import numpy_rng
 
-__all__ = ["PARTITIONS", "Partition", "make_partition"]
-
-PARTITIONS: dict[str, Callable[[Ask], Draft | Population]] = {
-    **SCHEMES,
-    "dirichlet_drawn": dirichlet_drawn,
-}
-"""Name of a scheme -> the function that makes it (see `fedsim.data.partition.schemes`)."""
+__all__ = ["Partition", "make_partition", "partition_rows"]
 
 _MOST_SHOWN = 1000
 
@@ -48,7 +42,7 @@ class Partition:
     """Which training samples each client holds.
 
     Attributes:
-        scheme: Name in `PARTITIONS`.
+        scheme: Name in `fedsim.config.families.SCHEMES`.
         indices: One sorted int64 array per client, rows of the training split; disjoint, but for
             `dirichlet_drawn`, whose arrays are drawn when they are asked for.
         label_counts: int64 (num_shown, num_classes): of all clients, or of the first 1,000 of
@@ -82,35 +76,26 @@ def make_partition(
     scheme: str,
     rng: np.random.Generator | int,
     num_clients: int | None = None,
-    dirichlet_alpha: float | None = None,
-    classes_per_client: int | None = None,
-    samples_per_client: int | None = None,
     min_samples: int = 1,
-    size_sigma: float | None = None,
-    imbalance_factor: float | None = None,
     clients: np.ndarray | None = None,
     domains: np.ndarray | None = None,
     num_classes: int | None = None,
+    **options: Any,
 ) -> Partition:
     """Split samples over clients.
 
     Args:
         labels: int (N,), 0 to num_classes - 1.
-        scheme: Name in `PARTITIONS`.
+        scheme: Name in `fedsim.config.families.SCHEMES`.
         rng: A generator, or the partition's seed.
         num_clients: 1 to N; any number for `dirichlet_drawn`. May be None for `natural`: all
             recorded clients.
-        dirichlet_alpha: Concentration, above 0; small = skewed. For the four `dirichlet_*` and
-            `longtail`; label skew within `domain`; sizes of `quantity`.
-        classes_per_client: 1 to num_classes, for `pathological`.
-        samples_per_client: Mean, 1 to N, for `dirichlet_drawn`.
         min_samples: Smallest client, 1 or more; met by moving samples from the largest clients.
-        size_sigma: Standard deviation of log sizes, 0 or more, for `quantity` and
-            `dirichlet_drawn`.
-        imbalance_factor: Largest over smallest class, 1 or more, for `longtail`.
         clients: int (N,), recorded client of each sample, for `natural`.
         domains: int (N,), domain of each sample, for `domain`.
         num_classes: Columns of `label_counts`; None = largest label + 1.
+        options: The scheme's own settings, such as `dirichlet_alpha` (see its file in
+            `fedsim.data.partition.schemes`). None stands for a default.
 
     Returns:
         The partition: the same for the same arguments.
@@ -132,16 +117,32 @@ def make_partition(
     fedsim.errors.PartitionError: 101 clients x min_samples 1 = 101 samples, but there are 100: \
 lower num_clients or min_samples
     """
-    if scheme not in PARTITIONS:
-        raise ConfigError(f"unknown partition {scheme!r}: {did_you_mean(scheme, PARTITIONS)}")
-    options = {
-        "dirichlet_alpha": dirichlet_alpha,
-        "classes_per_client": classes_per_client,
-        "samples_per_client": samples_per_client,
-        "size_sigma": size_sigma,
-        "imbalance_factor": imbalance_factor,
-    }
-    _check_options(options, num_clients, min_samples)
+    given = {"scheme": scheme, "num_clients": num_clients, "min_samples": min_samples, **options}
+    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
+    if num_clients is None:
+        plain["num_clients"] = 1 if clients is None else len(np.unique(clients))
+    try:
+        settings = PartitionConfig(**plain)
+    except ValidationError as error:
+        raise ConfigError(messages(error, PartitionConfig)) from error
+    if num_clients is None and not settings.counts_clients:
+        raise ConfigError(f"partition {scheme!r} needs num_clients: set it")
+    generator = numpy_rng(int(rng), "partition") if isinstance(rng, int | np.integer) else rng
+    return partition_rows(
+        labels, settings, generator, clients=clients, domains=domains, num_classes=num_classes
+    )
+
+
+def partition_rows(
+    labels: np.ndarray,
+    settings: PartitionConfig,
+    rng: np.random.Generator,
+    *,
+    clients: np.ndarray | None = None,
+    domains: np.ndarray | None = None,
+    num_classes: int | None = None,
+) -> Partition:
+    """`make_partition` for the section `partition`, whose `seed` is not looked at."""
     labels = _check_rows(labels, "labels", None)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
@@ -151,34 +152,15 @@ lower num_clients or min_samples
         clients = _check_rows(clients, "clients", len(labels))
     if domains is not None:
         domains = _check_rows(domains, "domains", len(labels))
-    if num_clients is None:
-        if scheme != "natural":
-            raise ConfigError(f"partition {scheme!r} needs num_clients: set it")
-        num_clients = 1 if clients is None else len(np.unique(clients))
-    if scheme != "dirichlet_drawn" and num_clients * min_samples > len(labels):
+    scheme, num_clients, least = settings.scheme, settings.num_clients, settings.min_samples
+    if not settings.shares_samples and num_clients * least > len(labels):
         raise PartitionError(
-            f"{num_clients} clients x min_samples {min_samples} = {num_clients * min_samples} "
+            f"{num_clients} clients x min_samples {least} = {num_clients * least} "
             f"samples, but there are {len(labels)}: lower num_clients or min_samples"
         )
-    generator = numpy_rng(int(rng), "partition") if isinstance(rng, int | np.integer) else rng
-    ask = Ask(
-        labels=labels,
-        num_classes=num_classes,
-        num_clients=num_clients,
-        rng=generator,
-        min_samples=min_samples,
-        dirichlet_alpha=dirichlet_alpha,
-        classes_per_client=classes_per_client,
-        samples_per_client=samples_per_client,
-        size_sigma=size_sigma,
-        imbalance_factor=imbalance_factor,
-        clients=clients,
-        domains=domains,
-    )
-    draft = PARTITIONS[scheme](ask)
-    extra = [name for name, value in options.items() if value is not None]
-    unread = [name for name in extra if name not in SCHEME_OPTIONS.get(scheme, frozenset())]
-    log = [f"{name} has no effect on partition {scheme!r}" for name in unread]
+    ask = Ask(labels, num_classes, num_clients, rng, least, clients, domains)
+    draft = settings.part().split(ask, settings.options())
+    log = [f"{name} has no effect on partition {scheme!r}" for name in settings.unread()]
     if isinstance(draft, Population):
         return _described(scheme, ask, draft, log)
     return _finish(scheme, ask, draft, log)
@@ -241,34 +223,6 @@ def _count(owner: np.ndarray, ask: Ask) -> np.ndarray:
     flat = owner[used] * ask.num_classes + ask.labels[used]
     counts = np.bincount(flat, minlength=ask.num_clients * ask.num_classes)
     return counts.reshape(ask.num_clients, ask.num_classes)
-
-
-def _check_options(options: dict[str, Any], num_clients: int | None, min_samples: int) -> None:
-    """Refuse numbers outside their range, all of them at once."""
-    whole_numbers = {"num_clients": num_clients, "min_samples": min_samples}
-    for name in ("classes_per_client", "samples_per_client"):
-        whole_numbers[name] = options[name]
-    at_least = dict.fromkeys(("classes_per_client", "samples_per_client", "imbalance_factor"), 1)
-    at_least["size_sigma"] = 0
-    problems = [
-        f"{name} is {value!r}: it must be a whole number"
-        for name, value in whole_numbers.items()
-        if value is not None and not isinstance(value, int | np.integer)
-    ]
-    for name, value in options.items():
-        if value is None:
-            continue
-        if name == "dirichlet_alpha":
-            if not (math.isfinite(value) and value > 0):
-                problems.append(f"dirichlet_alpha is {value}: it must be above 0, e.g. 0.1")
-        elif not (math.isfinite(value) and value >= at_least[name]):
-            problems.append(f"{name} is {value}: it must be {at_least[name]} or more")
-    if num_clients is not None and num_clients < 1:
-        problems.append(f"num_clients is {num_clients}: it must be 1 or more")
-    if min_samples < 1:
-        problems.append(f"min_samples is {min_samples}: a client needs 1 sample or more")
-    if problems:
-        raise ConfigError(problems)
 
 
 def _check_rows(values: np.ndarray, name: str, count: int | None) -> np.ndarray:

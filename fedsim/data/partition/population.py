@@ -16,12 +16,11 @@ from typing import overload
 
 import numpy as np
 
-from fedsim.data.partition.sampling import Ask, log_dirichlet, softmax
+from fedsim.data.partition.sampling import log_dirichlet, softmax
 from fedsim.data.splits import carve
-from fedsim.errors import PartitionError
 from fedsim.seeding import derive, numpy_rng
 
-__all__ = ["Population", "dirichlet_drawn"]
+__all__ = ["Population"]
 
 _SMALLEST_HOLDING_OUT = 5
 """Clients with fewer samples hold none out, as in a disjoint split."""
@@ -143,36 +142,3 @@ class Population(Sequence[np.ndarray]):
             counts += drawn
             left -= drawn
         return counts
-
-
-def dirichlet_drawn(ask: Ask) -> Population:
-    """Clients that draw their size and label law, and their samples within the data.
-
-    Sizes are log-normal with mean `samples_per_client` and spread `size_sigma` (0 by default);
-    label laws are Dir(alpha * C * p), as in `dirichlet_client`. In the limit of few clients it is
-    that scheme without its constraint that all samples are used once.
-    """
-    alpha = ask.need("dirichlet_alpha", "dirichlet_drawn")
-    mean = ask.need("samples_per_client", "dirichlet_drawn")
-    total = len(ask.labels)
-    if mean > total:
-        raise PartitionError(
-            f"dirichlet_drawn: samples_per_client is {mean:g}, but the data has {total} samples, "
-            f"each of which a client holds once at most"
-        )
-    if mean < ask.min_samples:
-        raise PartitionError(
-            f"dirichlet_drawn: samples_per_client is {mean:g}, less than min_samples "
-            f"{ask.min_samples}"
-        )
-    sizes = np.bincount(ask.labels, minlength=ask.num_classes)
-    order = np.argsort(ask.labels, kind="stable")
-    return Population(
-        num_clients=ask.num_clients,
-        rows_of=tuple(np.split(order, np.cumsum(sizes)[:-1])),
-        concentration=sizes / total * ask.num_classes * alpha,
-        samples_per_client=mean,
-        size_sigma=ask.size_sigma or 0.0,
-        min_samples=ask.min_samples,
-        seed=int(ask.rng.integers(2**63)),
-    )

@@ -1,39 +1,49 @@
-"""What a partition scheme is given and gives back, and the random draws that schemes share."""
+"""What a partition scheme is given and gives back, and the draws that schemes share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
-from fedsim.errors import ConfigError
+from fedsim.config.base import Section
 
-__all__ = ["Ask", "Draft", "log_dirichlet", "softmax", "split_counts"]
+__all__ = [
+    "Ask",
+    "DirichletOptions",
+    "Draft",
+    "hand_out",
+    "label_counts",
+    "log_dirichlet",
+    "softmax",
+    "split_counts",
+]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What to split and how. Values were checked by `make_partition`, except for presence."""
+    """What every scheme is told. Values were checked by `fedsim.data.partition.make`."""
 
     labels: np.ndarray
     num_classes: int
     num_clients: int
     rng: np.random.Generator
     min_samples: int
-    dirichlet_alpha: float | None
-    classes_per_client: int | None
-    samples_per_client: int | None
-    size_sigma: float | None
-    imbalance_factor: float | None
     clients: np.ndarray | None
     domains: np.ndarray | None
 
-    def need(self, name: str, scheme: str) -> float:
-        """The value of an option that this scheme cannot do without."""
-        value = getattr(self, name)
-        if value is None:
-            raise ConfigError(f"partition {scheme!r} needs {name}: set it")
-        return float(value)
+
+class DirichletOptions(Section):
+    """The option of schemes that draw from a Dirichlet distribution."""
+
+    dirichlet_alpha: float = Field(gt=0)
+    """Concentration of every Dirichlet draw; small is heterogeneous."""
+
+    @property
+    def shown(self) -> float:
+        """The value in the partition's label."""
+        return self.dirichlet_alpha
 
 
 @dataclass(frozen=True)
@@ -97,3 +107,23 @@ def split_counts(rng: np.random.Generator, count: int, shares: np.ndarray) -> np
     parts = np.empty(len(shares), dtype=np.int64)
     parts[order] = np.diff(np.minimum(edges, count), prepend=0)
     return parts
+
+
+def hand_out(ask: Ask, counts: np.ndarray) -> np.ndarray:
+    """Owners for the given `counts` (n, C): random samples of each class; the rest is unused."""
+    owner = np.full(len(ask.labels), -1, dtype=np.int64)
+    clients = np.arange(len(counts))
+    for label in range(ask.num_classes):
+        rows = ask.rng.permutation(np.flatnonzero(ask.labels == label))
+        to = np.repeat(clients, counts[:, label])
+        owner[rows[: len(to)]] = to
+    return owner
+
+
+def label_counts(ask: Ask, alpha: float, keep: np.ndarray | None = None) -> np.ndarray:
+    """`(n, C)` counts: class sizes (or `keep`) times one Dir(alpha) draw per class."""
+    sizes = np.bincount(ask.labels, minlength=ask.num_classes) if keep is None else keep
+    laws = softmax(log_dirichlet(ask.rng, np.full(ask.num_clients, alpha), ask.num_classes))
+    return np.stack(
+        [split_counts(ask.rng, int(s), law) for s, law in zip(sizes, laws, strict=True)], axis=1
+    )

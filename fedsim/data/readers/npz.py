@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,12 +29,14 @@ from fedsim.errors import DataError, did_you_mean
 
 __all__ = ["read_npz"]
 
-_ROWS = ("x", "images", "image", "data", "features", "feats", "f")
-_LABELS = ("y", "labels", "label", "targets", "target", "l")
-_CLIENTS = ("client", "clients", "client_id", "client_ids")
-_DOMAINS = ("domain", "domains", "domain_id", "domain_ids")
+_KEYS = {
+    "image": ("x", "images", "image", "data", "features", "feats", "f"),
+    "label": ("y", "labels", "label", "targets", "target", "l"),
+    "client": ("client", "clients", "client_id", "client_ids"),
+    "domain": ("domain", "domains", "domain_id", "domain_ids"),
+}
+"""A column, as `Columns` calls it -> the keys it is looked for under."""
 _FEATURE_NAMES = ("features", "feats", "f", "keys")
-
 
 _DAMAGE = (
     OSError,
@@ -125,62 +128,65 @@ def _read_parts(
     archive: _Archive, columns: Columns, shots: int | None, notes: list[str]
 ) -> tuple[dict[str, Part], bool]:
     """The splits, and whether they are features."""
-    wanted = {
-        "rows": (columns.image,) if columns.image else _ROWS,
-        "labels": (columns.label,) if columns.label else _LABELS,
-        "clients": (columns.client,) if columns.client else _CLIENTS,
-        "domains": (columns.domain,) if columns.domain else _DOMAINS,
-    }
-    found = {
-        split: {what: _split_key(archive, names, split) for what, names in wanted.items()}
-        for split in SPLITS
-    }
-    keys = {split: named for split, named in found.items() if named["rows"]}
+    given = {column: getattr(columns, column) for column in _KEYS}
+    wanted = {c: (given[c],) if given[c] else usual for c, usual in _KEYS.items()}
+    found = {s: {c: _split_key(archive, k, s) for c, k in wanted.items()} for s in SPLITS}
+    keys = {split: named for split, named in found.items() if named["image"]}
     shot_keys = {k.removeprefix("keys_") for k in archive.keys if k.startswith("keys_")}
     if "train" not in keys and shot_keys:
         name = _shot_key(archive.path, shot_keys, shots, notes)
-        keys["train"] = {"rows": f"keys_{name}", "labels": f"keylab_{name}"}
+        keys["train"] = {"image": f"keys_{name}", "label": f"keylab_{name}"}
     if not keys:
         return _read_flat(archive, columns)
     if "train" not in keys:  # flat x and y beside x_test and y_test
-        flat = {what: next((n for n in w if n in archive.keys), None) for what, w in wanted.items()}
-        if flat["rows"] and flat["labels"]:
+        flat = {c: _present(archive, names) for c, names in wanted.items()}
+        if flat["image"] and flat["label"]:
             keys["train"] = flat
-    parts = {}
     for split, named in keys.items():
-        rows, labels = named["rows"], named["labels"]
-        if not rows or not labels or labels not in archive.keys:
-            if columns.label and rows:
-                hint = did_you_mean(columns.label, archive.keys)
-                if columns.label in archive.keys:
-                    hint = "give its name without the split"
-                raise DataError(
-                    f"{archive.path}: label_column is {columns.label!r}, but the {split} split "
-                    f"has {rows!r} and no '{columns.label}_{split}': {hint}"
-                )
-            raise DataError(
-                f"{archive.path}: the {split} split has {rows!r} but no labels: "
-                f"keys are {', '.join(archive.keys)}"
-            )
-        extra = {what: archive[key] for what in ("clients", "domains") if (key := named.get(what))}
-        parts[split] = Part(archive[rows], archive[labels], f"{archive.path}: {rows}", **extra)
-    for name in ("image", "label", "client", "domain"):
-        given = getattr(columns, name)
-        what = {"image": "rows", "label": "labels", "client": "clients", "domain": "domains"}[name]
-        if given and not any(named.get(what) for named in keys.values()):
-            raise DataError(f"{archive.path} has no {given!r}: {did_you_mean(given, archive.keys)}")
-    first = next(iter(keys.values()))["rows"] or ""
-    return parts, _are_features(first, next(iter(parts.values())))
+        if named["label"] not in archive.keys:
+            raise _no_labels(archive, split, str(named["image"]), columns.label)
+    for column, name in given.items():
+        if name and not any(named.get(column) for named in keys.values()):
+            raise DataError(f"{archive.path} has no {name!r}: {did_you_mean(name, archive.keys)}")
+    parts = {split: _part(archive, named) for split, named in keys.items()}
+    first = next(iter(keys))
+    return parts, _are_features(str(keys[first]["image"]), parts[first])
 
 
 def _split_key(archive: _Archive, names: tuple[str, ...], split: str) -> str | None:
     """The key of one column of one split, e.g. `x_train` or `train_x`."""
-    for name in names:
-        for word in SPLITS[split]:
-            for key in (f"{name}_{word}", f"{word}_{name}"):
-                if key in archive.keys:
-                    return key
-    return None
+    words = SPLITS[split]
+    keys = (key for n in names for word in words for key in (f"{n}_{word}", f"{word}_{n}"))
+    return _present(archive, keys)
+
+
+def _present(archive: _Archive, keys: Iterable[str]) -> str | None:
+    """The first of these keys that the archive has."""
+    return next((key for key in keys if key in archive.keys), None)
+
+
+def _part(archive: _Archive, named: Mapping[str, str | None]) -> Part:
+    """The columns under the given keys."""
+    found = {column: archive[key] for column, key in named.items() if key}
+    where = f"{archive.path}: {named['image']}"
+    clients, domains = found.get("client"), found.get("domain")
+    return Part(found["image"], found["label"], where, clients=clients, domains=domains)
+
+
+def _no_labels(archive: _Archive, split: str, rows: str, label: str | None) -> DataError:
+    """The error for a split whose labels are not under the usual key, or not under `label`."""
+    if not label:
+        return DataError(
+            f"{archive.path}: the {split} split has {rows!r} but no labels: "
+            f"keys are {', '.join(archive.keys)}"
+        )
+    hint = "give its name without the split"
+    if label not in archive.keys:
+        hint = did_you_mean(label, archive.keys)
+    return DataError(
+        f"{archive.path}: label_column is {label!r}, but the {split} split has {rows!r} and no "
+        f"'{label}_{split}': {hint}"
+    )
 
 
 def _shot_key(path: Path, known: set[str], shots: int | None, notes: list[str]) -> str:
@@ -199,30 +205,15 @@ def _shot_key(path: Path, known: set[str], shots: int | None, notes: list[str]) 
 def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, Part], bool]:
     """One `x` and `y`, cut by flags or a `split` column where there is one."""
     where = str(archive.path)
-    rows_key = pick(columns.image, _ROWS, archive.keys, where)
-    label_key = pick(columns.label, _LABELS, archive.keys, where)
-    for key, what, option, usual in (
-        (rows_key, "images or features", "image_column", _ROWS),
-        (label_key, "labels", "label_column", _LABELS),
-    ):
-        if key is None:
+    found = {c: pick(getattr(columns, c), usual, archive.keys, where) for c, usual in _KEYS.items()}
+    for column, what in (("image", "images or features"), ("label", "labels")):
+        if found[column] is None:
             raise DataError(
-                f"{where} has no {what} under a usual key ({', '.join(usual)}): set {option} to "
-                f"one of {', '.join(archive.keys)}"
+                f"{where} has no {what} under a usual key ({', '.join(_KEYS[column])}): set "
+                f"{column}_column to one of {', '.join(archive.keys)}"
             )
-    client_key = pick(columns.client, _CLIENTS, archive.keys, where)
-    domain_key = pick(columns.domain, _DOMAINS, archive.keys, where)
-    assert rows_key
-    assert label_key
-    values = archive[rows_key]
-    whole = Part(
-        rows=values,
-        labels=archive[label_key],
-        where=f"{where}: {rows_key}",
-        clients=archive[client_key] if client_key else None,
-        domains=archive[domain_key] if domain_key else None,
-    )
-    are_features = _are_features(rows_key, whole)
+    whole = _part(archive, found)
+    are_features = _are_features(str(found["image"]), whole)
     split = _split_column(archive, len(whole.labels))
     if split is None:
         return {"train": whole}, are_features
@@ -234,8 +225,7 @@ def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, Part], bo
                 what: None if value is None or len(value) != len(mask) else value[mask]
                 for what, value in (("clients", whole.clients), ("domains", whole.domains))
             }
-            rows = values[mask]
-            parts[name] = Part(rows, whole.labels[mask], whole.where, **columns_of)
+            parts[name] = Part(whole.rows[mask], whole.labels[mask], whole.where, **columns_of)
     return parts or {"train": whole}, are_features
 
 

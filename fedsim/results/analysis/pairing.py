@@ -61,8 +61,10 @@ def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
 
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
-        for leaf, field in model.model_fields.items():
-            name, default = f"{section}.{leaf}", setting_text(field.get_default())
+        options: dict[str, object] = getattr(model, "known", dict)()  # of every partition scheme
+        for leaf in model.model_fields | options:
+            field = model.model_fields.get(leaf)
+            name, default = f"{section}.{leaf}", setting_text(field and field.get_default())
             if (column := CONFIG_PREFIX + name) not in runs or name in _SOURCE:
                 continue
             values = runs[column]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedsim.config.tree import flatten
 from fedsim.errors import ResultsError, did_you_mean
 
 if TYPE_CHECKING:
@@ -129,15 +130,4 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:
     >>> flatten_config({"train": {"lr": 0.05, "steps": "auto"}, "hidden": [8, 4]})
     {'config.train.lr': '0.05', 'config.train.steps': '"auto"', 'config.hidden': '[8, 4]'}
     """
-    columns: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for name, inner in value.items():
-                walk(f"{prefix}.{name}", inner)
-        else:
-            columns[prefix] = json.dumps(value, default=str)
-
-    for name, value in config.items():
-        walk(CONFIG_PREFIX + str(name), value)
-    return columns
+    return {name: json.dumps(value, default=str) for name, value in flatten(config, CONFIG_PREFIX)}

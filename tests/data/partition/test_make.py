@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedsim.data import PARTITIONS, make_partition
+from fedsim.config.families import SCHEMES, load_module
+from fedsim.data import make_partition
 from fedsim.data.partition.sampling import log_dirichlet, softmax, split_counts
 from fedsim.errors import ConfigError, FedsimError, PartitionError
 from fedsim.seeding import numpy_rng
@@ -363,11 +364,11 @@ def test_ten_thousand_clients():
 BAD = [
     ({"scheme": "dirichlet_labels"}, ConfigError, "did you mean 'dirichlet_label'?"),
     ({"num_clients": None}, ConfigError, "partition 'iid' needs num_clients"),
-    ({"num_clients": 0}, ConfigError, "num_clients is 0: it must be 1 or more"),
+    ({"num_clients": 0}, ConfigError, "num_clients is 0: it must be above 0"),
     ({"num_clients": 2.5}, ConfigError, "num_clients is 2.5: it must be a whole number"),
     ({"num_clients": 41}, PartitionError, "41 clients x min_samples 1 = 41 samples, but .* 40"),
     ({"min_samples": 9}, PartitionError, "5 clients x min_samples 9 = 45 samples, but .* 40"),
-    ({"min_samples": 0}, ConfigError, "min_samples is 0: a client needs 1 sample or more"),
+    ({"min_samples": 0}, ConfigError, "min_samples is 0: it must be above 0"),
     ({"scheme": "dirichlet_label"}, ConfigError, "'dirichlet_label' needs dirichlet_alpha"),
     ({"dirichlet_alpha": 0.0}, ConfigError, "dirichlet_alpha is 0.0: it must be above 0"),
     ({"dirichlet_alpha": -1.0}, ConfigError, "dirichlet_alpha is -1.0"),
@@ -384,14 +385,14 @@ BAD = [
         PartitionError,
         "3 clients x 1 classes = 3 cannot cover 4 classes: set classes_per_client to 2",
     ),
-    ({"classes_per_client": 0}, ConfigError, "classes_per_client is 0: it must be 1 or more"),
-    ({"scheme": "quantity"}, ConfigError, "size_sigma or dirichlet_alpha: set one"),
+    ({"classes_per_client": 0}, ConfigError, "classes_per_client is 0: it must be above 0"),
+    ({"scheme": "quantity"}, ConfigError, "one of dirichlet_alpha and size_sigma: set one"),
     (
         {"scheme": "quantity", "size_sigma": 1.0, "dirichlet_alpha": 1.0},
         ConfigError,
-        "size_sigma or dirichlet_alpha: set one",
+        "one of dirichlet_alpha and size_sigma: set one",
     ),
-    ({"size_sigma": -1.0}, ConfigError, "size_sigma is -1.0: it must be 0 or more"),
+    ({"size_sigma": -1.0}, ConfigError, "size_sigma is -1.0: it must be at least 0"),
     ({"scheme": "domain"}, PartitionError, "this data set has no domains"),
     (
         {"scheme": "domain", "domains": np.arange(40) % 8},
@@ -411,7 +412,7 @@ BAD = [
         "num_clients is 5, but the data has 3 clients",
     ),
     ({"scheme": "longtail", "dirichlet_alpha": 1.0}, ConfigError, "needs imbalance_factor"),
-    ({"imbalance_factor": 0.5}, ConfigError, "imbalance_factor is 0.5: it must be 1 or more"),
+    ({"imbalance_factor": 0.5}, ConfigError, "imbalance_factor is 0.5: it must be at least 1"),
     (
         {
             "scheme": "longtail",
@@ -422,6 +423,7 @@ BAD = [
         PartitionError,
         "imbalance_factor 100 keeps 14 of 40 samples, fewer than 5 clients x min_samples 8 = 40",
     ),
+    ({"dirichlet_alhpa": 1.0}, ConfigError, "'dirichlet_alhpa'; did you mean 'dirichlet_alpha'"),
     ({"clients": np.arange(39)}, PartitionError, "39 clients for 40 labels"),
     ({"domains": np.zeros(40)}, PartitionError, "domains are float64"),
     ({"num_classes": 3}, PartitionError, "label 3 with num_classes 3"),
@@ -459,5 +461,5 @@ def test_all_wrong_options_are_told_at_once():
 
 
 def test_the_registry_is_a_plain_dict():
-    assert type(PARTITIONS) is dict
-    assert all(function.__doc__ for function in PARTITIONS.values())
+    assert type(SCHEMES) is dict
+    assert all(load_module(where).__doc__ for where in SCHEMES.values())

@@ -126,7 +126,7 @@ def test_nothing_is_held_out_where_nothing_is_asked_for():
     [
         ({"samples_per_client": 3001}, PartitionError, "is 3001, but the data has 3000"),
         ({"samples_per_client": None}, ConfigError, "needs samples_per_client"),
-        ({"samples_per_client": 0}, ConfigError, "it must be 1 or more"),
+        ({"samples_per_client": 0}, ConfigError, "is 0: it must be above 0"),
         ({"samples_per_client": 4, "min_samples": 5}, PartitionError, "less than min_samples 5"),
         ({"dirichlet_alpha": None}, ConfigError, "needs dirichlet_alpha"),
     ],

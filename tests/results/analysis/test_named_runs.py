@@ -137,7 +137,7 @@ def test_partitions_are_named_by_the_number_of_their_scheme(
     ]
     for partition in asked:
         config = {"partition": partition.model_dump(mode="json")}
-        alpha = partition.dirichlet_alpha
+        alpha = partition.given().get("dirichlet_alpha")
         make_run(tmp_path, "fedavg", partition.scheme, alpha, 0, config=config)
     names = final_runs(load(tmp_path))["partition"].tolist()
     assert set(names) == {partition.label for partition in asked}

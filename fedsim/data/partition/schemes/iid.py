@@ -1,0 +1,19 @@
+"""A random permutation cut into equal parts; sizes differ by at most one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.config.base import Section
+from fedsim.data.partition.sampling import Ask, Draft
+
+
+class Options(Section):
+    """The scheme has none."""
+
+
+def split(ask: Ask, options: Options) -> Draft:
+    """Shuffle the rows and deal them out in turn."""
+    owner = np.empty(len(ask.labels), dtype=np.int64)
+    owner[ask.rng.permutation(len(owner))] = np.arange(len(owner)) % ask.num_clients
+    return Draft(owner)
