@@ -28,7 +28,7 @@ from fedsim.cli.display import output
 from fedsim.config import Experiment
 from fedsim.config.study import load_study
 from fedsim.distill.client_sets import Source, Work, distil
-from fedsim.distill.priors.load import image_priors
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.methods import METHODS
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params
@@ -82,7 +82,9 @@ def work(config: Experiment, latent_steps: int, device: str) -> Work:
     distill = config.distill.model_copy(
         update={"latent_steps": latent_steps, "student_lr": 0.01, "student_lr_lr": 0.0}
     )
-    priors = image_priors(config, config.data.classnames or (), shape, device)
+    names, templates = config.data.classnames or (), config.data.templates
+    prompts = prompts_of(distill, config.synthetic, config.models, templates, names)
+    priors = image_priors(distill, prompts, shape, device)
     return Work(clients, net, distill, *priors, 0, 1, device)
 
 

@@ -41,6 +41,7 @@ MEANINGS = {
     "data.max_train_samples": "Training samples in all, at most; class shares are kept",
     "partition.scheme": "The law of the split, see [partitions](how-to/partitions.md)",
     "partition.num_clients": "Simulated clients",
+    "partition.classes_per_client": "Classes each client holds under `pathological`",
     "partition.min_samples": "Smallest client; met by moving samples from the largest ones",
     "models.generator_steps": "Denoising steps; by default the generator's own",
     "models.generator_guidance": "Classifier-free guidance; by default the generator's own",
@@ -65,43 +66,46 @@ MEANINGS = {
 
 
 class Setting(NamedTuple):
-    """A row of the page of settings."""
+    """One setting of a study."""
 
     key: str
-    type: str
+    """Its dotted name."""
+    kind: str
+    """Its type in words."""
     default: str
     meaning: str
+    parts: tuple[str, ...] = ()
+    """Of a part's option: the parts that have this very option, such as `("convnet", "vit")`."""
 
 
-def fields() -> Iterator[Setting]:
-    """Every setting of a study."""
+def settings() -> Iterator[Setting]:
+    """Every setting of a study; after a section's own, those of the parts that it may name."""
     for model, prefix in _models():
-        said = _docstrings(model)
-        for name, field in model.model_fields.items():
-            if _section(field.annotation) or (prefix, name) in _HIDDEN:
-                continue
-            key = f"{prefix}{name}"
-            meaning = MEANINGS.get(key) or said.get(name, "")
-            kind = _type(field.annotation) + _limits(field.metadata)
-            if issubclass(model, Chosen) and name == model.choice:
-                kind = _quoted(model.family)
-            yield Setting(key, kind, _default(field, key), meaning)
+        yield from _fields(model, prefix)
         if issubclass(model, Chosen):
             yield from _options(model, prefix)
 
 
+def _fields(model: type[Section], prefix: str) -> Iterator[Setting]:
+    said = _docstrings(model)
+    for name, field in model.model_fields.items():
+        if _section(field.annotation) or (prefix, name) in _HIDDEN:
+            continue
+        key = f"{prefix}{name}"
+        kind = _type(field.annotation) + _limits(field.metadata)
+        if issubclass(model, Chosen) and name == model.choice:
+            kind = _quoted(model.family)
+        yield Setting(key, kind, _default(field, key), MEANINGS.get(key) or said.get(name, ""))
+
+
 def _options(model: type[Chosen], prefix: str) -> Iterator[Setting]:
-    """The options of a family's parts, and the parts that read each of them."""
-    kinds = {part: model.options_of(part) for part in model.family}
-    for name in dict.fromkeys(name for kind in kinds.values() for name in kind.model_fields):
-        rows, types, defaults = dict[str, list[str]](), [], dict[str, None]()
-        for part, kind in kinds.items():
-            if (field := kind.model_fields.get(name)) is not None:
-                rows.setdefault(_docstrings(kind).get(name, ""), []).append(part)
-                types.append(_type(field.annotation) + _limits(field.metadata))
-                defaults[_default(field, "")] = None
-        meaning = ". ".join(f"{_quoted(parts)}: {said}" for said, parts in rows.items())
-        yield Setting(f"{prefix}{name}", max(types, key=len), " or ".join(defaults), meaning)
+    """Options of all parts; parts that have the same one share a row."""
+    rows: dict[Setting, list[str]] = {}
+    for part in model.family:
+        for found in _fields(model.options_of(part), prefix):
+            rows.setdefault(found, []).append(part)
+    for found, parts in rows.items():
+        yield found._replace(parts=tuple(parts))
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -206,13 +210,20 @@ def configuration_page() -> str:
     ]
     titles = {prefix: (model.__doc__ or "").splitlines()[0] for model, prefix in _models()}
     shown = None
-    for key, kind, default, meaning in fields():
-        prefix = key.rpartition(".")[0]
-        if prefix != shown:
-            shown = prefix
-            lines += ["", f"## {prefix or 'A study'}", "", titles[f"{prefix}." if prefix else ""]]
-            lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{key}` | {kind} | {default} | {meaning} |")
+    for found in settings():
+        prefix = found.key.rpartition(".")[0]
+        if (prefix, bool(found.parts)) != shown:
+            if found.parts:
+                lines += ["", "| option | read by | type | default | meaning |"]
+            else:
+                title = titles[f"{prefix}." if prefix else ""]
+                lines += ["", f"## {prefix or 'A study'}", "", title]
+                lines += ["", "| key | type | default | meaning |"]
+            lines.append("|---|---|---|---|" + "---|" * bool(found.parts))
+            shown = prefix, bool(found.parts)
+        read_by = f"{_quoted(found.parts)} | " * bool(found.parts)
+        kind = found.kind.replace("|", "\\|")
+        lines.append(f"| `{found.key}` | {read_by}{kind} | {found.default} | {found.meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,9 +18,9 @@ from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool
 from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
+from fedsim.engine.sinks import Sinks, open_sinks
 from fedsim.methods import METHODS
 from fedsim.methods.base import Batches, Labelled, Task
-from fedsim.results.tables.writer import TableWriter
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -75,17 +75,21 @@ def experiment(data: Path | str, method: str = "cache_text", **settings: Any) ->
     return study.resolve([(method, {}, seed, phase)], METHODS)[0]
 
 
-def federation(config: Experiment, folder: Path, pool: ClientPool | None = None) -> Federation:
+def federation(
+    config: Experiment, folder: Path, pool: ClientPool | None = None, sinks: Sinks | None = None
+) -> Federation:
     """A run in this process whose tables and checkpoints are in `folder`."""
     checkpoints = CheckpointFolder(folder, config.run_id)
     return Federation(
-        config, TableWriter(folder, config.run_id), checkpoints, pool or LocalPool(config)
+        config, sinks or open_sinks(folder, config.run_id), checkpoints, pool or LocalPool(config)
     )
 
 
-def run(config: Experiment, folder: Path, pool: ClientPool | None = None) -> Path:
+def run(
+    config: Experiment, folder: Path, pool: ClientPool | None = None, sinks: Sinks | None = None
+) -> Path:
     """The whole run; returns the study's folder."""
-    drive(federation(config, folder, pool), lambda row: None)
+    drive(federation(config, folder, pool, sinks), lambda row: None)
     return folder
 
 
@@ -104,7 +108,7 @@ def tiny_task(config: Experiment, num_classes: int = 4, dim: int = 8, **parts: A
         "device": torch.device("cpu"),
         "text_features": unit(num_classes, dim, seed=1),
     }
-    return Task(config=config, **(given | parts))
+    return Task(config=config.for_method(), **(given | parts))
 
 
 def synthetic_set(num_classes: int = 4, dim: int = 8, per_class: int = 3) -> Labelled:

@@ -15,9 +15,9 @@ from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool
 from fedsim.engine.round import Federation
+from fedsim.engine.sinks import open_sinks
 from fedsim.methods import METHODS
 from fedsim.params import Params
-from fedsim.results.tables.writer import TableWriter
 
 
 def breakdown(study: Path, repeats: int = 5, rows: int = 10) -> tuple[float, str]:
@@ -34,8 +34,8 @@ def breakdown(study: Path, repeats: int = 5, rows: int = 10) -> tuple[float, str
     [config] = load_study(study).experiments(METHODS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tables, snapshots = TableWriter(folder, config.run_id), CheckpointFolder(folder, "one")
-        federation = Federation(config, tables, snapshots, _Asking(config))
+        sinks, snapshots = open_sinks(folder, config.run_id), CheckpointFolder(folder, "one")
+        federation = Federation(config, sinks, snapshots, _Asking(config))
         federation.setup()
         try:
             federation.step()

@@ -52,8 +52,8 @@ def write(spec: Spec, folder: Path) -> Path:
     config = load_study(place / "study.yaml").experiments(METHODS)[0]
     cls, cpu = method_class(config.use), torch.device("cpu")
     prepared = prepare(config, cls, cpu, synthetic=False)
-    task = make_task(config, prepared, cls, cpu, server=True)
-    state = build_method(config, task).setup(task, torch_rng(config.train_seed, "setup"))
+    task = make_task(config.for_method(), prepared, cls, cpu, server=True)
+    state = build_method(task.config, task).setup(task, torch_rng(config.train_seed, "setup"))
     names = ("keys", "text") if spec.kind == "cache" else tuple(state)
     start = {name: state[name].numpy() for name in names}
 

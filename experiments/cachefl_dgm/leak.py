@@ -31,10 +31,10 @@ from fedsim.config.study import load_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool
 from fedsim.engine.round import Federation
+from fedsim.engine.sinks import open_sinks
 from fedsim.methods import METHODS
 from fedsim.methods.cachefl_dgm import held_classes
 from fedsim.results.analysis.significance import mean_interval
-from fedsim.results.tables.writer import TableWriter
 
 METHOD, SEEDS, ROUNDS = "cachefl_dgm", range(10), (1, 10)
 
@@ -65,7 +65,7 @@ def directions(move: Tensor, keys: Tensor, mine: Tensor, others: list[Tensor], m
 def measure(study: Any, seed: int, folder: Path) -> tuple[list[Any], list[Any]]:
     """A row per class that a client shares with others, and one per client."""
     config = study.resolve([(METHOD, {}, seed, "final")], METHODS)[0]
-    place = TableWriter(folder, config.run_id), CheckpointFolder(folder, config.run_id)
+    place = open_sinks(folder, config.run_id), CheckpointFolder(folder, config.run_id)
     run = Federation(config, *place, LocalPool(config))
     run.setup()
     features = torch.as_tensor(run.data.arrays["train_inputs"]).float()

@@ -79,8 +79,7 @@ class ClientActor:
             self._host, self._config = ClientHost(config, self._device), config
         work = replace(work, states=unpack(work.states))
         done = self._host.train(work, {name: as_tensor(value) for name, value in message.items()})
-        done.total.sums = pack(done.total.sums)
-        return replace(done, kept=pack(done.kept), states=pack(done.states))
+        return done.mapped(pack)
 
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""

@@ -80,7 +80,7 @@ class Coordinator:
         """
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
-        from fedsim.results.tables.writer import TableWriter
+        from fedsim.engine.sinks import open_sinks
 
         config.enter()
         self.pool.config = config
@@ -88,7 +88,7 @@ class Coordinator:
         about = {"command": command, "ray_version": ray.__version__, "num_nodes": len(nodes())}
         self._federation = Federation(
             config,
-            TableWriter(folder, config.run_id),
+            open_sinks(folder, config.run_id),
             CheckpointFolder(folder, config.run_id),
             self.pool,
             self.pool,  # server-side work goes to the clients' actors: they wait, and hold the GPUs

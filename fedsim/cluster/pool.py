@@ -109,8 +109,7 @@ class ActorPool:
             samples, seconds = took.get(position, (0, 0.0))
             samples += sum(group.num_samples for group in part.groups)
             took[position] = samples, seconds + done.seconds
-            done.total.sums = unpack(done.total.sums)
-            yield replace(done, kept=unpack(done.kept), states=unpack(done.states))
+            yield done.mapped(unpack)
         paces.learn(took)
 
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:

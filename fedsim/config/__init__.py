@@ -1,6 +1,7 @@
 """A study's configuration: its sections, one experiment, the YAML file. Imports nothing heavy."""
 
 from fedsim.config.experiment import Experiment
+from fedsim.config.method import MethodConfig
 from fedsim.config.sections import (
     CacheConfig,
     DataConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "EvaluationConfig",
     "Experiment",
     "FailuresConfig",
+    "MethodConfig",
     "ModelsConfig",
     "NoiseConfig",
     "PartitionConfig",

@@ -6,6 +6,7 @@ validates before torch or Ray are loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedsim.config.distill import DistillConfig
+from fedsim.config.method import MethodConfig
 from fedsim.config.sections import (
     CacheConfig,
     DataConfig,
@@ -53,6 +55,7 @@ class Experiment(Section):
     """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
+    # Factories where a part is named: part files import this package and need it whole.
     data: DataConfig = DataConfig()
     partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
     models: ModelsConfig = Field(default_factory=ModelsConfig)
@@ -148,6 +151,11 @@ class Experiment(Section):
         size = self.train.cohort_size
         return size or max(1, round(self.train.participation * self.partition.num_clients))
 
+    def for_method(self) -> MethodConfig:
+        """The part of the experiment that its method reads."""
+        names = [field.name for field in dataclasses.fields(MethodConfig)]
+        return MethodConfig(**{name: getattr(self, name) for name in names})
+
     def enter(self) -> None:
         """Go where relative paths are meant from, if this machine has that folder."""
         if Path(self.working_dir).is_dir():
@@ -163,10 +171,10 @@ class Experiment(Section):
         payload = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         for name in _ADDED_LATER:
             block, _, key = name.partition(".")
-            settings = getattr(self, block)
-            if not key and settings == type(settings)():
+            default = _default(block)
+            if not key and payload[block] == default:
                 payload.pop(block)
-            elif key and block in payload and _is_default(settings, key):
+            elif key and block in payload and payload[block][key] == default[key]:
                 payload[block].pop(key)
         name = self.use.partition(":")[2]
         if (digest := _digest(self.use)) is not None:
@@ -203,11 +211,6 @@ _ADDED_LATER = (
 they are at their defaults, so that older runs keep their names."""
 
 
-def _is_default(settings: Section, key: str) -> bool:
-    default = type(settings).model_fields[key].get_default(call_default_factory=True)
-    return bool(getattr(settings, key) == default)
-
-
 def _digest(use: str) -> str | None:
     """Hash of the content of `FILE.py` or `FILE.py:NAME`; None if there is no such file."""
     file = Path(use.partition(":")[0])
@@ -215,6 +218,14 @@ def _digest(use: str) -> str | None:
         return None
     stat = file.stat()
     return _content(file.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _default(block: str) -> dict[str, Any]:
+    """The dump of a block in which nothing is set."""
+    settings = Experiment.model_fields[block].get_default(call_default_factory=True)
+    dump: dict[str, Any] = settings.model_dump(mode="json")
+    return dump
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,11 +13,31 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fedsim.errors import ConfigError, did_you_mean
 
 Family = dict[str, str]
-"""Name of a part -> `package.module` or `FILE.py`."""
+"""Name of a part -> `package.module` or `FILE.py`; with `:NAME`, one class in it."""
+
+SERVER_OPTIMISERS: Family = {
+    "mean": "fedsim.engine.server_optimisers.mean",
+    "momentum": "fedsim.engine.server_optimisers.momentum",
+    "adam": "fedsim.engine.server_optimisers.adam",
+    "yogi": "fedsim.engine.server_optimisers.yogi",
+}
+"""`server.optimizer`: the server's step on the averaged update."""
+
+UPDATE_STEPS: Family = {
+    "compression": "fedsim.engine.update_steps.compression:Compression",
+    "class_weighting": "fedsim.engine.update_steps.class_weighting:ClassWeighting",
+}
+"""What may happen to an update between the client's training and the exact sum."""
+
+SINKS: Family = {
+    "tables": "fedsim.results.tables.writer:TableWriter",
+}
+"""What hears the rows of a run."""
 
 
 SCHEMES: Family = {
@@ -33,6 +53,25 @@ SCHEMES: Family = {
     "longtail": "fedsim.data.partition.schemes.longtail",
 }
 """How training samples are split over clients: `partition.scheme`."""
+
+NETWORKS: Family = {
+    "convnet": "fedsim.models.networks.convnet",
+    "lenet": "fedsim.models.networks.lenet",
+    "alexnet": "fedsim.models.networks.alexnet",
+    "vgg11": "fedsim.models.networks.vgg11",
+    "resnet18": "fedsim.models.networks.resnet18",
+    "vit": "fedsim.models.networks.vit",
+}
+"""Networks trained from scratch; a file's `build(options, shape)` makes one."""
+
+GAN = "FILE.py:FUNCTION"
+PRIORS: Family = {
+    "pixels": "fedsim.distill.priors.pixels",
+    "vae": "fedsim.distill.priors.vae",
+    "diffusion": "fedsim.distill.priors.diffusion",
+    GAN: "fedsim.distill.priors.gan",
+}
+"""What synthetic images are made of; a file's `load(options, request)` makes a `Prior`."""
 
 
 def load_module(where: str) -> ModuleType:
@@ -66,3 +105,16 @@ def load_module(where: str) -> ModuleType:
                 f"{where} fails to import: {type(error).__name__}: {error}"
             ) from error
     return sys.modules[name]
+
+
+def load_part(where: str) -> Any:
+    """The class or function at `package.module:NAME` or `FILE.py:NAME`.
+
+    Raises:
+        ConfigError: If there is no such file or name, or the file fails to import.
+    """
+    place, _, name = where.rpartition(":")
+    members = vars(load_module(place))
+    if name not in members:
+        raise ConfigError(f"{place} has no {name!r}; {did_you_mean(name, members)}")
+    return members[name]

@@ -14,6 +14,7 @@ from fedsim.config.base import Section as Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.config.families import SCHEMES, Family
+from fedsim.config.server import ServerConfig as ServerConfig
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
@@ -212,24 +213,6 @@ class TrainConfig(Section):
         if self.lr_schedule == "cosine" and self.rounds:
             lr *= (1 + math.cos(math.pi * (max(round, 1) - 1) / self.rounds)) / 2
         return self.model_copy(update={"local_epochs": self.epochs(round), "lr": lr})
-
-
-class ServerConfig(Section):
-    """The server's step on the averaged update, the same words for every method that averages."""
-
-    optimizer: Literal["mean", "momentum", "adam", "yogi"] = "mean"
-    """FedAvg, FedAvgM (Hsu et al., 2019), FedAdam and FedYogi (Reddi et al., 2021)."""
-    lr: float = Field(1.0, gt=0)
-    """Factor of the server's step."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of `momentum`; beta 1 of `adam` and `yogi`."""
-    beta2: float = Field(0.99, ge=0, lt=1)
-    """Of `adam` and `yogi`."""
-    epsilon: float = Field(1e-3, gt=0)
-    """Adaptivity of `adam` and `yogi` (tau in the paper)."""
-    class_weighting: float = Field(0.0, ge=0, le=1)
-    """Rows that belong to a class are averaged by each client's samples of it (1), by its size
-    (0), or by what lies between."""
 
 
 class WireConfig(Section):

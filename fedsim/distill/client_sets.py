@@ -26,9 +26,10 @@ from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
 from fedsim.distill.matching import gradient_rows
-from fedsim.distill.priors.load import LoadPrior, decode_all, decode_with_way_back
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.decode import decode_all, decode_with_way_back
 from fedsim.distill.student import student_of
-from fedsim.distill.trajectory import Lesson, Match, Network, Step
+from fedsim.distill.trajectory import Lesson, Match, NetworkFunction, Step
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
 
@@ -76,7 +77,7 @@ class Work:
     """
 
     sources: tuple[Source, ...]
-    network: Network
+    network: NetworkFunction
     settings: DistillConfig
     prior: LoadPrior
     noise: LoadPrior
@@ -176,9 +177,10 @@ class _Run:
 
     def __init__(self, work: Work) -> None:
         self.work, self.settings = work, work.settings
-        self._fine_tuning = FineTuning(work.prior(), self.settings.generator_lr)
+        self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
-        self._student = student_of(work.network, work.settings)
+        how = self.settings
+        self._student = student_of(work.network, how.loss, how.gradient, how.distance)
         self.device = torch.device(work.device)
         per_class = self.settings.images_per_class
         self.labels = [
@@ -204,7 +206,8 @@ class _Run:
             [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
         )
         self._lr_momentum = torch.zeros_like(self.log_lr)
-        self._descents = [Descent(self.settings, self.prior.maps) for _ in work.sources]
+        rates = how.latent_lr, how.feature_lr
+        self._descents = [Descent(how.optimizer, *rates, self.prior.maps) for _ in work.sources]
         self._steps_done = 0
 
     def _rng(self, client: int, purpose: str) -> torch.Generator:

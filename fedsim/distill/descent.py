@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from fedsim.config.distill import DistillConfig
-from fedsim.distill.priors.load import PIXELS, Prior
+from fedsim.distill.priors.base import PIXELS, Prior
 from fedsim.params import Params
 
 MOMENTUM = 0.5
@@ -18,12 +17,17 @@ class Descent:
     """SGD with momentum, or Adam, on one set of latents; pixels and maps have a rate of their own.
 
     Args:
-        settings: Which optimiser, and its two learning rates.
+        optimizer: `sgd` or `adam`.
+        latent_lr: Learning rate of latents.
+        feature_lr: Learning rate of pixels and maps.
         maps: Names of latents that are pixels or feature maps; see `Prior.maps`.
     """
 
-    def __init__(self, settings: DistillConfig, maps: frozenset[str]) -> None:
-        self._settings, self._maps = settings, maps
+    def __init__(
+        self, optimizer: str, latent_lr: float, feature_lr: float, maps: frozenset[str]
+    ) -> None:
+        self._optimizer, self._latent_lr, self._feature_lr = optimizer, latent_lr, feature_lr
+        self._maps = maps
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
         self._steps = 0
@@ -37,10 +41,10 @@ class Descent:
         return moved
 
     def _moved(self, name: str, z: Tensor, g: Tensor) -> Tensor:
-        settings, t = self._settings, self._steps
-        lr = settings.feature_lr if name in self._maps else settings.latent_lr
+        lr = self._feature_lr if name in self._maps else self._latent_lr
+        t = self._steps
         m = self._first.get(name, torch.zeros_like(g))
-        if settings.optimizer == "sgd":
+        if self._optimizer == "sgd":
             self._first[name] = m = MOMENTUM * m + g
             return z - lr * m
         v = self._second.get(name, torch.zeros_like(g))
@@ -54,10 +58,10 @@ class FineTuning:
 
     Args:
         prior: The pretrained one, which stays as it is; what is fine-tuned is `self.prior`.
-        lr: Of the weights; 0 leaves the prior as it is.
     """
 
-    def __init__(self, prior: Prior, lr: float) -> None:
+    def __init__(self, prior: Prior) -> None:
+        lr = prior.generator_lr
         self.prior = prior.thawed() if lr else prior
         self._adam = Adam(self.prior.weights, lr) if lr else None
 

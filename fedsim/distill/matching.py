@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.distill.trajectory import Match, Network, Step, student_loss
+from fedsim.distill.trajectory import Lesson, Match, NetworkFunction, student_loss
 from fedsim.params import Params
 
 _TINY = 1e-12
@@ -41,25 +41,16 @@ def gradient_rows(params: Params) -> int:
     return sum(len(v) if v.dim() > 1 else 1 for v in params.values())
 
 
-def match_gradient(
-    network: Network, start: Params, end: Params, images: Tensor, labels: Tensor, step: Step
-) -> Match:
+def match_gradient(network: NetworkFunction, lesson: Lesson) -> Match:
     """How far the set's gradient at the start points from the client's own move.
 
     The client's move `start - end` stands in for its gradient, as in inversion attacks on
-    federated updates; the student's step size plays no part.
-
-    Args:
-        network: The surrogate.
-        start: What the clients received, `(C, ...)` by name.
-        end: What they sent, `(C, ...)` by name.
-        images: `(C, n, c, h, w)` in [-1, 1].
-        labels: `(C, n)` int64.
-        step: Which images, and how they are augmented.
+    federated updates; only the first step is looked at, and its size plays no part.
     """
+    start, end = lesson.start, lesson.end
     params = {k: v.detach().requires_grad_() for k, v in start.items()}
-    x = images.detach().requires_grad_()
-    loss = student_loss(network, params, x, labels, step)
+    x = lesson.images.detach().requires_grad_()
+    loss = student_loss(network, params, x, lesson.labels, lesson.steps[0])
     names = list(params)
     found = torch.autograd.grad(loss.sum(), [params[k] for k in names], create_graph=True)
     wanted = {k: start[k] - end[k] for k in names}

@@ -26,7 +26,8 @@ from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import Draw, augment, draw_augmentation
 from fedsim.distill.descent import Descent, FineTuning
 from fedsim.distill.matching import class_means, distribution_distance
-from fedsim.distill.priors.load import LoadPrior, Prior, decode_all, decode_with_way_back
+from fedsim.distill.priors.base import LoadPrior, Prior
+from fedsim.distill.priors.decode import decode_all, decode_with_way_back
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
@@ -165,7 +166,7 @@ def match_means(work: MeansWork) -> MatchedSet:
         torch.set_num_threads(work.threads)
     started = time.perf_counter()
     device, settings = torch.device(work.device), work.settings
-    fine_tuning = FineTuning(work.prior(), settings.generator_lr)
+    fine_tuning = FineTuning(work.prior())
     prior = fine_tuning.prior
     labels = torch.tensor(work.classes, device=device)
     labels = labels.repeat_interleave(settings.images_per_class)
@@ -192,7 +193,8 @@ def match_means(work: MeansWork) -> MatchedSet:
         return of.draw(labels, rng(purpose))
 
     latents = to_device(work.latents, device) or drawn(prior, "latents")
-    before, order, descent = decode_all(prior, latents), rng("steps"), Descent(settings, prior.maps)
+    before, order = decode_all(prior, latents), rng("steps")
+    descent = Descent(settings.optimizer, settings.latent_lr, settings.feature_lr, prior.maps)
     for _ in range(settings.latent_steps):
         target = targets[int(torch.randint(len(targets), (), generator=order))]
         images, way_back = decode_with_way_back(prior, latents)

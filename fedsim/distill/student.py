@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from fedsim.config.distill import DistillConfig
 from fedsim.distill.dual_keys import CacheModel, KeyStudent
 from fedsim.distill.matching import match_gradient
 from fedsim.distill.trajectory import (
     DISTANCES,
     Lesson,
     Match,
-    Network,
+    NetworkFunction,
     match_trajectory,
     squared_distance,
     train_student,
@@ -31,58 +30,48 @@ class Student(Protocol):
         """Distances `(C,)`, and how far students move, in their clients' moves `(C,)`."""
 
 
-def student_of(network: Network, settings: DistillConfig) -> Student:
-    """The student that learns with these settings; keys of a cache have one of their own."""
-    if settings.loss == "gradient":
+def student_of(
+    network: NetworkFunction,
+    loss: Literal["trajectory", "gradient"] = "trajectory",
+    gradient: Literal["constant", "unroll"] = "constant",
+    distance: Literal["squared", "layerwise"] = "squared",
+) -> Student:
+    """The student that learns with these settings of `distill`; keys of a cache have their own."""
+    if loss == "gradient":
         return GradientStudent(network)
     if isinstance(network, CacheModel):
-        return KeyStudent(network, settings.gradient)
-    return NetworkStudent(network, settings)
+        return KeyStudent(network, gradient)
+    return NetworkStudent(network, gradient, distance)
 
 
 @dataclass(frozen=True)
 class NetworkStudent:
     """Trains a network for S steps."""
 
-    network: Network
-    settings: DistillConfig
+    network: NetworkFunction
+    gradient: Literal["constant", "unroll"] = "constant"
+    metric: Literal["squared", "layerwise"] = "squared"
 
     def match(self, lesson: Lesson) -> Match:
         """See `Student`."""
-        gradient, distance = self.settings.gradient, DISTANCES[self.settings.distance]
-        one = lesson
-        return match_trajectory(
-            self.network,
-            one.start,
-            one.end,
-            one.images,
-            one.labels,
-            one.lr,
-            one.steps,
-            gradient,
-            distance,
-        )
+        return match_trajectory(self.network, lesson, self.gradient, DISTANCES[self.metric])
 
     def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """See `Student`."""
-        one = lesson
-        path = train_student(self.network, one.start, one.images, one.labels, one.lr, one.steps)
-        loss = DISTANCES[self.settings.distance](path[-1], one.start, one.end)
-        return loss, squared_distance(path[-1], one.end, one.start).sqrt()
+        last = train_student(self.network, lesson)[-1]
+        loss = DISTANCES[self.metric](last, lesson.start, lesson.end)
+        return loss, squared_distance(last, lesson.end, lesson.start).sqrt()
 
 
 @dataclass(frozen=True)
 class GradientStudent:
     """Compares the direction of its first step; has no step size."""
 
-    network: Network
+    network: NetworkFunction
 
     def match(self, lesson: Lesson) -> Match:
         """See `Student`."""
-        one = lesson
-        return match_gradient(
-            self.network, one.start, one.end, one.images, one.labels, one.steps[0]
-        )
+        return match_gradient(self.network, lesson)
 
     def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """See `Student`; a direction has no length."""

@@ -35,7 +35,7 @@ from fedsim.distill.augment import Draw, augment
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, unstack
 
-Network = Callable[[Params, Tensor], Tensor]
+NetworkFunction = Callable[[Params, Tensor], Tensor]
 """One network's params and images `(B, c, h, w)` in [-1, 1] -> logits `(B, num_classes)`."""
 
 Distance = Callable[[Params, Params, Params], Tensor]
@@ -117,7 +117,7 @@ DISTANCES: dict[str, Distance] = {"squared": squared_distance, "layerwise": laye
 
 
 def student_loss(
-    network: Network, params: Params, images: Tensor, labels: Tensor, step: Step
+    network: NetworkFunction, params: Params, images: Tensor, labels: Tensor, step: Step
 ) -> Tensor:
     """Cross-entropy of every client's student on its batch, `(C,)`.
 
@@ -136,7 +136,7 @@ def student_loss(
     return (losses * step.mask).sum(1) / step.mask.sum(1).clamp_min(1)
 
 
-def over_clients(network: Network, params: Params, x: Tensor) -> Tensor:
+def over_clients(network: NetworkFunction, params: Params, x: Tensor) -> Tensor:
     """Logits `(C, B, num_classes)` of C networks; a `Classifier` has a faster way than vmap."""
     if isinstance(network, Classifier):
         return network.on_clients(params, x)
@@ -145,32 +145,20 @@ def over_clients(network: Network, params: Params, x: Tensor) -> Tensor:
     return vmap(network)(params, x)
 
 
-def train_student(
-    network: Network,
-    start: Params,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    steps: Sequence[Step],
-) -> list[Params]:
-    """The students after 0, 1, ..., S steps, without a graph; shapes as in `match_trajectory`."""
-    path = [start]
-    for step in steps:
+def train_student(network: NetworkFunction, lesson: Lesson) -> list[Params]:
+    """The students after 0, 1, ..., S steps, without a graph."""
+    path, images = [lesson.start], lesson.images.detach()
+    for step in lesson.steps:
         params = _leaves(path[-1])
-        loss = student_loss(network, params, images.detach(), labels, step)
+        loss = student_loss(network, params, images, lesson.labels, step)
         gradients = torch.autograd.grad(loss.sum(), list(params.values()))
-        path.append(_descend(path[-1], gradients, lr))
+        path.append(_descend(path[-1], gradients, lesson.lr))
     return path
 
 
 def match_trajectory(
-    network: Network,
-    start: Params,
-    end: Params,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    steps: Sequence[Step],
+    network: NetworkFunction,
+    lesson: Lesson,
     gradient: Literal["constant", "unroll"] = "constant",
     distance: Distance = squared_distance,
 ) -> Match:
@@ -178,23 +166,19 @@ def match_trajectory(
 
     Args:
         network: The surrogate.
-        start: What the clients received, `(C, ...)` by name.
-        end: What they sent, `(C, ...)` by name.
-        images: `(C, n, c, h, w)` in [-1, 1].
-        labels: `(C, n)` int64.
-        lr: `(C,)` step sizes of the students.
-        steps: What the students see.
+        lesson: What the students learn from.
         gradient: See the top of this file.
         distance: One of `DISTANCES`.
     """
-    path = train_student(network, start, images, labels, lr, steps)
+    images, lr = lesson.images, lesson.lr
+    path = train_student(network, lesson)
     last = _leaves(path[-1])
-    loss = distance(last, start, end)
+    loss = distance(last, lesson.start, lesson.end)
     adjoint = _gradients(loss.sum(), last)
     by_images, by_lr = torch.zeros_like(images), torch.zeros_like(lr)
-    for step, before in zip(reversed(steps), reversed(path[:-1]), strict=True):
+    for step, before in zip(reversed(lesson.steps), reversed(path[:-1]), strict=True):
         params, x = _leaves(before), images.detach().requires_grad_()
-        objective = student_loss(network, params, x, labels, step)
+        objective = student_loss(network, params, x, lesson.labels, step)
         names = list(params)
         found = torch.autograd.grad(objective.sum(), list(params.values()), create_graph=True)
         by_lr -= torch.stack(

@@ -243,7 +243,6 @@ def _launch_local(
 ) -> None:
     from fedsim.engine.local import run_local
     from fedsim.inputs.preflight import preflight
-    from fedsim.results.tables.writer import TableWriter
 
     preflight(experiments, progress=partial(_encoding, watch, experiments[0]))
     write_plan(folder, experiments)
@@ -256,7 +255,7 @@ def _launch_local(
 
         try:
             about = {"command": command_line()}
-            run_local(config, TableWriter(folder, config.run_id), folder, heard, about)
+            run_local(config, folder, heard, about)
         except Exception as error:
             if alone:
                 raise

@@ -10,8 +10,9 @@ import torch
 
 from fedsim.config import Experiment
 from fedsim.engine.batching import Group, make_batches
-from fedsim.engine.compression import compress
 from fedsim.engine.round import LocalExecutor
+from fedsim.engine.update_steps.base import GroupContext
+from fedsim.engine.update_steps.pipeline import Pipeline
 from fedsim.inputs.prepare import prepare
 from fedsim.inputs.task import as_tensor, make_task
 from fedsim.methods import build_method, method_class
@@ -44,11 +45,12 @@ def traffic(config: Experiment) -> Traffic:
     """Set a method up and train one client of each variant, to see what it sends."""
     settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
-    num_rounds = cls.num_rounds(config)
+    num_rounds = cls.num_rounds(config.for_method())
     if not cls.uses_clients or cls.pooled:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)
-    method = build_method(config, make_task(config, data, cls, device, server=True))
+    task = make_task(config.for_method(), data, cls, device, server=True)
+    method = build_method(task.config, task)
     state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
     constants = method.constants(state)
     once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
@@ -58,7 +60,7 @@ def traffic(config: Experiment) -> Traffic:
     # go through phases, and has come to its last one by round 3.
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
     inputs, labels = map(as_tensor, data.local())
-    train = config.train.model_copy(update={"local_epochs": 1})
+    train, pipeline = config.train.model_copy(update={"local_epochs": 1}), Pipeline.of(config)
 
     def sent_by(client: int) -> list[tuple[int, int]]:
         """Bytes up and down in the first rounds."""
@@ -71,10 +73,11 @@ def traffic(config: Experiment) -> Traffic:
             update, _ = method.client_update(constants | message, batches, [{}] * len(rngs), rngs)
             update = update.formed()
             delta = unstack(update.delta, 0)
-            travels = compress(update.delta, config.wire).encoded
-            beside = num_bytes(update.extra[0]) if update.extra else 0
+            context = GroupContext(method, constants | message, batches, number, config.train_seed)
+            travels = pipeline.on_clients(update, context, [{}] * len(rngs))
+            extra = num_bytes(update.extra[0]) if update.extra else 0
             down = num_bytes(method.download(message, client))
-            sent.append((num_bytes(unstack(travels, 0)) + beside, down))
+            sent.append((travels.num_bytes + extra, down))
             if number < phases:
                 received = Received(delta, num_clients=1, round=number)
                 begun = method.aggregate(begun, received)

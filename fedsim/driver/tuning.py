@@ -214,7 +214,7 @@ def _refined(
 def _allowed(study: StudyFile, name: str, point: Point, known: tuple[str, ...]) -> bool:
     try:
         for experiment in _runs(study, name, point, known):
-            check_options(experiment, method_class(experiment.use))
+            check_options(experiment.for_method(), method_class(experiment.use))
     except ConfigError:
         return False
     return True

@@ -9,6 +9,7 @@ round's file gets all states and stands alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,29 @@ import torch
 from fedsim.engine.checkpoint import write_whole
 from fedsim.errors import CheckpointError
 from fedsim.methods.base import State
+from fedsim.params import Params
 
 _OUTDATED = 2
 """States in all files over clients that keep one, above which they are written anew."""
 
 
-class ClientStates(Mapping[int, State]):
+@dataclass(frozen=True)
+class ClientState:
+    """What one client keeps between its participations.
+
+    Attributes:
+        method: The method's own state of the client.
+        steps: What each update step keeps of it, by the step's name.
+    """
+
+    method: State = field(default_factory=dict)
+    steps: Mapping[str, Params] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.method or self.steps)
+
+
+class ClientStates(Mapping[int, ClientState]):
     """Client id -> what it kept; clients that keep nothing take no space.
 
     Args:
@@ -31,12 +49,12 @@ class ClientStates(Mapping[int, State]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._states: dict[int, State] = {}
-        self._new: dict[int, State] = {}
+        self._states: dict[int, ClientState] = {}
+        self._new: dict[int, ClientState] = {}
         self._files: dict[int, int] = {}  # round -> states in its file
         self._before: tuple[int, ...] = ()
 
-    def __getitem__(self, client: int) -> State:
+    def __getitem__(self, client: int) -> ClientState:
         return self._new[client] if client in self._new else self._states[client]
 
     def __iter__(self) -> Iterator[int]:
@@ -45,7 +63,7 @@ class ClientStates(Mapping[int, State]):
     def __len__(self) -> int:
         return len(self._states.keys() | self._new.keys())
 
-    def update(self, states: Mapping[int, State]) -> None:
+    def update(self, states: Mapping[int, ClientState]) -> None:
         """Take what clients kept in this round, whole states each."""
         self._new |= states
 
@@ -62,7 +80,8 @@ class ClientStates(Mapping[int, State]):
             stored = sum(self._files.values()) + len(self._new)
             if stored > _OUTDATED * len(self):
                 self._new, self._files = {**self._states, **self._new}, {}
-            write_whole(self._path(round), self._new)
+            trees = {c: {"method": s.method, "steps": dict(s.steps)} for c, s in self._new.items()}
+            write_whole(self._path(round), trees)
             self._files[round] = len(self._new)
             self._states |= self._read(round)
             self._new = {}
@@ -89,7 +108,7 @@ class ClientStates(Mapping[int, State]):
     def _path(self, round: int) -> Path:
         return self._folder / f"states-{round:06d}.pt"
 
-    def _read(self, round: int) -> dict[int, State]:
+    def _read(self, round: int) -> dict[int, ClientState]:
         path = self._path(round)
         try:
             found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -99,4 +118,17 @@ class ClientStates(Mapping[int, State]):
                 f"delete the run's folder to start it anew"
             ) from error
         assert isinstance(found, dict)
-        return found
+        return {client: _of_tree(tree) for client, tree in found.items()}
+
+
+_OLD_RESIDUAL = "wire residual"
+"""Where files written before update steps had names of their own hold what compression lost."""
+
+
+def _of_tree(tree: dict[str, Any]) -> ClientState:
+    """A client's state as a file holds it; older files hold the method's state alone."""
+    if tree.keys() == {"method", "steps"}:
+        return ClientState(tree["method"], tree["steps"])
+    method = {name: value for name, value in tree.items() if name != _OLD_RESIDUAL}
+    residual = tree.get(_OLD_RESIDUAL)
+    return ClientState(method, {} if residual is None else {"compression": residual})

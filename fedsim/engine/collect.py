@@ -11,11 +11,12 @@ import numpy as np
 
 from fedsim.config.sections import FailuresConfig
 from fedsim.engine.batching import Group
+from fedsim.engine.client_states import ClientState
 from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
 from fedsim.inputs.draw_images import Job, Recipe
-from fedsim.methods.base import Received, State, Update
-from fedsim.params import ExactSum, Params
+from fedsim.methods.base import Received
+from fedsim.params import Params
 
 Tell = Callable[..., None]
 """`tell(kind, message, client_id=None, node=None)` writes an event."""
@@ -53,7 +54,7 @@ class Collected:
     received: Received
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
-    states: dict[int, State] = field(default_factory=dict)
+    states: dict[int, ClientState] = field(default_factory=dict)
     comparable: bool = True
 
 
@@ -61,7 +62,7 @@ def collect(
     pool: ClientPool,
     groups: Sequence[Group],
     message: Params,
-    states: Mapping[int, State],
+    states: Mapping[int, ClientState],
     round: int,
     policy: FailuresConfig,
     tell: Tell,
@@ -83,7 +84,7 @@ def collect(
     """
     cohort_samples = sum(group.num_samples for group in groups)
     cohort_size = sum(len(group.client_ids) for group in groups)
-    total, kept = ExactSum(cohort_samples, cohort_size), list[tuple[int, Update]]()
+    all_done = Done(Work(round, (), {}, cohort_samples, cohort_size).empty_sum())
     out = Collected(Received({}))
     todo, retries = list(groups), policy.retries if policy.policy == "retry" else 0
     for attempt in range(retries + 1):
@@ -91,10 +92,7 @@ def collect(
         held = {client: states[client] for client in ids if client in states}
         out.failed = []
         for done in pool.train(Work(round, todo, held, cohort_samples, cohort_size), message):
-            total.merge(done.total)
-            kept += done.kept
-            out.rows += done.rows
-            out.states |= done.states
+            all_done.merge(done)
             out.failed += done.failures
             for text in done.backoffs:
                 out.comparable = False
@@ -115,15 +113,19 @@ def collect(
             owner = {client: group for group in groups for client in group.client_ids}
             todo = [owner[f.client_id].only([f.client_id]) for f in out.failed]
 
-    needed = math.ceil(policy.quorum * cohort_size)
-    if len(out.rows) < needed:
+    rows, needed = all_done.rows, math.ceil(policy.quorum * cohort_size)
+    if len(rows) < needed:
         first = out.failed[0]
         raise QuorumError(
-            f"round {round}: {len(out.rows)} of {cohort_size} clients succeeded, but "
+            f"round {round}: {len(rows)} of {cohort_size} clients succeeded, but "
             f"failures.quorum {policy.quorum:g} needs {needed}; first failure: client "
             f"{first.client_id} on {first.node}: {first.reason}"
         )
-    out.rows.sort(key=lambda row: row["client_id"])
-    kept.sort(key=lambda pair: pair[0])
-    out.received = Received(total.mean(), tuple(kept), len(out.rows))
+    out.rows, out.states = sorted(rows, key=lambda row: row["client_id"]), all_done.states
+    out.received = Received(
+        all_done.total.mean(),
+        tuple(sorted(all_done.kept, key=lambda pair: pair[0])),
+        len(rows),
+        beside={step: total.mean() for step, total in all_done.beside.items()},
+    )
     return out

@@ -11,8 +11,8 @@ import numpy as np
 from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.host import ClientHost, Done, Work
-from fedsim.engine.recorder import Sink
 from fedsim.engine.round import Federation
+from fedsim.engine.sinks import Sinks, open_sinks
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.params import Params
 
@@ -46,22 +46,23 @@ class LocalPool:
 
 def run_local(
     config: Experiment,
-    sink: Sink,
     study_dir: Path,
     watch: Watch = lambda row: None,
     about: Mapping[str, Any] | None = None,
+    sinks: Sinks | None = None,
 ) -> None:
     """Run one experiment in this process to its end, or on from its last checkpoint.
 
     Args:
         config: The resolved experiment.
-        sink: Its tables.
-        study_dir: Where checkpoints go.
+        study_dir: Where tables and checkpoints go.
         watch: Called after every committed round.
         about: More columns of the run's row in `runs`.
+        sinks: What hears the run; by default those of `fedsim.config.families.SINKS`.
     """
     checkpoints = CheckpointFolder(study_dir, config.run_id)
-    drive(Federation(config, sink, checkpoints, LocalPool(config), about=about), watch)
+    sinks = sinks or open_sinks(study_dir, config.run_id)
+    drive(Federation(config, sinks, checkpoints, LocalPool(config), about=about), watch)
 
 
 def drive(federation: Federation, watch: Watch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fedsim.data.from_config import ClientSplit
 from fedsim.data.noise import num_wrong
 from fedsim.data.partition.make import Partition
 from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
+from fedsim.engine.sinks import Sinks
 from fedsim.errors import ConfigError
 from fedsim.inputs.measured_sets import RoundQuality, nearest_real, quality_rows
 from fedsim.inputs.run_inputs import RunInputs
@@ -22,53 +23,13 @@ from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Made, Method, Predictor, Task
 from fedsim.process import describe_machine
 
-Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
-"""Rows one by one, or columns of equal length."""
-
-
-class Sink(Protocol):
-    """Where rows go; `fedsim.results.tables.writer.TableWriter` is one."""
-
-    def append(self, table: str, rows: Rows) -> None:
-        """Add rows to a table, to be written at the next commit."""
-
-    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
-        """Set columns of the run's row in `runs`."""
-
-    def save_images(
-        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
-    ) -> None:
-        """Keep a set of generated images, named by its fingerprint."""
-
-    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep which training images a set's images are nearest to, by set and data."""
-
-    def save_round_images(
-        self,
-        round: int,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classnames: Sequence[str],
-        clients: np.ndarray,
-    ) -> None:
-        """Keep what the server made in a round."""
-
-    def truncate(self, last_round: int) -> None:
-        """Drop rows of later rounds; -1 drops everything of the run."""
-
-    def commit(self) -> None:
-        """Write what was added."""
-
-    def close(self) -> None:
-        """Commit, and tidy up."""
-
 
 class Recorder:
     """Turns what happened into rows.
 
     Args:
         config: The resolved experiment.
-        sink: The run's tables.
+        sinks: What hears the rows.
         data: The run's arrays.
         split: The clients' rows.
         device: Where predictions are computed.
@@ -77,12 +38,12 @@ class Recorder:
     def __init__(
         self,
         config: Experiment,
-        sink: Sink,
+        sinks: Sinks,
         data: RunInputs,
         split: ClientSplit,
         device: torch.device,
     ) -> None:
-        self.config, self.sink, self.data, self.device = config, sink, data, device
+        self.config, self.sinks, self.data, self.device = config, sinks, data, device
         self.served = "test" if config.phase == "final" else "client_holdout"
         arrays = data.arrays
         self._samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -165,14 +126,14 @@ class Recorder:
                 {**of_class, "class_name": names[c], "value": v, "num_samples": int(counts[c])}
                 for c, v in scores.per_class.items()
             ]
-        self.sink.append("evaluations", rows)
+        self.sinks.append("evaluations", rows)
         wanted = self.config.evaluation.predictions and scores.predictions is not None
         if last and split == "test" and wanted and model == "global":
             samples = {"sample": np.arange(count), "label": labels}
             predictions = {"prediction": scores.predictions}
             correct = {"correct": scores.predictions == labels}
             where = {"round": round, "split": split}
-            self.sink.append("predictions", where | samples | predictions | correct)
+            self.sinks.append("predictions", where | samples | predictions | correct)
 
     def _write_domains(self, split: str, correct: np.ndarray, round: int) -> None:
         """Accuracy on every domain of a split; `correct` is the share of models that are right."""
@@ -188,7 +149,7 @@ class Recorder:
             }
             for domain in np.unique(domains)
         ]
-        self.sink.append("evaluations", rows)
+        self.sinks.append("evaluations", rows)
 
     def _logits(self, model: Predictor, inputs: np.ndarray) -> np.ndarray:
         batch_size = self.config.evaluation.batch_size
@@ -232,12 +193,12 @@ class Recorder:
             {**key, "scope": "global", "metric": name, "value": value, "num_samples": total}
             for name, value in spread([value for value, _ in accuracy.values()]).items()
         ]
-        self.sink.append("evaluations", rows)
+        self.sinks.append("evaluations", rows)
 
     def describe(self, partition: Partition) -> None:
         """What the run's row in `runs` says of its data."""
         statistics = partition.statistics
-        self.sink.update_run(
+        self.sinks.update_run(
             dataset=self.data.meta["dataset"],
             num_clients=partition.num_clients,
             partition_total_variation=statistics.total_variation,
@@ -268,7 +229,7 @@ class Recorder:
             for row in rows:
                 held = partition.indices[row["client_id"]]
                 row["domain"] = domain_text(domains[held], self.data.meta["domain_names"])
-        self.sink.append("clients", rows)
+        self.sinks.append("clients", rows)
 
     def noise(self, split: ClientSplit) -> None:
         """Which clients' training data is spoilt, and how: one event each."""
@@ -284,14 +245,14 @@ class Recorder:
         """The generated set, and what it is like in the frozen encoder's space."""
         made, name = self.data.synthetic, self.data.synthetic_address
         if name is not None:
-            self.sink.save_images(name, made["images"], made["labels"], task.classnames)
+            self.sinks.save_images(name, made["images"], made["labels"], task.classnames)
         if task.synthetic is not None:
             rows = quality_rows(self.config.cache, self.data, task.text_features)
-            self.sink.append("synthetic", rows)
+            self.sinks.append("synthetic", rows)
         if name is not None and task.text_features is not None:
             nearest = nearest_real(self.data)
             if nearest is not None:
-                self.sink.save_nearest(name, self.data.address, nearest)
+                self.sinks.save_nearest(name, self.data.address, nearest)
 
     def made(self, made: Made | None, round: int) -> None:
         """What the server has made in a round."""
@@ -301,7 +262,7 @@ class Recorder:
             images = made.images.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
             labels, clients = made.images.labels.cpu().numpy(), made.clients.cpu().numpy()
             names = self.data.meta["classnames"]
-            self.sink.save_round_images(round, images, labels, names, clients)
+            self.sinks.save_round_images(round, images, labels, names, clients)
         rows = [{"round": round, **row, **self._local(row)} for row in made.rows]
         if made.images is not None and self.config.evaluation.set_quality:
             found = self._quality(made.images)
@@ -309,7 +270,7 @@ class Recorder:
                 rows[0] |= found
             else:  # of all clients' sets together
                 rows.append({"round": round, **found})
-        self.sink.append("synthetic", rows)
+        self.sinks.append("synthetic", rows)
         for kind, message, client in made.events:
             self.event(kind, message, round, client if client >= 0 else None)
 
@@ -330,7 +291,7 @@ class Recorder:
     ) -> None:
         """One row of `events`."""
         row = {"time": now(), "round": round, "kind": kind, "message": message}
-        self.sink.append("events", [row | {"client_id": client_id, "node": node}])
+        self.sinks.append("events", [row | {"client_id": client_id, "node": node}])
 
 
 def domain_text(domains: np.ndarray, names: Sequence[str]) -> str:
@@ -366,7 +327,7 @@ def about_run(config: Experiment, method: type[Method], device: torch.device) ->
         "seed": config.seed,
         "phase": config.phase,
         "cache_init": config.cache.init if "cache" in method.sections else None,
-        "num_rounds": method.num_rounds(config),
+        "num_rounds": method.num_rounds(config.for_method()),
         "status": "running",
         "error": None,
         "started_at": now(),

@@ -1,6 +1,6 @@
 """The round loop: what one run does, from set-up to its last committed round.
 
-Plain Python and torch. Where clients train is behind `ClientPool`, where rows go is behind `Sink`;
+Plain Python and torch. Where clients train is behind `ClientPool`, where rows go is behind `Sinks`;
 the same loop runs in-process, inside an actor and inside a sweep's trial.
 """
 
@@ -19,11 +19,13 @@ from torch import Tensor
 from fedsim.config import Experiment
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
-from fedsim.engine.client_states import ClientStates
+from fedsim.engine.client_states import ClientState, ClientStates
 from fedsim.engine.collect import ClientPool, Collected, collect
-from fedsim.engine.recorder import Recorder, Sink, about_run, now
+from fedsim.engine.recorder import Recorder, about_run, now
 from fedsim.engine.schedule import sample_cohort
-from fedsim.engine.server_step import Moments, divide_by_class, server_step
+from fedsim.engine.server_step import Moments, server_step
+from fedsim.engine.sinks import Sinks
+from fedsim.engine.update_steps.pipeline import Pipeline
 from fedsim.errors import CheckpointError
 from fedsim.inputs.prepare import prepare
 from fedsim.inputs.task import make_task
@@ -60,7 +62,7 @@ class Federation:
 
     Args:
         config: The resolved experiment.
-        sink: Tables of this run.
+        sinks: What hears the run's rows, the tables first.
         checkpoints: Snapshots of this run.
         pool: Where clients train.
         executor: Where server-side work of a round runs.
@@ -71,7 +73,7 @@ class Federation:
     def __init__(
         self,
         config: Experiment,
-        sink: Sink,
+        sinks: Sinks,
         checkpoints: CheckpointFolder,
         pool: ClientPool,
         executor: Executor | None = None,
@@ -79,11 +81,12 @@ class Federation:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         settle_process(config.engine.threads)
-        self.config, self.sink, self.checkpoints, self.pool = config, sink, checkpoints, pool
+        self.config, self.sinks, self.checkpoints, self.pool = config, sinks, checkpoints, pool
         self.executor = executor or LocalExecutor(device)
         self.device, self._about = torch.device(device), about or {}
         self.cls = method_class(config.use)
-        self.num_rounds = self.cls.num_rounds(config)
+        self.num_rounds = self.cls.num_rounds(config.for_method())
+        self._pipeline = Pipeline.of(config)
         self.round = 0
         self._state: State = {}
         self._client_states = ClientStates(checkpoints.path)
@@ -110,17 +113,17 @@ class Federation:
         config = self.config
         self.checkpoints.claim()
         snapshot = self.checkpoints.latest()
-        self.sink.truncate(-1 if snapshot is None else snapshot["round"])
+        self.sinks.begin(-1 if snapshot is None else snapshot["round"])
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
-        self.sink.update_run(config=config.model_dump(mode="json"), **about, **self._about)
+        self.sinks.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
         self.split = self.data.split
         self._fit, self._held = self.split.fit, self.split.held
         if self.cls.pooled:  # a ceiling: one client has everything
             self._fit, self._held = (self.split.fit_rows,), ()
-        task = make_task(config, self.data, self.cls, self.device, server=True)
-        self.method = build_method(config, task)
-        self.record = Recorder(config, self.sink, self.data, self.split, self.device)
+        task = make_task(config.for_method(), self.data, self.cls, self.device, server=True)
+        self.method = build_method(task.config, task)
+        self.record = Recorder(config, self.sinks, self.data, self.split, self.device)
         self.record.describe(self.split.partition)
         if snapshot is not None:
             self._restore(snapshot)
@@ -145,6 +148,7 @@ class Federation:
         """
         config, number, clock = self.config, self.round + 1, _Clock()
         got, row = Collected(Received({})), dict[str, Any](bytes_up=0, bytes_down=0)
+        sent: Params = {}
         if self.cls.uses_clients:
             # 1. Sample the cohort, keyed by (seed, round) alone.
             num_clients = len(self._fit)
@@ -155,20 +159,21 @@ class Federation:
             # 2. What goes down the wire, the same for every client.
             constants = self.method.constants(self._state)
             message = self.method.message(self._state)
+            sent = constants | message
             # 3. Clients train, batched on the client axis. 4. Updates stream into exact sums.
             tell = partial(_tell, self.record, number)
             try:
                 got = collect(
                     self.pool,
                     groups,
-                    constants | message,
+                    sent,
                     self._client_states,
                     number,
                     config.failures,
                     tell,
                 )
             except BaseException:
-                self.sink.commit()  # failures are in the tables even when they end the run
+                self.sinks.commit()  # failures are in the tables even when they end the run
                 raise
             row = self._write_clients(number, cohort, num_bytes(constants), message, got)
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
@@ -176,8 +181,12 @@ class Federation:
         # 5. The server's step, then its own work (distillation, training on generated images).
         received = to_device(got.received, self.device)
         received = replace(received, round=number, share=self._share(got))
+        received = self._pipeline.on_server(received, self.method, sent)
+        if self.method.reduction == "sum":
+            received = replace(received, kept=())
         if received.mean and self.cls.averages:
-            received = self._stepped(received)
+            mean, self._moments = server_step(received.mean, self._moments, config.server)
+            received = replace(received, mean=mean)
         self._client_states.update(got.states)
         self._comparable &= got.comparable
         self._state = self.method.aggregate(self._state, received)
@@ -199,15 +208,6 @@ class Federation:
         """The part of all clients' training samples that those who answered hold."""
         return sum(row["num_samples"] for row in got.rows) / self.split.num_samples
 
-    def _stepped(self, received: Received) -> Received:
-        """The averaged update as the server's optimiser makes it."""
-        mean, server = received.mean, self.config.server
-        if server.class_weighting:
-            sent = self.method.constants(self._state) | self.method.message(self._state)
-            mean = divide_by_class(mean, self.method.class_rows(sent))
-        mean, self._moments = server_step(mean, self._moments, server)
-        return replace(received, mean=mean)
-
     def finish(self) -> None:
         """Mark the run finished and merge its table parts."""
         self._close("finished")
@@ -219,8 +219,8 @@ class Federation:
     def _close(self, status: str, error: str | None = None) -> None:
         if not self.checkpoints.claimed:  # the tables are another process's
             return
-        self.sink.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
-        self.sink.close()
+        self.sinks.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
+        self.sinks.end()
         self.checkpoints.release()
 
     def _write_clients(
@@ -245,7 +245,7 @@ class Federation:
         ]
         for client in got.rows + failed:
             client |= {"round": number, "bytes_down": down[client["client_id"]]}
-        self.sink.append("clients", got.rows + failed)
+        self.sinks.append("clients", got.rows + failed)
         if number == self.num_rounds:
             self.record.personal(got.rows, number)
         row: dict[str, Any] = {
@@ -269,9 +269,11 @@ class Federation:
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
         row["commit_s"] = self._commit_s
-        self.sink.append("rounds", [row])
+        self.sinks.append("rounds", [row])
         self._update_run()
-        self.sink.commit()
+        self.sinks.commit()
+        for name, error in self.sinks.take_lost():
+            self.record.event("sink_lost", f"sink {name!r} hears no more: {error}", self.round)
         snapshot = {
             "state": to_device(self._state, "cpu"),
             "client_states": self._client_states.commit(self.round),
@@ -293,14 +295,15 @@ class Federation:
         if facts != self._told or wall_s > self._told_at_s + _TELL_EVERY_S:
             self._told, self._told_at_s = facts, wall_s
             comparable, resumes = facts
-            self.sink.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
+            self.sinks.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
 
     def _predictors(self) -> list[Predictor]:
         """The served model as a function of stored inputs; every client's, without a global one."""
         if not self.cls.personal:
             states: list[State | None] = [None]
         else:
-            states = [self._client_states.get(c, {}) for c in range(len(self._fit))]
+            kept = self._client_states
+            states = [kept.get(c, ClientState()).method for c in range(len(self._fit))]
         models = [self.method.predictor(self._state, to_device(s, self.device)) for s in states]
         return [self._on_stored(model) for model in models]
 

@@ -53,13 +53,13 @@ def preflight(
     loaded: set[str] = set()
     source_of = cache(DataSource)  # read once for all runs
     for config in experiments:
-        models, name = config.models, config.method
+        settings, models, name = config.for_method(), config.models, config.method
         try:
             cls = _method(config)
-            check_options(config, cls)
+            check_options(settings, cls)
             _check_averaging(config, cls)
             _check_population(config, cls)
-            generates = cls.needs_synthetic(config)
+            generates = cls.needs_synthetic(settings)
             if generates:
                 check_models(cls.inputs, models, config.synthetic.filter, name)
             source = source_of(config.data, draw_seed(config.data, config.partition_seed))
@@ -67,13 +67,11 @@ def preflight(
             entries = repr([step.address for step in steps.real])
             settle_process(config.engine.threads)
             if entries not in prepared:
-                data = steps.inputs()
-                if cls.inputs != "images":
-                    check_text(data, config.data.prototype_shots, config.partition_seed, name)
-                prepared[entries] = data
+                prepared[entries] = steps.inputs()
             data = prepared[entries]
-            task = make_task(config, data, cls, torch.device(device), server=False)
-            build_method(config, task).check_task()
+            task = make_task(settings, data, cls, torch.device(device), server=False)
+            check_text(task)
+            build_method(settings, task).check_task()
             if steps.measured:
                 check_measured(models.clip, source, name)
                 arrays_of(steps.measured)

@@ -105,7 +105,7 @@ class InputSteps:
             data: What `inputs` returns: its classes are what images are asked for.
             draw: Where images are drawn; by default in this process.
         """
-        config = self._config
+        config = self._config.for_method()
         if not self._method.needs_synthetic(config):
             return []
         asked = config.models, config.synthetic, config.cache.images_per_class, config.train_seed

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
 from fedsim.inputs.run_inputs import RunInputs
 from fedsim.methods.base import Labelled, Method, Task
@@ -31,7 +31,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def make_task(
-    config: Experiment,
+    config: MethodConfig,
     data: RunInputs,
     method: type[Method],
     device: torch.device,
@@ -86,12 +86,12 @@ def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def check_text(data: RunInputs, prototype_shots: int | None, seed: int, method: str) -> None:
+def check_text(task: Task) -> None:
     """Refuse features that come with neither text features nor prototypes."""
-    if class_embeddings(data, prototype_shots, seed) is None:
+    if task.image_shape is None and task.text_features is None:
         raise ConfigError(
-            f"methods.{method}: the features of {data.source.settings.name!r} come without text "
-            f"features: add text_features (num_classes, d) to the file, or set "
+            f"methods.{task.config.method}: the features of {task.config.data.name!r} come without "
+            f"text features: add text_features (num_classes, d) to the file, or set "
             f"data.prototype_shots"
         )
 

@@ -6,21 +6,18 @@ here: give its file in the study (`mine: {use: ./mine.py}`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsim.config.families import load_module
 from fedsim.config.problems import messages
 from fedsim.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from fedsim.config import Experiment
+    from fedsim.config import MethodConfig
     from fedsim.methods.base import Method, Task
 
 METHODS: dict[str, str] = {
@@ -71,16 +68,16 @@ def method_class(use: str) -> type[Method]:
     path, _, name = use.partition(":")
     if not path.endswith(".py"):
         raise ConfigError(f"unknown method {use!r}; {did_you_mean(use, METHODS)}")
-    return _from_file(Path(path), name)
+    return _from_file(path, name)
 
 
-def build_method(config: Experiment, task: Task) -> Method:
+def build_method(config: MethodConfig, task: Task) -> Method:
     """An instance of the experiment's method, its options checked."""
     cls = method_class(config.use)
     return cls(task, check_options(config, cls))
 
 
-def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
+def check_options(config: MethodConfig, cls: type[Method]) -> BaseModel:
     """The method's own settings as its `Options`.
 
     Raises:
@@ -105,32 +102,16 @@ def check_options(config: Experiment, cls: type[Method]) -> BaseModel:
     return options
 
 
-def _from_file(path: Path, name: str) -> type[Method]:
+def _from_file(path: str, name: str) -> type[Method]:
     from fedsim.methods.base import Method
 
-    if not path.is_file():
-        near = [file.name for file in path.parent.glob("*.py")]
-        hint = f"; {did_you_mean(path.name, near)}" if near else ""
-        raise ConfigError(f"no method file {str(path)!r}{hint}")
-    # The content is part of the module's name: an edited file is never served from memory.
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    module_name = f"fedsim_user_{path.stem}_{digest}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[module_name]
-            raise ConfigError(f"{path} fails to import: {type(error).__name__}: {error}") from error
-    members = vars(sys.modules[module_name])
+    module = load_module(path)
     found = {
         key: value
-        for key, value in members.items()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module_name
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
     }
     if name:
         if name not in found:

@@ -5,14 +5,15 @@
     client k sends  X_k^T X_k  and  X_k^T Y_k;   the server sums them and solves
     W = (X^T X + ridge * I)^(-1) X^T Y                           the pooled solution, for any split
 
-AFL's clients send their own ridge solutions, which its absolute aggregation law combines to this
-W, one client after the other, and a correction then takes their regularisation out again. The sums
-are what the law reconstructs: sent as they are, they add up in any order and need neither.
+The paper's clients send their own ridge solutions. Its absolute aggregation law combines these to
+W, one client after the other, and a correction then removes their regularisation. The law
+reconstructs the sums. Clients here send the sums themselves, which add up in any order and need
+neither law nor correction.
 
-AFL knows no text. The methods it stands beside here do, so `options.text` says what becomes of it:
+AFL has no text classifier, while the methods beside it have one. `options.text` joins the two:
 
     beside     logits = scale * f T^T + alpha * f W         as Tip-Adapter and GDA add theirs
-    residual   the same, but W regresses Y - P, what the text leaves to explain
+    residual   the same, but W regresses Y - P, which the text does not explain
     none       logits = alpha * f W                         the paper's classifier
 """
 
@@ -25,12 +26,12 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.cachefl import require_text
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
+    class_targets,
     normal_equations,
-    one_hot,
     plain_sums,
     ridge,
     square,
@@ -41,7 +42,7 @@ from fedsim.params import Params
 
 
 class AFLOptions(BaseModel, extra="forbid", allow_inf_nan=False):
-    """What is regressed, how strongly it is held, and how much it weighs."""
+    """The target of the regression, its damping and its weight."""
 
     text: Literal["beside", "residual", "none"] = "beside"
     ridge: float = Field(0.01, gt=0)
@@ -57,7 +58,7 @@ class AFL(Method):
     options: AFLOptions
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         return min(1, config.train.rounds)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -79,15 +80,8 @@ class AFL(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        def targets(x: Tensor, y: Tensor) -> Tensor:
-            labels = one_hot(y, self.task.num_classes)
-            if "text" not in message:
-                return labels
-            known = text_logits(x, message["text"].double(), self.task.logit_scale)
-            return labels - known.softmax(-1)
-
-        sums = normal_equations(batches, lambda x: x, targets)
-        return plain_sums(sums, batches), client_state
+        targets = class_targets(self.task, message.get("text"))
+        return plain_sums(normal_equations(batches, lambda x: x, targets), batches), client_state
 
     def aggregate(self, state: State, received: Received) -> State:
         if not received.mean:  # every client failed

@@ -1,8 +1,8 @@
 """The contract between a federated method and the engine.
 
-A method is explicit state in, explicit state out: no Ray, no files, no logging, no randomness but
-the generators it is given. The engine decides where and in which groups clients run. A complete
-method, federated averaging of class means, is this short:
+A method maps explicit state to explicit state. It uses no Ray, no files, no logging, and draws only
+from the generators that it is given. The engine decides where clients run, and in which groups. The
+following is a complete method, federated averaging of class means:
 
     >>> class ClassMeans(Method):
     ...     def setup(self, task, rng):
@@ -33,7 +33,7 @@ import torch.nn.functional as F  # noqa: F401  (used by the doctest)
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.batches import Batch as Batch
 from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
@@ -50,11 +50,11 @@ R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """Where server-side work of a round runs: in this process, or on the clients' actors."""
+    """Runs a round's server-side work, in this process or on the clients' actors."""
 
     @property
     def device(self) -> str:
-        """What its functions compute on: `cpu` or `cuda`, and not always what the server has."""
+        """The device that functions compute on, `cpu` or `cuda`; the server's may be another."""
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, possibly in parallel; order is kept."""
@@ -73,12 +73,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know before training: never a test sample.
+    """What a method may know before training. It holds no test sample.
 
-    On clients `synthetic` and `public` are None: they stay on the server.
+    `synthetic` and `public` stay on the server; a client's task has None there.
     """
 
-    config: Experiment
+    config: MethodConfig
     classnames: tuple[str, ...]
     embed_dim: int
     """d of the frozen encoder's features; 0 without an encoder."""
@@ -90,14 +90,14 @@ class Task:
     """The server's generated images, K per class and sorted by class: features
     `(num_classes * K, d)`, or uint8 `(num_classes * K, c, h, w)` for methods on `images`."""
     public: Labelled | None = None
-    """A few public labelled images (a part of the validation split), likewise."""
+    """A few public labelled images, a part of the validation split, in the same form."""
     load_clip: Callable[[], Clip] | None = None
-    """The frozen encoder itself, for methods that train or probe it."""
+    """Loads the frozen encoder, for methods that train or probe it; None without an encoder."""
     image_shape: tuple[int, int, int] | None = None
     """`(c, h, w)` of the images that methods on `images` train on."""
     prepare: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-    """Stored inputs, such as those of `synthetic` -> what a model reads: uint8 images become
-    normalised floats."""
+    """Stored inputs, such as those of `synthetic` -> model inputs: uint8 images become normalised
+    floats."""
 
     @property
     def num_classes(self) -> int:
@@ -109,15 +109,15 @@ class Update:
     """What the clients of a group send up.
 
     Attributes:
-        delta: Differences to the message, `(C, ...)` by name. Their bytes are what is counted.
-        weight: `(C,)` float64 weights of the average, usually the number of samples.
-        linear: Whether the server needs no more than the weighted sum of the deltas; only then
-            can secure aggregation or a clipped, noised sum stand in for them.
-        change: By how much training changed the model, `(C, ...)` by name, where that is not what
-            is sent; clients are measured with it.
-        extra: Per client, what else it sends, in shapes of its own; for `reduction = "keep"`.
-        products: More of `delta`, as factors. Where nothing is done with single clients' deltas but
-            to sum them, they are never formed; who reads `delta` asks for `formed()`.
+        delta: Differences to the message, `(C, ...)` by name. Their bytes are counted.
+        weight: `(C,)` float64 weights of the average, usually the numbers of samples.
+        linear: Whether the weighted sum of the deltas is all that the server needs. Only then can
+            secure aggregation or a clipped, noised sum replace them.
+        change: The change of the model by training, `(C, ...)` by name, where `delta` is something
+            else. Clients are measured with it.
+        extra: Per client, further tensors in shapes of its own; for `reduction = "keep"`.
+        products: Further entries of `delta`, as factors. They are never formed where single deltas
+            are only summed. Code that reads `delta` calls `formed()` first.
     """
 
     delta: Params
@@ -128,7 +128,7 @@ class Update:
     products: Mapping[str, Product] = field(default_factory=dict)
 
     def formed(self) -> Update:
-        """The same update with all of `delta` as tensors."""
+        """The same update with every entry of `delta` as a tensor."""
         formed = {name: product.formed() for name, product in self.products.items()}
         return replace(self, delta=self.delta | formed, products={}) if formed else self
 
@@ -148,11 +148,14 @@ class Received:
     """What the server holds after the clients of a round have answered.
 
     Attributes:
-        mean: Weighted mean of the deltas (`reduction = "sum"`), else empty.
-        kept: One `(client_id, Update with C = 1)` per client, sorted by id (`"keep"`), else empty.
-        num_clients: Clients that answered.
-        round: From 1.
-        share: Their part of all clients' training samples.
+        mean: Weighted mean of the deltas under `reduction = "sum"`, else empty. It is also empty if
+            every client failed.
+        kept: One `(client_id, Update with C = 1)` per client, sorted by id, under
+            `reduction = "keep"`, else empty.
+        num_clients: Number of clients that answered.
+        round: The round, from 1.
+        share: These clients' part of all clients' training samples.
+        beside: Weighted means of what update steps sent beside the deltas, by step and name.
     """
 
     mean: Params
@@ -160,9 +163,10 @@ class Received:
     num_clients: int = 0
     round: int = 0
     share: float = 1.0
+    beside: Mapping[str, Params] = field(default_factory=dict)
 
     def average(self) -> Params:
-        """The weighted mean of what was kept, in the order of client ids."""
+        """The weighted mean of the kept deltas, summed in the order of client ids."""
         total = sum(float(update.weight[0]) for _, update in self.kept)
         mean: Params = {}
         for _, update in self.kept:
@@ -178,10 +182,10 @@ class Made:
     """Images that the server holds after a round, for people to look at and to train on.
 
     Attributes:
-        images: uint8 `(n, c, h, w)` with labels; None where sets are not images.
+        images: uint8 `(n, c, h, w)` with labels; None for sets of something other than images.
         clients: `(n,)` int64, the client behind each image; -1 for none.
         rows: Rows of the table `synthetic`, without run and round.
-        events: Kind, message and client of what is worth telling; a client of -1 is none.
+        events: Kind, message and client of every event to report; a client of -1 is none.
     """
 
     images: Labelled | None
@@ -191,41 +195,44 @@ class Made:
 
 
 class NoOptions(BaseModel, extra="forbid"):
-    """For methods that need nothing beyond the shared sections."""
+    """No options, for methods that read only the shared sections."""
 
 
 class Method:
-    """Base of all methods. Instances hold the task and options, never changing state.
+    """Base of all methods. Instances hold the task and the options, and no state that changes.
 
     Args:
-        task: On the server with synthetic and public data, on clients without.
+        task: The server's task has synthetic and public data, a client's has none.
         options: The method's own settings, an instance of `Options`.
     """
 
     inputs: ClassVar[Literal["features", "pixels", "images"]] = "features"
-    """What clients train on: features of the frozen encoder, images at its input size, or images at
-    their own size, for which no encoder is needed."""
+    """What clients train on: features of the frozen encoder, images at its input size (`pixels`),
+    or images at their own size, which need no encoder."""
     frozen: ClassVar[tuple[Literal["visual", "text"], ...]] = ("visual",)
-    """Which of CLIP's encoders a client needs unchanged: their bytes are downloaded once."""
+    """CLIP's encoders that a client needs unchanged. It downloads their bytes once."""
     reduction: ClassVar[Literal["sum", "keep"]] = "sum"
-    """May updates be summed inside an actor, or does the server need them one by one?"""
+    """`sum`: an actor may sum its clients' updates. `keep`: the server needs every single one."""
     trains: ClassVar[bool] = True
-    """False for methods with nothing to train: they are evaluated once, at round 0."""
+    """False for methods with nothing to train. They are evaluated once, at round 0."""
     uses_clients: ClassVar[bool] = True
-    """False for methods that only work on the server."""
+    """False for methods that work on the server alone."""
     averages: ClassVar[bool] = True
-    """Whether the mean delta is a step of the model's parameters. Only then do server optimisers,
-    class weighting and lossy compression of updates make sense."""
+    """Whether the mean delta is a step of the model's parameters. Server optimisers, class
+    weighting and lossy compression of updates need such a step."""
     trains_ghosts: ClassVar[bool] = True
-    """Whether the ghost beside a client alone (`Batches`) is trained as well, on the same axis."""
+    """Whether the ghost beside a client alone (see `Batches`) is trained on the same axis."""
     pooled: ClassVar[bool] = False
-    """True for ceilings: all clients' data is one client's."""
+    """True for ceilings: one client holds all clients' data."""
     personal: ClassVar[bool] = False
-    """True for methods without a global model: a round's figures are means over clients' models."""
+    """True for methods without a global model. A round's figures are means over clients' models."""
+    role: ClassVar[Literal["method", "control", "floor"]] = "method"
+    """Its part in a comparison. A `floor` is the level before any training, such as zero-shot; a
+    `control` shows what a method's ingredients do on their own. Ceilings are `pooled`."""
     sections: ClassVar[tuple[str, ...]] = ()
-    """Optional sections of the configuration that it reads, such as `cache`."""
+    """Optional sections of the configuration that the method reads, such as `cache`."""
     Options: ClassVar[type[BaseModel]] = NoOptions
-    """The method's own settings: what `options` in a study may hold."""
+    """The method's own settings, which a study gives as `options`."""
 
     def __init__(self, task: Task, options: BaseModel) -> None:
         self.task = task
@@ -233,34 +240,34 @@ class Method:
         self.options = options
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
-        """Refuse, before anything is loaded, settings with which the method is not itself.
+    def check(cls, config: MethodConfig) -> None:
+        """Refuse settings that contradict the method, before anything is loaded.
 
         Raises:
-            ConfigError: Saying what to set instead.
+            ConfigError: It says what to set instead.
         """
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
-        """Rounds of a run: `train.rounds`, or fewer where the method is done sooner."""
+    def num_rounds(cls, config: MethodConfig) -> int:
+        """Rounds of a run: `train.rounds`, or fewer if the method ends sooner."""
         return config.train.rounds if cls.trains else 0
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
-        """Whether the server must generate its class-balanced image set."""
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
+        """Whether the server generates its class-balanced image set first."""
         return False
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
-        """Whether public labelled samples are used (they count as prior knowledge)."""
+    def needs_public(cls, config: MethodConfig) -> bool:
+        """Whether the method uses public labelled samples, which count as prior knowledge."""
         return False
 
     def check_task(self) -> None:
-        """Raise now what `setup` would raise only when the run's turn has come.
+        """Raise the errors of `setup` before the study's first run starts.
 
         Raises:
             ConfigError: If options, data and encoder do not go together.
-            ModelError: If the encoder is none this method can work on.
+            ModelError: If the method cannot work on the encoder.
         """
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -272,11 +279,11 @@ class Method:
         return {}
 
     def message(self, state: State) -> Params:
-        """What goes down the wire every round."""
+        """What the server sends every round."""
         raise NotImplementedError
 
     def download(self, message: Params, client: int) -> Params:
-        """The part of the message that this client needs, whose bytes are counted."""
+        """The part of the message that this client needs. Its bytes are counted."""
         return message
 
     def client_update(
@@ -291,34 +298,35 @@ class Method:
         Args:
             message: `constants` and `message` together, without a client axis.
             batches: The group's local data.
-            client_state: Per client, what it kept from its last participation ({} at first).
+            client_state: Per client, the state that it kept from its last participation, {} at
+                first.
             rng: Per client, a generator of its own for this round.
 
         Returns:
-            The update over the client axis and every client's new state.
+            The update over the client axis, and every client's new state.
         """
         raise NotImplementedError
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
-        """FLOPs of every client's local training `(C,)`, where that is not a sum over samples.
+        """FLOPs of every client's local training, `(C,)`; by default proportional to samples.
 
         Args:
             message: What the clients received.
             batches: The group's local data.
-            one_sample: FLOPs of a client that has one sample, in as many epochs.
+            one_sample: FLOPs of a client with one sample, over all local epochs.
         """
         return one_sample * batches.num_samples
 
     def variant(self, client: int) -> str:
-        """What sets a client's training apart, such as a network of its own."""
+        """A name for the kind of a client's training, such as its network; "" if all are alike."""
         return ""
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor | None:
-        """The model over the client axis; lets the engine measure clients before and after.
+        """The model over the client axis. The engine measures clients with it before and after.
 
         Args:
             message: What the clients received, without a client axis.
-            params: The trainable part of it, one copy per client: `(C, ...)` by name.
+            params: The trainable part of the message, one copy per client: `(C, ...)` by name.
             x: `(C, B, ...)` inputs.
 
         Returns:
@@ -327,9 +335,10 @@ class Method:
         return None
 
     def class_rows(self, message: Params) -> Params:
-        """Which rows of which trained tensors belong to a class: name -> `(rows,)` int64 classes.
+        """The class of every row of a trained tensor, `(rows,)` int64 by the tensor's name.
 
-        For `server.class_weighting`; rows are those of the first axis, without a client axis.
+        `server.class_weighting` reads it. Rows are counted on the first axis, without a client
+        axis. Tensors whose rows belong to no class are left out.
         """
         return {}
 
@@ -348,13 +357,13 @@ class Method:
         raise NotImplementedError
 
     def made(self, state: State) -> Made | None:
-        """The images that the round's server-side work has made, if it did."""
+        """The images that the round's server-side work has made, or None."""
         return None
 
     def predictors(self, state: State) -> Mapping[str, Predictor]:
-        """More models that the server holds, by the name they have in the table `evaluations`.
+        """Further models of the server, by their name in the table `evaluations`.
 
-        They are evaluated beside the main one and choose nothing: `rounds.accuracy` is the main
-        model's. The names `global` and `personal` are taken.
+        They are evaluated beside the main model and choose nothing: `rounds.accuracy` is that of
+        the main model. The names `global` and `personal` are taken.
         """
         return {}

@@ -3,7 +3,7 @@
 Notation, and the paper's symbols (Tip-Adapter's where CacheFL's text does not give them):
 
     keys      W1   (N*K, d)   features of the server's generated images, trained
-    values    W2   (N*K, N)   their one-hot labels, fixed unless cache.trainable says otherwise
+    values    W2   (N*K, N)   the keys' one-hot labels, fixed unless cache.trainable names them
     text           (N, d)     frozen class embeddings
     sharpness      beta       residual_ratio  alpha
 
@@ -14,10 +14,10 @@ Notation, and the paper's symbols (Tip-Adapter's where CacheFL's text does not g
     round:   every client fine-tunes the keys on its own images             (step 3)
              keys <- sum_k (n_k / n) keys_k
 
-Known from the paper: generation from "a photo of a [CLASS]", keys as encoder features, clients
-fine-tune, the server averages. Not stated there and chosen here: values stay fixed, keys are not
-re-normalised, the mean is weighted by samples. `cache.init` replaces the generated keys for
-controls; only `generated` is CacheFL.
+The paper states: images are generated from "a photo of a [CLASS]", keys are encoder features,
+clients fine-tune, the server averages. It does not state the following choices: values stay fixed,
+keys are not re-normalised, the mean is weighted by samples. `cache.init` replaces the generated
+keys in controls; only `generated` is CacheFL.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
 from fedsim.methods.shared.dual import train_keys
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import cache_logits, text_logits
 from fedsim.params import Params, add
@@ -45,7 +46,7 @@ class CacheFL(Method):
     sections: ClassVar[tuple[str, ...]] = ("cache",)
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         init = config.cache.init
         if config.method == "cachefl" and init != "generated":
             raise ConfigError(
@@ -54,11 +55,11 @@ class CacheFL(Method):
             )
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return config.cache.init in ("generated", "mixed")
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         return config.cache.init in ("public_shots", "mixed")
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -72,7 +73,7 @@ class CacheFL(Method):
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What clients train and send."""
+        """Names of the tensors that clients train and send."""
         return ("keys", *_TRAINED_BESIDE_KEYS[self.config.cache.trainable])
 
     def constants(self, state: State) -> Params:
@@ -103,8 +104,8 @@ class CacheFL(Method):
         linear, n = super().local_flops(message, batches, one_sample), batches.num_samples
         if self.config.cache.form != "dual":
             return linear
-        # Pairs of samples: the cosines of all, and what each adds to later ones; in the first epoch
-        # to those of later steps.
+        # The cosines of all pairs of samples, and the share that every sample adds to later ones;
+        # in the first epoch only to samples of later steps.
         num_keys, dim = message["keys"].shape
         pairs, size = n.square() - n, batches.train.batch_size
         together = (n // size) * size**2 + (n % size).square()
@@ -112,7 +113,7 @@ class CacheFL(Method):
         return linear + 2 * dim * pairs + 2 * num_keys * later
 
     def _train_keys(self, message: Params, batches: Batches) -> Update:
-        """The same on cosines (`fedsim.methods.shared.dual`)."""
+        """The keys' training on cosines (`fedsim.methods.shared.dual`)."""
         cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
         return train_keys(
             message["keys"],
@@ -144,26 +145,11 @@ class CacheFL(Method):
 _TRAINED_BESIDE_KEYS = {"keys": (), "keys_values": ("values",), "keys_scales": ("scales",)}
 
 
-def require_text(task: Task) -> Tensor:
-    """The class embeddings `(N, d)`.
-
-    Raises:
-        ConfigError: If the data comes without text features and without a CLIP to make them.
-    """
-    if task.text_features is None:
-        raise ConfigError(
-            f"method {task.config.method!r} needs text features, which "
-            f"{task.config.data.name!r} does not hold: set models.clip, add them to the file, or "
-            f"set data.prototype_shots"
-        )
-    return task.text_features
-
-
 def initial_keys(task: Task, text: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Keys `(num_keys, d)` of unit length and their labels `(num_keys,)`, sorted by class."""
     k, n = task.config.cache.images_per_class, task.num_classes
     match task.config.cache.init:
-        case "text":  # one key per class: a second one would be the same
+        case "text":  # one key per class, as a second would be equal
             return text.clone(), torch.arange(n, device=task.device)
         case "random":
             keys = torch.randn(n * k, task.embed_dim, generator=rng).to(task.device)
@@ -175,15 +161,15 @@ def initial_keys(task: Task, text: Tensor, rng: torch.Generator) -> tuple[Tensor
             source = task.public
         case "mixed":
             return _mixed_keys(task)
-    assert source is not None, "the engine provides what needs_synthetic and needs_public ask for"
+    assert source is not None, "needs_synthetic and needs_public ask for it"
     return source.inputs.clone(), source.labels
 
 
 def _mixed_keys(task: Task) -> tuple[Tensor, Tensor]:
-    """K keys per class: a share of public images first, generated ones in the other places.
+    """K keys per class: public images first, up to their share, then generated images.
 
-    A class with fewer public images than asked for (there are never more than 4) has more
-    generated ones instead, so that the cache stays balanced.
+    A class has at most 4 public images. Where these are fewer than the share, generated images take
+    their places, so that the cache stays balanced.
     """
     cache, made, public = task.config.cache, task.synthetic, task.public
     assert made is not None, "see needs_synthetic"

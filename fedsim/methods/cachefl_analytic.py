@@ -1,4 +1,4 @@
-"""Ours: CacheFL with values in closed form, and then keys that are fine-tuned.
+"""Ours: CacheFL with values in closed form, followed by fine-tuning of the keys.
 
     keys      (M, d)   as in CacheFL; M = N*K, or N from the text
     A(f)    = exp(-beta * (1 - f keys^T))                                   (1, M) per image
@@ -9,13 +9,13 @@
     rounds 2-R:  CacheFL: clients fine-tune the keys (and what cache.trainable adds) from there,
                  the server averages; train.logit_adjustment is meant for these
 
-CacheFL's values are one-hot: every key votes for its class, near to others or not. Fitted values
-make the cache a radial basis function network (Broomhead & Lowe, 1988) on the unit sphere, whose
-output layer is a linear least-squares problem. The server needs sums over clients only.
+CacheFL's values are one-hot: every key votes for its class, even if keys of other classes are near.
+Fitted values make the cache a radial basis function network (Broomhead & Lowe, 1988) on the unit
+sphere. Its output layer is a linear least-squares problem, so sums over clients are enough.
 
-Not from a paper. It joins AFL's exact sums (He et al., arXiv 2405.16240) with CacheFL's cache.
-`options.text: residual` regresses Y - softmax(scale f text^T) instead; `options.finetune: false`
-ends after round 1.
+The method joins AFL's exact sums (He et al., arXiv 2405.16240) with CacheFL's cache; no paper has
+it. `options.text: residual` regresses Y - softmax(scale f text^T) instead. `options.finetune:
+false` ends after round 1.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.shared.statistics import (
+    class_targets,
     normal_equations,
-    one_hot,
     plain_sums,
     ridge,
     square,
     totals,
 )
-from fedsim.models.cache import affinity, text_logits
+from fedsim.models.cache import affinity
 from fedsim.params import Params
 
 
 class AnalyticOptions(BaseModel, extra="forbid", allow_inf_nan=False):
-    """How values are fitted, and whether keys are trained afterwards."""
+    """The fit of the values, and whether keys are trained afterwards."""
 
     ridge: float = Field(1e-3, gt=0)
     """In units of the mean eigenvalue of A^T A."""
@@ -54,12 +53,12 @@ class AnalyticOptions(BaseModel, extra="forbid", allow_inf_nan=False):
 class CacheFLAnalytic(CacheFL):
     """One exact round for the values of the cache, the others for its keys."""
 
-    averages = False  # not in round 1
+    averages = False  # round 1 sends sums
     Options = AnalyticOptions
     options: AnalyticOptions
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         finetune = AnalyticOptions.model_validate(config.options).finetune
         return config.train.rounds if finetune else min(1, config.train.rounds)
 
@@ -72,7 +71,7 @@ class CacheFLAnalytic(CacheFL):
 
     def message(self, state: State) -> Params:
         if not state["fitted"]:
-            return {"keys": state["keys"]}  # without values it asks for sums
+            return {"keys": state["keys"]}  # without values the message asks for sums
         return super().message(state) | {"values": state["values"]}
 
     def client_update(
@@ -84,20 +83,15 @@ class CacheFLAnalytic(CacheFL):
     ) -> tuple[Update, Sequence[State]]:
         if "values" in message:
             return super().client_update(message, batches, client_state, rng)
-        keys, text = message["keys"].double(), message["text"].double()
-
-        def targets(f: Tensor, y: Tensor) -> Tensor:
-            labels = one_hot(y, self.task.num_classes)
-            if self.options.text == "beside":
-                return labels
-            return labels - text_logits(f, text, self.task.logit_scale).softmax(-1)
-
-        sharpness = self.config.cache.sharpness
+        keys, sharpness = message["keys"].double(), self.config.cache.sharpness
+        targets = class_targets(
+            self.task, message["text"] if self.options.text == "residual" else None
+        )
         sums = normal_equations(batches, lambda f: affinity(f, keys, sharpness), targets)
         return plain_sums(sums, batches), client_state
 
     def aggregate(self, state: State, received: Received) -> State:
-        if state["fitted"] or not received.mean:  # the latter: every client failed
+        if state["fitted"] or not received.mean:  # without a mean, every client failed
             return super().aggregate(state, received)
         sums = totals(received)
         second = square(sums["second"], len(state["keys"]))

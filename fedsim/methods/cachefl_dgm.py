@@ -1,4 +1,4 @@
-"""CacheFL + FedDGM, joined: clients fine-tune caches, the server averages and distils. Ours.
+"""Ours: CacheFL and FedDGM joined. Clients fine-tune caches, the server averages and distils.
 
     W (M, d)   keys, M = N*K, of the global cache          W_k   client k's after local training
     V (M, N)   values, fixed                               D_k = W_k - W
@@ -10,20 +10,20 @@
                    student(s): S gradient steps on CE(s, y) from W
             W  <- E gradient steps on sum_k (n_k / n) CE(s_k, y_k), from W'
 
-Why it could help: where labels are skewed, a client pushes the keys of classes it does not hold
-away from its features, and the average keeps that. Training on all clients' features together
-takes it back. A local SGD step moves key j, of class c_j, by
+Why it could help: where labels are skewed, a client pushes the keys of classes that it does not
+hold away from its features. The average keeps this push, and training on all clients' features
+together undoes it. A local SGD step moves key j, of class c_j, by
 
     lr alpha beta / B  sum_i a_ij (1[y_i = c_j] - p_i,c_j) f_i,      a_ij = exp(-beta (1 - f_i W_j))
 
-so moves lie in the span of the client's features: those of a class it holds point to its images of
-that class. `start: moves` begins from these directions; with `distill.latent_steps: 0` they are
-used as they are. A class counts as held where its keys moved towards themselves.
+so moves lie in the span of the client's features. The moves of a class that it holds point to its
+images of that class. `start: moves` begins at these directions; `distill.latent_steps: 0` uses them
+unchanged. A class counts as held if its keys moved towards themselves.
 
-`space: features` distils unit vectors, `generator` latents of `distill.prior` that are decoded and
-encoded. The nulls it has to beat are options: `data: initial` (the same server steps on the first
-cache's own keys), `data: mean` (one set from the average move, which secure aggregation permits)
-and `distill.latent_steps: 0` (directions read off the moves).
+`space: features` distils unit vectors; `space: generator` distils latents of `distill.prior`, which
+are decoded and encoded. Three options are the null hypotheses to beat: `data: initial` (the same
+server steps on the first cache's own keys), `data: mean` (one set from the average move, which
+secure aggregation permits) and `distill.latent_steps: 0` (directions read off the moves).
 """
 
 from __future__ import annotations
@@ -37,58 +37,54 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
 from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
 from fedsim.distill.dual_keys import CacheModel
+from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
-from fedsim.distill.priors.load import LoadPrior
+from fedsim.distill.priors.load import prompts_of
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.feddgm import client_set
-from fedsim.methods.shared.synthetic_sets import told
+from fedsim.methods.shared.synthetic_sets import Event, events_of, only_events
 from fedsim.methods.training import Optimizer
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, to_device
 
 AVERAGE = -1
-"""Stands for a client where the average move is distilled."""
+"""Stands for a client: the set is distilled from the average move."""
 
 
 class CacheDGMOptions(BaseModel, extra="forbid"):
-    """What the server trains the averaged cache on, and for how long."""
+    """The data on which the server trains the averaged cache, and the training's length."""
 
     data: Literal["clients", "mean", "initial"] = "clients"
-    """A set from each client's move, one from their average, or no distillation: the keys that the
-    cache began with."""
+    """A set from each client's move, one set from their average, or the keys that the cache began
+    with, which needs no distillation."""
     space: Literal["features", "generator"] = "features"
-    """Distil features themselves, or latents of `distill.prior` seen through the encoder."""
+    """Distil features themselves, or latents of `distill.prior` behind the encoder."""
     start: Literal["moves", "keys"] = "moves"
-    """`features`: begin at directions read off the moves, or at the keys."""
+    """`features`: start at directions read off the moves, or at the keys."""
     server_steps: int = Field(20, ge=0)
     """E; 0 is CacheFL."""
     server_lr: float = Field(0.01, gt=0)
     replay: int = Field(0, ge=0)
-    """Earlier rounds whose sets stay in the union."""
+    """Number of earlier rounds whose sets stay in the union."""
 
 
 class CacheDGM(CacheFL):
-    """Averaged caches, trained on what their clients' moves give away."""
+    """Averaged caches, trained on sets that are distilled from clients' moves."""
 
     reduction = "keep"
     averages = False
     sections = ("cache", "distill")
     Options = CacheDGMOptions
-
-    @property
-    def own(self) -> CacheDGMOptions:
-        """The method's options, typed."""
-        assert isinstance(self.options, CacheDGMOptions)
-        return self.options
+    options: CacheDGMOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
         if config.train.optimizer != "sgd":
             raise ConfigError(
@@ -104,12 +100,13 @@ class CacheDGM(CacheFL):
             )
         if config.cache.init == "random":
             raise ConfigError(
-                "cachefl_dgm tells which classes a client holds by moves along keys that lie among "
-                "images' features; random keys do not: set cache.init to something else"
+                "cachefl_dgm finds the classes that a client holds from moves along keys, which "
+                "have to lie among images' features; random keys do not: set cache.init to "
+                "something else"
             )
-        if config.distill.generator_lr:
+        if config.distill.given().get("generator_lr"):
             raise ConfigError(
-                "cachefl_dgm looks at sets through the pretrained generator: leave out "
+                "cachefl_dgm distils through the pretrained generator: leave out "
                 "distill.generator_lr"
             )
         if config.options.get("space") == "generator" and config.models.clip is None:
@@ -127,10 +124,10 @@ class CacheDGM(CacheFL):
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
         update, states = super().client_update(message, batches, client_state, rng)
-        return replace(update, linear=self.own.data != "clients"), states
+        return replace(update, linear=self.options.data != "clients"), states
 
     def aggregate(self, state: State, received: Received) -> State:
-        """W', beside the W that it came from."""
+        """W', with the W that clients received beside it."""
         state = state | {"round": received.round, "events": []}
         if not received.kept:  # every client failed
             return state
@@ -141,8 +138,8 @@ class CacheDGM(CacheFL):
     ) -> State:
         if not received.kept:
             return state
-        sets = [s for s in state["sets"] if s["round"] >= received.round - self.own.replay]
-        if self.own.data == "initial":
+        sets = [s for s in state["sets"] if s["round"] >= received.round - self.options.replay]
+        if self.options.data == "initial":
             first = F.normalize(state["initial"], dim=-1)
             sets = [{"round": 0, "features": first, "labels": state["labels"], "weight": 1.0}]
         else:
@@ -154,10 +151,10 @@ class CacheDGM(CacheFL):
 
     def _distilled(
         self, state: State, received: Received, executor: Executor
-    ) -> tuple[list[dict[str, Any]], list[tuple[str, str, int]]]:
-        """A set for each client's move, or for their average; and what to tell of them."""
+    ) -> tuple[list[dict[str, Any]], list[Event]]:
+        """A set for each client's move or for their average, and the events to report."""
         moves = {c: (u.delta["keys"][0], float(u.weight[0])) for c, u in received.kept}
-        if self.own.data == "mean":
+        if self.options.data == "mean":
             moves = {AVERAGE: (received.average()["keys"], sum(w for _, w in moves.values()))}
         sources = {c: self._source(state, c, move) for c, (move, _) in moves.items()}
         held = [source for source in sources.values() if source.classes]
@@ -170,15 +167,15 @@ class CacheDGM(CacheFL):
         found = {s.client_id: client_set(s) for s in made}
         whole = [s for s in made if found[s.client_id].finite]
         sets = [self._entry(s, moves[s.client_id][1], received.round) for s in whole]
-        return sets, told(list(found.values()))
+        return sets, events_of(list(found.values()))
 
     def _source(self, state: State, client: int, move: Tensor) -> Source:
-        """A client's move as the student has to make it, and where its set starts."""
+        """A client's move, which the student has to make, and the start of its set."""
         sent, labels = state["sent"], state["labels"]
         classes = held_classes(sent, move, labels)
         latents: Params = {}
-        if self.own.space == "features":
-            rows = move if self.own.start == "moves" else sent
+        if self.options.space == "features":
+            rows = move if self.options.start == "moves" else sent
             per_class = self.config.distill.images_per_class
             first = [directions(rows[labels == c], per_class) for c in classes]
             latents = {"latent": torch.cat(first)} if first else {}
@@ -189,7 +186,7 @@ class CacheDGM(CacheFL):
         return Work(
             sources,
             to_device(self._student(state), "cpu"),
-            self.config.distill.model_copy(update={"augment": ()}),  # of images; these are features
+            self.config.distill.model_copy(update={"augment": ()}),  # augmentation is for images
             *self.priors(device),
             self.config.train_seed,
             round,
@@ -198,21 +195,26 @@ class CacheDGM(CacheFL):
         )
 
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
-        """What sets are made of, and what noise is."""
-        if self.own.space == "features":
+        """Loaders of the prior that sets are made from, and of its noise control."""
+        if self.options.space == "features":
             return feature_priors(self.task.embed_dim, device)
-        return encoded_priors(self.config, self.task.classnames, device)
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        assert config.models.clip is not None
+        return encoded_priors(config.distill, prompts, config.models.clip, device)
 
     def check_task(self) -> None:
         super().check_task()
-        if self.own.data != "initial":
+        if self.options.data != "initial":
             load_prior, _ = self.priors(str(self.task.device))
             load_prior()
 
     def _entry(self, made: SyntheticSet, weight: float, round: int) -> dict[str, Any]:
-        """A set as the state keeps it: features, and the images they are of."""
+        """A set as the state keeps it: features, and the images behind them if there are any."""
         images = {}
-        if self.own.space == "generator":
+        if self.options.space == "generator":
             prior = self.priors(str(self.task.device))[0]()
             assert isinstance(prior, EncodedImages)
             images["images"] = from_unit_range(prior.images(made.latents)).cpu()
@@ -228,18 +230,18 @@ class CacheDGM(CacheFL):
     def made(self, state: State) -> Made | None:
         sets, events = [s for s in state["sets"] if s["round"] == state["round"]], state["events"]
         if not sets:
-            return Made(None, torch.zeros(0), events=tuple(events)) if events else None
+            return only_events(events)
         labels = torch.cat([s["labels"] for s in sets])
         clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
         images = None
-        if self.own.space == "generator":
+        if self.options.space == "generator":
             images = Labelled(torch.cat([s["images"] for s in sets]), labels)
         return Made(images, clients, tuple(s["row"] for s in sets), tuple(events))
 
     def _train(self, state: State, sets: Sequence[dict[str, Any]]) -> Tensor:
-        """The averaged keys after E steps on the union, every client by its weight."""
+        """The averaged keys after E steps on the union, in which every client has its weight."""
         keys: Tensor = state["keys"]
-        if not sets or not self.own.server_steps:
+        if not sets or not self.options.server_steps:
             return keys
         x, y = (torch.cat([s[k] for s in sets]).to(keys.device) for k in ("features", "labels"))
         weight = torch.cat(
@@ -247,9 +249,9 @@ class CacheDGM(CacheFL):
         )
         weight = (weight / weight.sum()).to(keys)
         student, params = self._student(state), {"keys": keys.clone().requires_grad_()}
-        step = TrainConfig(optimizer="sgd", lr=self.own.server_lr, momentum=0.9)
+        step = TrainConfig(optimizer="sgd", lr=self.options.server_lr, momentum=0.9)
         optimizer = Optimizer(list(params.values()), step)
-        for _ in range(self.own.server_steps):
+        for _ in range(self.options.server_steps):
             loss = F.cross_entropy(student(params, x), y, reduction="none")
             optimizer.step(loss @ weight)
         return params["keys"].detach()
@@ -266,10 +268,10 @@ class CacheDGM(CacheFL):
 
 
 def held_classes(keys: Tensor, move: Tensor, labels: Tensor) -> list[int]:
-    """Classes whose keys `(M, d)` moved towards where they are: those that a client has images of.
+    """The classes that a client has images of: those whose keys `(M, d)` moved along themselves.
 
-    Features of CLIP lie in a cone, so a sum of them with positive weights points along any key, and
-    one with negative weights away from it. Images that the model is already sure of leave no trace.
+    Features of CLIP lie in a cone. A sum of them with positive weights points along any key, a sum
+    with negative weights away from it. Images that the model is sure of leave no trace.
     """
     found = []
     for label in labels.unique().tolist():
@@ -280,7 +282,7 @@ def held_classes(keys: Tensor, move: Tensor, labels: Tensor) -> list[int]:
 
 
 def directions(rows: Tensor, count: int) -> Tensor:
-    """`count` unit vectors from rows `(K, d)`: sums of every count-th row, or rows in turn.
+    """`count` unit vectors from rows `(K, d)`: sums of every count-th row, or the rows in turn.
 
     >>> directions(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), 1)
     tensor([[0.5547, 0.8321]])

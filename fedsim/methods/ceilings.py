@@ -1,7 +1,7 @@
 """Ceilings: the head, the cache and the network, trained on all clients' data in one place.
 
-The local training is that of the federated method, with one client that holds everything. What a
-federated method loses to its ceiling is the price of the split, not of the model.
+Local training is that of the federated method, with one client that holds everything. The distance
+of a federated method to its ceiling is the price of the split; the model is the same.
 """
 
 from __future__ import annotations

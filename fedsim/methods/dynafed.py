@@ -7,8 +7,8 @@
     end of L:       D <- match the segments of w_0 .. w_L                      (`fedsim.distill`)
     round L ..:     w <- FedAvg's mean, then trained on D
 
-The server needs no more than the mean of the clients' changes, so secure aggregation is possible,
-and no client's own move is inverted.
+The mean of the clients' changes is all that the server needs. Secure aggregation is therefore
+possible, and no client's own move is inverted.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.distill.client_sets import Source, Work, distil
-from fedsim.distill.priors.load import LoadPrior, image_priors
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
-from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.feddgm import client_set
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
-from fedsim.methods.shared.synthetic_sets import told
+from fedsim.methods.shared.synthetic_sets import Event, FromPrior, events_of, only_events
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, add, to_device
 
 
 class DynaFedOptions(ServerTraining, extra="forbid"):
-    """Which part of the trajectory is distilled."""
+    """The part of the trajectory that is distilled."""
 
     trajectory_rounds: int = Field(3, gt=0)
     """L: rounds of plain FedAvg whose checkpoints are kept."""
@@ -42,14 +40,15 @@ class DynaFedOptions(ServerTraining, extra="forbid"):
     """s: rounds between the ends of a segment."""
 
 
-class DynaFed(FedAvg):
+class DynaFed(FromPrior):
     """Federated averaging, corrected on images that mimic the global dynamics."""
 
     sections = ("distill",)
     Options = DynaFedOptions
+    options: DynaFedOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         options = DynaFedOptions.model_validate(config.options)
         if options.segment_rounds > options.trajectory_rounds:
             raise ConfigError(
@@ -62,22 +61,6 @@ class DynaFed(FedAvg):
                 f"{config.train.rounds} rounds (train.rounds): dynafed would never distil"
             )
 
-    @property
-    def own(self) -> DynaFedOptions:
-        """The method's options, typed."""
-        assert isinstance(self.options, DynaFedOptions)
-        return self.options
-
-    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
-        """What sets are made of, and what noise is."""
-        assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
-
-    def check_task(self) -> None:
-        super().check_task()
-        load_prior, _ = self.priors(str(self.task.device))
-        load_prior()
-
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = super().setup(task, rng)
         return {"weights": weights, "path": [weights], "set": {}, "events": [], "round": 0}
@@ -88,16 +71,16 @@ class DynaFed(FedAvg):
     def aggregate(self, state: State, received: Received) -> State:
         weights = add(state["weights"], received.mean)
         path = state["path"]
-        if received.round <= self.own.trajectory_rounds:
+        if received.round <= self.options.trajectory_rounds:
             path = [*path, weights]
         return state | {"weights": weights, "path": path, "round": received.round}
 
     def finish_round(
         self, state: State, received: Received, executor: Executor, rng: torch.Generator
     ) -> State:
-        if received.round < self.own.trajectory_rounds:
+        if received.round < self.options.trajectory_rounds:
             return state
-        if received.round == self.own.trajectory_rounds:
+        if received.round == self.options.trajectory_rounds:
             made, events = self._distilled(state, executor)
             state = state | {"set": made, "events": events, "path": []}
         if not state["set"]:
@@ -108,8 +91,8 @@ class DynaFed(FedAvg):
             to_device(state["weights"], "cpu"),
             made["images"].cpu(),
             made["labels"].cpu(),
-            self.own.train_config(),
-            self.own.augmentation(self.config.distill),
+            self.options.train_config(),
+            self.options.augmentation(self.config.distill),
             (self.config.train_seed, received.round, ""),
             executor.device,
             self.config.engine.threads,
@@ -122,19 +105,16 @@ class DynaFed(FedAvg):
 
     def made(self, state: State) -> Made | None:
         made = state["set"]
-        if state["round"] != self.own.trajectory_rounds:
+        if state["round"] != self.options.trajectory_rounds:
             return None
         if not made:
-            events = tuple(state["events"])
-            return Made(None, torch.zeros(0), events=events) if events else None
+            return only_events(state["events"])
         clients = torch.full((len(made["labels"]),), -1)
         return Made(Labelled(made["images"], made["labels"]), clients, (made["measures"],))
 
-    def _distilled(
-        self, state: State, executor: Executor
-    ) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
-        """One set for the whole trajectory, empty if there is none; and what to tell of it."""
-        path, step = state["path"], self.own.segment_rounds
+    def _distilled(self, state: State, executor: Executor) -> tuple[dict[str, Any], list[Event]]:
+        """One set for the whole trajectory, empty if it fails, and the events to report."""
+        path, step = state["path"], self.options.segment_rounds
         pairs = zip(path, path[step:], strict=False)
         segments = tuple((a, b) for a, b in pairs if any((a[k] != b[k]).any() for k in a))
         if not segments:
@@ -154,6 +134,6 @@ class DynaFed(FedAvg):
         ((found,),) = executor.map(distil, [work])
         made = client_set(found)
         if not made.finite:
-            return {}, told([made])
+            return {}, events_of([made])
         images = from_unit_range(made.images)
         return {"images": images, "labels": made.labels, "measures": made.row()}, []

@@ -4,7 +4,7 @@
     round:    every client k takes local steps on its own loss from w, and ends at w_k
               w <- w + sum_k (n_k / n) (w_k - w)                              (algorithm 1)
 
-FedAvgM, FedAdam and FedYogi are other steps of the server on the same mean (`server.optimizer`);
+FedAvgM, FedAdam and FedYogi are other steps of the server on the same mean (`server.optimizer`).
 FedLC and other shifts of the logits are parts of the local loss (`train.logit_adjustment`).
 """
 
@@ -31,13 +31,13 @@ class FedAvg(Method):
 
     @cached_property
     def net(self) -> Classifier:
-        """The network that is trained; it holds no weights."""
+        """The architecture; the weights are in the state."""
         assert self.task.image_shape is not None
         settings = self.config.models.classifier
         return Classifier(settings, self.task.image_shape, self.task.num_classes)
 
     def check_task(self) -> None:
-        _ = self.net  # refuses images it cannot be built for
+        _ = self.net  # raises for images that the network cannot read
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return dict(to_device(self.net.init(rng), task.device))
@@ -56,7 +56,7 @@ class FedAvg(Method):
         return Update(delta, weight=batches.num_samples), client_state
 
     def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
-        """What every client minimises on a batch, beside the proximal term."""
+        """The loss that every client minimises on a batch, beside the proximal term."""
         return of_logits(self.net.on_clients, batches)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:

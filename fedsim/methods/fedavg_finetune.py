@@ -3,9 +3,9 @@
     logits = scale * g(x; w) text^T,   g = L2-normalised image encoder, w all of its weights
     round:  every client trains w on its own images;  w <- sum_k (n_k / n) w_k
 
-Normalisation layers: weights and biases are trained and averaged like any other; running
-statistics (BatchNorm, where an encoder has them) stay CLIP's own, on clients and at test, because
-statistics of non-IID batches would differ from client to client.
+Weights and biases of normalisation layers are trained and averaged like all others. Running
+statistics (of an encoder with BatchNorm) stay CLIP's own, on clients and at test. Statistics of
+non-IID batches would differ from client to client.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.cachefl import require_text
+from fedsim.methods.shared.require import require_clip, require_text
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
 from fedsim.params import Params, add
+
+TEXT = "frozen/text"
+"""Name of the class embeddings beside the encoder's weights."""
 
 
 class FedAvgFinetune(Method):
     """Federated averaging of all weights of the image encoder."""
 
     inputs = "pixels"
-    frozen = ()  # its weights are the message
+    frozen = ()  # the encoder's weights are the message
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = {name: p.detach().clone() for name, p in self._visual().named_parameters()}
@@ -71,13 +73,4 @@ class FedAvgFinetune(Method):
         return F.normalize(functional_call(self._visual(), weights, (x,)), dim=-1)
 
     def _visual(self) -> nn.Module:
-        if self.task.load_clip is None:
-            raise ConfigError(
-                f"method {self.config.method!r} trains the image encoder, but "
-                f"{self.config.data.name!r} holds precomputed features: use images and models.clip"
-            )
-        return self.task.load_clip().visual
-
-
-TEXT = "text features"
-"""Name of the frozen class embeddings among the encoder's weights; no module path has a space."""
+        return require_clip(self.task, "trains the image encoder").visual

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.cachefl import require_text
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
 from fedsim.params import Params, add
@@ -36,8 +36,7 @@ class FedAvgHead(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        logits = partial(self.client_logits, message)
-        delta = train_locally(message, logits, batches)
+        delta = train_locally(message, partial(self.client_logits, message), batches)
         return Update(delta, weight=batches.num_samples), client_state
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:

@@ -7,11 +7,11 @@
         w' <- w + e,  e ~ N(0, 1), shortened to length rho where it is longer
         S_k <- S_k - lr grad sum_c |mean h_w'(A(x) of class c) - mean h_w'(A(s) of class c)|^2
                                             (distribution matching, A the same for both)
-    server:  D <- union of all S_k;  w is trained on D, from where it was
+    server:  D <- union of all S_k;  w is trained on D, from its last weights
 
-Nothing of the weights is sent up. The images go as uint8, and only those of classes that a client
-holds: the server sees which these are. Steps, step size, images per class and augmentation are
-those of the block `distill`.
+No weights are sent up. A client sends uint8 images of the classes that it holds, so the server sees
+which classes these are. The block `distill` gives steps, step size, images per class and
+augmentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.shared_set import Probe, perturbed
@@ -38,12 +38,12 @@ _MOMENTUM = 0.5
 
 
 class FedDMOptions(SetOptions, extra="forbid"):
-    """How clients match distributions."""
+    """The matching of distributions by clients."""
 
     rho: float = Field(5.0, ge=0)
     """Largest length of the perturbation of the weights."""
     real_batch: int = Field(256, gt=0)
-    """Own images of each class per step, at most."""
+    """Most real images of each class per step."""
 
 
 class FedDM(TrainsOnSets):
@@ -51,15 +51,15 @@ class FedDM(TrainsOnSets):
 
     trains_ghosts = False
     Options = FedDMOptions
+    options: FedDMOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
-        if config.distill.generator_lr:
+    def check(cls, config: MethodConfig) -> None:
+        if config.distill.given().get("generator_lr"):
             raise ConfigError("feddm has no generator to fine-tune: leave out distill.generator_lr")
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
-        # A step goes forwards through real images, and both ways through the set.
-        assert isinstance(self.options, FedDMOptions)
+        # A step passes forwards through real images, and both ways through the set.
         counts = batches.label_counts(self.task.num_classes)
         both_ways = 2 * self.config.distill.images_per_class
         passes = (counts.clamp(max=self.options.real_batch) + both_ways * (counts > 0)).sum(1)
@@ -81,7 +81,7 @@ class FedDM(TrainsOnSets):
             where = rows.to(batches.inputs.device)
             x = batches.prepare(batches.inputs[where].to(batches.device))
             images, labels = self._match(message, x, batches.labels[where].to(x.device), rng[c])
-            if images.isfinite().all():  # else they are sent, and refused, as they are
+            if images.isfinite().all():  # images with NaN are sent as they are, and refused
                 images = from_unit_range(images)
             sent.append({IMAGES: images, LABELS: labels.to(torch.int16)})
         return Update({}, batches.num_samples, linear=False, extra=tuple(sent)), client_state
@@ -101,8 +101,7 @@ class FedDM(TrainsOnSets):
     def _match(
         self, weights: Params, x: Tensor, y: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """One client's set: images in [-1, 1] and labels, of the classes that it holds."""
-        assert isinstance(self.options, FedDMOptions)
+        """One client's set of the classes that it holds: images in [-1, 1], and labels."""
         settings, num_classes = self.config.distill, self.task.num_classes
         held = y.unique()
         labels = held.repeat_interleave(settings.images_per_class)
@@ -124,6 +123,6 @@ class FedDM(TrainsOnSets):
 
 
 def _per_class(y: Tensor, most: int, rng: torch.Generator) -> Tensor:
-    """Rows of at most so many samples of each class, drawn anew."""
+    """Rows of at most `most` samples of each class, drawn anew."""
     order = torch.randperm(len(y), generator=rng).to(y.device)
     return torch.cat([order[y[order] == label][:most] for label in y.unique()])

@@ -1,4 +1,4 @@
-"""Ours: FedDM's distribution matching on the server, from sums that clients can add up in secret.
+"""Ours: FedDM's distribution matching on the server, from sums under secure aggregation.
 
     w            the surrogate                      h(x; w)  its embedding of an image
     w_r, A_r     R probes a round: random weights and an augmentation, drawn from a shared seed
@@ -7,17 +7,17 @@
     server:      mu_rc = sum_k s_krc / sum_k n_kc                      (sums over clients alone)
                  D <- images on which the class means of every probe so far come to mu_rc
                                                                        (`fedsim.distill.shared_set`)
-                 w, and larger networks, are trained on D, from where they were
+                 w, and larger networks, are trained on D, each from its last weights
 
 FedDM's clients distil their own data against network after network and send the images. The real
-side of that loss is a class mean; sent instead of the images, it adds up to the mean over all
-clients: one set for all, the same under any partition, with no client's own part in view under
-secure aggregation. It stays true when the surrogate moves on, so probes of all rounds are matched.
-Random features' class means as the target of a generator are DP-MERF's (Harder et al., AISTATS
-2021); here features are a network's, and the sums are federated.
+side of that loss is a class mean. Here clients send this mean's sums, which add up to the mean over
+all clients. The result is one set for all, the same under any partition. Secure aggregation hides
+every client's own part. A probe's mean stays true when the surrogate moves on, so probes of all
+rounds are matched. DP-MERF (Harder et al., AISTATS 2021) trains a generator on class means of
+random features; here the features are a network's, and the sums are federated.
 
-Without secure aggregation the server sees each client's class means, and of a class with one image
-the features of that image under R networks: enough to recover it.
+Without secure aggregation the server sees each client's class means. Of a class with one image it
+sees the features of that image under R networks, which are enough to recover it.
 """
 
 from __future__ import annotations
@@ -28,62 +28,47 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from fedsim.distill.priors.load import LoadPrior, image_priors
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
-from fedsim.methods.shared.synthetic_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.shared.synthetic_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
 from fedsim.params import Params, to_device
 
-ROUND = "rounds done"
-"""What probes are drawn from, beside the run's seed; no module path has a space."""
+ROUND = "server/rounds_done"
+"""Name of the round's number in a message; it seeds the draw of probes."""
 
 NOBODY = -1
-"""The set is no client's own."""
+"""Stands for a client; the set belongs to none."""
 
 
 class FedDMSumsOptions(SetOptions, extra="forbid"):
-    """How many probes, and how far they are from the surrogate."""
+    """The number of probes, and their distance from the surrogate."""
 
     probes: int = Field(32, gt=0)
-    """R: probes of a round. Uploads grow as many times."""
+    """R: probes of a round. Uploads grow by this factor."""
     weights: Literal["fresh", "near"] = "fresh"
-    """Of probes: drawn from the network's initialisation, or near the surrogate's as FedDM's."""
+    """Weights of probes: from the network's initialisation, or near the surrogate as in FedDM."""
     rho: float = Field(5.0, ge=0)
     """`near`: largest length of the perturbation."""
     remember: bool = True
-    """Match the probes of all rounds; else the newest alone."""
+    """Match the probes of all rounds instead of the newest alone."""
     warm_start: bool = True
-    """Go on from the last round's latents."""
+    """Start from the last round's latents."""
 
 
-class FedDMSums(TrainsOnSets):
+class FedDMSums(FromPrior, TrainsOnSets):
     """Distribution matching from securely summable class means."""
 
     reduction = "sum"
     Options = FedDMSumsOptions
-
-    @property
-    def own(self) -> FedDMSumsOptions:
-        """The method's options, typed."""
-        assert isinstance(self.options, FedDMSumsOptions)
-        return self.options
+    options: FedDMSumsOptions
 
     @property
     def probing(self) -> Probing:
-        """How probes are drawn."""
-        own, operations = self.own, self.config.distill.augment
+        """The draw of probes."""
+        own, operations = self.options, self.config.distill.augment
         return Probing(own.probes, own.weights, own.rho, operations)
-
-    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
-        """What the set is made of, and what noise is."""
-        assert self.task.image_shape is not None
-        return image_priors(self.config, self.task.classnames, self.task.image_shape, device)
-
-    def check_task(self) -> None:
-        super().check_task()
-        load_prior, _ = self.priors(str(self.task.device))
-        load_prior()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return super().setup(task, rng) | {"means": []}
@@ -98,8 +83,7 @@ class FedDMSums(TrainsOnSets):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        weights = {k: v for k, v in message.items() if k != ROUND}
-        round = int(message[ROUND]) + 1
+        weights, round = from_namespace(message), int(message[ROUND]) + 1
         probes = self.probing.draw(self.net, weights, self.config.train_seed, round)
         num_classes, sums = self.task.num_classes, torch.zeros(())
         for batch in batches.all_samples():
@@ -123,7 +107,7 @@ class FedDMSums(TrainsOnSets):
             (found["sums"] / counts.clamp_min(1)[None, :, None]).float(),
             (counts > 0).float(),
         )
-        kept = state["means"] if self.own.remember else []
+        kept = state["means"] if self.options.remember else []
         return state | {"means": [*kept, _plain(means)]}
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
@@ -133,7 +117,7 @@ class FedDMSums(TrainsOnSets):
         seen = torch.stack([one.present for one in means]).amax(0)
         classes = tuple(seen.nonzero().flatten().tolist())
         last: dict[str, Any] = {}
-        if self.own.warm_start and state["sets"]:
+        if self.options.warm_start and state["sets"]:
             known = state["sets"][-1]
             last = known["memory"] if known["labels"].unique().tolist() == list(classes) else {}
         work = MeansWork(
@@ -159,9 +143,9 @@ class FedDMSums(TrainsOnSets):
         return [ClientSet(NOBODY, made.images, made.labels, measures, {"latents": made.latents})]
 
     def keeps(self, client_set: Any, latest: bool) -> bool:
-        return self.own.warm_start and latest
+        return self.options.warm_start and latest
 
 
 def _plain(means: Means) -> dict[str, Any]:
-    """As a checkpoint holds it."""
+    """The means as a checkpoint holds them."""
     return dict(vars(means))

@@ -5,9 +5,9 @@
     server:    tau = sum_k (n_k / n) |a_k|
                x   <- x + tau * sum_k (n_k / n) d_k
 
-Clients that take more steps no longer count for more, as they do in FedAvg. With plain SGD `|a_k|`
-is the number of steps; momentum and a proximal term change it as in the paper (see
-`fedsim.methods.training.effective_steps`). Both sums are linear in what the clients send.
+In FedAvg a client that takes more steps counts for more; here it does not. With plain SGD `|a_k|`
+is the number of steps. Momentum and a proximal term change it as in the paper (see
+`fedsim.methods.training.effective_steps`). Both sums are linear in the clients' tensors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Sequence
 
 import torch
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Received, State, Update
 from fedsim.methods.fedavg import FedAvg
-from fedsim.methods.scaffold import require_sgd
+from fedsim.methods.shared.namespaces import from_namespace
+from fedsim.methods.shared.require import require_sgd
 from fedsim.methods.training import effective_steps, minimise
 from fedsim.params import Params, add
 
-STEPS = "effective steps"
+STEPS = "client/steps"
 """Name of `|a_k|` among a client's tensors."""
 
 
@@ -33,9 +34,9 @@ class FedNova(FedAvg):
     averages = False  # the mean is a step only once it is multiplied by tau
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_sgd(config)
+        require_sgd(config.train, config.use)
 
     def client_update(
         self,
@@ -55,4 +56,4 @@ class FedNova(FedAvg):
         if not received.mean:  # every client failed
             return state
         tau = received.mean[STEPS]
-        return add(state, {k: tau * v for k, v in received.mean.items() if k != STEPS})
+        return add(state, {k: tau * v for k, v in from_namespace(received.mean).items()})

@@ -3,13 +3,13 @@
     round:  every client minimises  F_k(w_k) + mu / 2 |w_k - w|^2          (equation 2)
             w <- sum_k (n_k / n) w_k
 
-`train.proximal_mu` is mu; it is part of every method's local loss, so that this file only says
-where it may not be 0.
+`train.proximal_mu` is mu. Every method's local loss has this term, so that this file only refuses
+mu = 0.
 """
 
 from __future__ import annotations
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig, TrainConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.fedavg import FedAvg
 
@@ -18,14 +18,14 @@ class FedProx(FedAvg):
     """Federated averaging of a network's weights with a proximal term."""
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_proximal(config, without="fedavg")
+        require_proximal(config.train, without="fedavg")
 
 
-def require_proximal(config: Experiment, without: str) -> None:
-    """Refuse mu = 0, with which the method is another one, named by `without`."""
-    if config.train.proximal_mu == 0:
+def require_proximal(train: TrainConfig, without: str) -> None:
+    """Refuse mu = 0, which makes FedProx the method `without`."""
+    if train.proximal_mu == 0:
         raise ConfigError(
             f"FedProx without its proximal term is {without}: set train.proximal_mu above 0 "
             f"(its paper tries 0.001, 0.01, 0.1 and 1), or use {without}"

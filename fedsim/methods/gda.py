@@ -7,9 +7,9 @@
     b_c        = -1/2 mu_c^T precision mu_c                 equal class priors, as in the paper
     logits     = scale * f T^T + alpha * (f w^T + b)
 
-The paper's classifier needs no gradient. Federated it needs three sums, which add up to the pooled
-ones whatever the split: n_c, sum_{i: y(i) = c} f_i and sum_i f_i f_i^T; for the scatter is the last
-of them minus sum_c n_c mu_c mu_c^T. A class of which nobody has a sample gets the mean of all.
+The paper's classifier needs no gradient. The federated one needs three sums over clients: n_c,
+sum_{i: y(i) = c} f_i and sum_i f_i f_i^T. They are the pooled sums under any split. The scatter is
+the last one minus sum_c n_c mu_c mu_c^T. A class without a sample gets the mean of all features.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.cachefl import require_text
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
+    class_targets,
     discriminant,
     normal_equations,
-    one_hot,
     plain_sums,
     square,
     totals,
@@ -37,7 +37,7 @@ from fedsim.params import Params
 
 
 class GDAOptions(BaseModel, extra="forbid", allow_inf_nan=False):
-    """How much the features' classifier weighs against the text's, and how round it is."""
+    """Weight of the features' classifier against the text's, and shrinkage of its covariance."""
 
     alpha: float = Field(1.0, ge=0)
     shrinkage: float = Field(1.0, gt=0)
@@ -52,7 +52,7 @@ class GDA(Method):
     options: GDAOptions
 
     @classmethod
-    def num_rounds(cls, config: Experiment) -> int:
+    def num_rounds(cls, config: MethodConfig) -> int:
         return min(1, config.train.rounds)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -69,9 +69,8 @@ class GDA(Method):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        num_classes = self.task.num_classes
-        sums = normal_equations(batches, lambda f: f, lambda f, y: one_hot(y, num_classes))
-        sums["counts"] = batches.label_counts(num_classes).double()
+        sums = normal_equations(batches, lambda f: f, class_targets(self.task))
+        sums["counts"] = batches.label_counts(self.task.num_classes).double()
         return plain_sums(sums, batches), client_state
 
     def aggregate(self, state: State, received: Received) -> State:
@@ -83,7 +82,7 @@ class GDA(Method):
         means = torch.where(counts > 0, first / counts.clamp_min(1), first.sum(0) / n)
         scatter = square(sums["second"], d) - (means * counts).mT @ means
         share = scatter.trace() / (n - 1).clamp_min(1)
-        if share <= 1e-9:  # every class is one point: nothing is known of how it spreads
+        if share <= 1e-9:  # every class is one point: its spread is unknown
             return state
         scatter.diagonal().add_(self.options.shrinkage * share)
         weight, bias = discriminant(means, scatter / d)

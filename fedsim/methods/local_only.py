@@ -1,13 +1,13 @@
-"""A floor: every client trains alone from the common start, and nothing is ever sent.
+"""Control: every client trains alone from the common start and sends nothing.
 
-`options.model` chooses what is trained, with the local training of the federated method:
+`options.model` names the model; local training is that of its federated method:
 
     head    W (N, d) on top of the features, started from the text       (as in fedavg_head)
     cache   the keys, started as `cache.init` says                       (as in cachefl)
 
-A federated method is worth joining for clients that it serves better than this. There is no global
-model: figures are means over the clients' own models, and a client that was never sampled still
-has the one it started from.
+A client gains from a federated method that serves it better than this control. There is no global
+model. Figures are means over the clients' own models. A client that has not been sampled yet has
+the model of the start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batches, Method, NoOptions, Predictor, Received, State, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.fedavg import FedAvg
@@ -30,7 +30,7 @@ from fedsim.params import Params, add, stack, unstack
 
 
 class LocalOnlyOptions(BaseModel, extra="forbid"):
-    """What every client trains."""
+    """The model that every client trains."""
 
     model: Literal["head", "cache"] = "head"
 
@@ -38,25 +38,26 @@ class LocalOnlyOptions(BaseModel, extra="forbid"):
 class LocalOnly(Method):
     """Local training without any aggregation."""
 
+    role = "control"
     averages = False
     personal = True
     sections: ClassVar[tuple[str, ...]] = ("cache",)
     Options: ClassVar[type[BaseModel]] = LocalOnlyOptions
+    options: LocalOnlyOptions
 
     @cached_property
     def inner(self) -> FedAvgHead | CacheFL | FedAvg:
-        """The federated method whose start and local training these are."""
-        assert isinstance(self.options, LocalOnlyOptions)
+        """The federated method whose start and local training every client uses."""
         cls = FedAvgHead if self.options.model == "head" else CacheFL
         return cls(self.task, NoOptions())
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
-        return _is_cache(config) and CacheFL.needs_synthetic(config)
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
+        return _is_cache(config.options) and CacheFL.needs_synthetic(config)
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
-        return _is_cache(config) and CacheFL.needs_public(config)
+    def needs_public(cls, config: MethodConfig) -> bool:
+        return _is_cache(config.options) and CacheFL.needs_public(config)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return self.inner.setup(task, rng)
@@ -96,5 +97,5 @@ class LocalOnly(Method):
         return self.inner.predictor(state | dict(client_state or {}))
 
 
-def _is_cache(config: Experiment) -> bool:
-    return LocalOnlyOptions.model_validate(config.options).model == "cache"
+def _is_cache(options: Mapping[str, Any]) -> bool:
+    return LocalOnlyOptions.model_validate(options).model == "cache"

@@ -1,14 +1,13 @@
-"""A floor: every client trains the network of `fedavg` alone, and nothing is ever sent.
+"""Control: every client trains the network of `fedavg` alone and sends nothing.
 
-A federated method is worth joining for clients that it serves better than this. There is no global
-model: figures are means over the clients' own models.
+A client gains from a federated method that serves it better than this control. There is no global
+model. Figures are means over the clients' own models.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 
-from fedsim.config import Experiment
 from fedsim.methods.base import NoOptions
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.local_only import LocalOnly
@@ -25,14 +24,6 @@ class LocalOnlyClassifier(LocalOnly):
     @cached_property
     def inner(self) -> FedAvg:
         return FedAvg(self.task, NoOptions())
-
-    @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
-        return False
-
-    @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
-        return False
 
     def check_task(self) -> None:
         self.inner.check_task()

@@ -8,8 +8,8 @@
     ffa    (FFA-LoRA, Sun et al., arXiv 2403.12313)    A stays at its start, the same for all
            B <- sum_k (n_k / n) B_k
 
-The mean of products is not the product of means: with fedit the server's model is not the mean of
-the clients' models. With ffa it is, because `mean(B_k) A = mean(B_k A)`.
+With ffa the server's model is the mean of the clients' models, because `mean(B_k) A = mean(B_k A)`.
+With fedit it is not: the mean of products is not the product of means.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.func import functional_call, vmap
 
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.cachefl import require_text
 from fedsim.methods.fedavg_finetune import TEXT
+from fedsim.methods.shared.require import require_clip, require_text
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
 from fedsim.models.lora_tower import lora_tower
@@ -35,7 +35,7 @@ from fedsim.params import Params, add
 
 
 class LoRAOptions(BaseModel, extra="forbid"):
-    """Which products are trained, and where."""
+    """The trained products and their layers."""
 
     variant: Literal["fedit", "ffa"] = "fedit"
     """Train and average A and B, or B alone."""
@@ -43,8 +43,8 @@ class LoRAOptions(BaseModel, extra="forbid"):
     alpha: float = Field(8.0, gt=0)
     """The products are scaled by `alpha / rank`."""
     target_modules: list[str] | None = Field(None, min_length=1)
-    """Layers by the end of their names, such as `q_proj`; default: see
-    `fedsim.models.lora_tower`."""
+    """Layers by the end of their names, such as `q_proj`; `fedsim.models.lora_tower` has the
+    default."""
 
 
 class LoRA(Method):
@@ -52,6 +52,7 @@ class LoRA(Method):
 
     inputs = "pixels"
     Options = LoRAOptions
+    options: LoRAOptions
 
     def check_task(self) -> None:
         assert self._tower
@@ -59,7 +60,7 @@ class LoRA(Method):
     def setup(self, task: Task, rng: torch.Generator) -> State:
         text, adapters = require_text(task), {}
         for name, p in self._tower.named_parameters():
-            if ".lora_A." in name:  # as peft and torch start a layer: uniform, by its fan-in
+            if ".lora_A." in name:  # uniform by the fan-in, as peft and torch start a layer
                 bound = p[0].numel() ** -0.5
                 drawn = torch.empty(p.shape).uniform_(-bound, bound, generator=rng)
                 adapters[name] = drawn.to(task.device)
@@ -87,7 +88,7 @@ class LoRA(Method):
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         frozen = {k: v for k, v in message.items() if k not in params and k != TEXT}
-        encode = partial(_encode, self._tower)  # built here: not inside a transform
+        encode = partial(_encode, self._tower)  # the tower is built here, outside of the transform
         features = vmap(lambda own, x: encode({**frozen, **own}, x))(params, x)
         return text_logits(features, message[TEXT], self.task.logit_scale)
 
@@ -100,22 +101,13 @@ class LoRA(Method):
         )
 
     def _trains(self, name: str) -> bool:
-        assert isinstance(self.options, LoRAOptions)
         return ".lora_B." in name or (".lora_A." in name and self.options.variant == "fedit")
 
     @cached_property
     def _tower(self) -> nn.Module:
-        assert isinstance(self.options, LoRAOptions)
-        if self.task.load_clip is None:
-            raise ConfigError(
-                f"method {self.config.method!r} adapts the image encoder, but "
-                f"{self.config.data.name!r} holds precomputed features: use images and models.clip"
-            )
-        wanted = self.options
+        clip, wanted = require_clip(self.task, "adapts the image encoder"), self.options
         try:
-            return lora_tower(
-                self.task.load_clip(), wanted.rank, wanted.alpha, wanted.target_modules
-            )
+            return lora_tower(clip, wanted.rank, wanted.alpha, wanted.target_modules)
         except ConfigError as error:
             raise ConfigError(
                 f"methods.{self.config.method}.options.target_modules: {error}"

@@ -1,15 +1,15 @@
 """MOON (Li, He and Song, CVPR 2021) of a classifier trained from scratch on images.
 
-    z, z_glob, z_prev   embeddings of an image by the client's model as it trains, by the model the
-                        server sent, and by the client's own model of its last participation
+    z, z_glob, z_prev   embeddings of an image by the model that the client trains, by the model
+                        that the server sent, and by the client's model of its last participation
 
     client k minimises  cross-entropy + mu * l,   averaged over its images
         l = -log( exp(cos(z, z_glob) / t) / (exp(cos(z, z_glob) / t) + exp(cos(z, z_prev) / t)) )
     server:             w <- sum_k (n_k / n) w_k
 
-The embedding is what the last layer reads. The paper puts a projection of two layers before it, in
-all methods it compares: `models.classifier.projection`. Before its second participation a client
-has no previous model, and only cross-entropy.
+The embedding is the input of the last layer. In all methods that the paper compares, a projection
+of two layers stands before the last one: `models.classifier.projection`. Before its second
+participation a client has no previous model, and minimises cross-entropy alone.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class MoonOptions(BaseModel, extra="forbid"):
     """The contrastive term."""
 
     mu: float = Field(1.0, ge=0)
-    """Its weight; the paper tries 0.1, 1, 5 and 10."""
+    """Weight of the term; the paper tries 0.1, 1, 5 and 10."""
     temperature: float = Field(0.5, gt=0)
-    """t."""
+    """t of the term."""
 
 
 class Moon(FedAvg):
     """Federated averaging with a model-contrastive local loss."""
 
     Options = MoonOptions
+    options: MoonOptions
 
     def client_update(
         self,
@@ -54,7 +55,6 @@ class Moon(FedAvg):
 
     def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
         options, of_labels = self.options, LabelLoss(batches)
-        assert isinstance(options, MoonOptions)
         sent = stack(message, batches.num_clients)
         previous = {
             k: torch.stack([state.get(k, v) for state in client_state]) for k, v in message.items()
@@ -73,9 +73,9 @@ class Moon(FedAvg):
 
 
 def contrastive(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: float) -> Tensor:
-    """The loss l of every image, `(..., B)`, of embeddings `(..., B, d)`.
+    """The loss l of every image: embeddings `(..., B, d)` -> losses `(..., B)`.
 
-    Without a previous model, `z_prev` is `z_glob`, and the gradient is 0.
+    A client without a previous model passes `z_glob` as `z_prev`; the gradient is then 0.
     """
     near = F.cosine_similarity(z, z_glob, dim=-1)
     far = F.cosine_similarity(z, z_prev, dim=-1)

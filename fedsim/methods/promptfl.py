@@ -5,8 +5,8 @@
     logits       = scale * f text^T
     round:       every client trains V on its own features;  V <- sum_k (n_k / n) V_k
 
-The prompts are CoOp's (Zhou et al., 2022). Both encoders are frozen, but clients need both: one
-for their features, the other for the gradient of the context.
+The prompts are CoOp's (Zhou et al., 2022). Both encoders are frozen, and a client needs both: the
+image encoder for its features, the text encoder for the gradient of the context.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.shared.require import require_clip
 from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
 from fedsim.models.clip import Clip
@@ -34,11 +35,11 @@ class PromptFLOptions(BaseModel, extra="forbid"):
     """Size and start of the context."""
 
     n_ctx: int | None = Field(None, gt=0)
-    """m: vectors before the class name; 16, or as many as `init` has tokens."""
+    """m: vectors before the class name; by default 16, or as many as `init` has tokens."""
     class_specific: bool = False
-    """A context for each class instead of one for all."""
+    """One context per class instead of one for all classes."""
     init: str | None = Field(None, min_length=1)
-    """Words the context starts as, such as `a photo of a`; by default it is drawn at random."""
+    """Words that the context starts as, such as `a photo of a`; drawn at random by default."""
 
 
 class PromptFL(Method):
@@ -46,12 +47,12 @@ class PromptFL(Method):
 
     frozen = ("visual", "text")
     Options = PromptFLOptions
+    options: PromptFLOptions
 
     def check_task(self) -> None:
         assert self._prompts.num_context
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
-        assert isinstance(self.options, PromptFLOptions)
         each = (task.num_classes,) if self.options.class_specific else ()
         shape = (*each, self._prompts.num_context, self._prompts.width)
         if self.options.init is None:
@@ -74,7 +75,7 @@ class PromptFL(Method):
         return Update(delta, weight=batches.num_samples), client_state
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
-        # A step encodes all prompts, whatever the number of its samples, and little else.
+        # A step encodes all prompts, whatever the size of its batch. The rest costs little.
         return one_sample * (batches.num_samples / batches.train.batch_size).ceil()
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
@@ -90,7 +91,6 @@ class PromptFL(Method):
 
     def _text(self, context: Tensor) -> Tensor:
         """Contexts, with or without a client axis -> class embeddings `(..., N, d)`."""
-        assert isinstance(self.options, PromptFLOptions)
         return self._prompts(context if self.options.class_specific else context.unsqueeze(-3))
 
     @cached_property
@@ -102,7 +102,6 @@ class PromptFL(Method):
 
     @property
     def _num_context(self) -> int:
-        assert isinstance(self.options, PromptFLOptions)
         given, init = self.options.n_ctx, self.options.init
         if init is None:
             return given or _NUM_CONTEXT
@@ -116,9 +115,4 @@ class PromptFL(Method):
 
     @property
     def _clip(self) -> Clip:
-        if self.task.load_clip is None:
-            raise ConfigError(
-                f"method {self.config.method!r} learns prompts for CLIP's text encoder, but "
-                f"{self.config.data.name!r} holds precomputed features: use images and models.clip"
-            )
-        return self.task.load_clip()
+        return require_clip(self.task, "learns prompts for CLIP's text encoder")

@@ -10,8 +10,8 @@
                c <- c + S * mean of c_k+ - c_k
 
 The correction `c - c_k` enters as the gradient of a linear term of the loss. Means are weighted by
-training samples, and S is the cohort's part of all training samples (the paper has equal clients,
-and S = |cohort| / N): so c stays the mean of all c_k, and the optimum is FedAvg's.
+training samples, and S is the cohort's part of all training samples. The paper has equal clients
+and S = |cohort| / N. With these weights c stays the mean of all c_k, and the optimum is FedAvg's.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.config import Experiment
-from fedsim.errors import ConfigError
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Batch, Batches, Predictor, Received, State, Task, Update
 from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.shared.namespaces import from_namespace, into_namespace
+from fedsim.methods.shared.require import require_sgd
 from fedsim.methods.training import effective_steps, minimise
 from fedsim.params import Params, add, subtract, unstack
 
-CONTROL = "control "
-"""What names of control variates begin with among a message's tensors."""
+CONTROL = "control"
+"""Namespace of control variates in a message; the weights are beside it."""
 
 _TINY = 1e-30
 
@@ -38,19 +39,19 @@ _TINY = 1e-30
 class Scaffold(FedAvg):
     """Federated averaging with control variates against the clients' drift."""
 
-    averages = False  # half of what is sent is no step of the weights
+    averages = False  # half of an update is no step of the weights
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_sgd(config)
+        require_sgd(config.train, config.use)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = super().setup(task, rng)
         return {"weights": weights, "control": {k: torch.zeros_like(v) for k, v in weights.items()}}
 
     def message(self, state: State) -> Params:
-        return _joined(state["weights"], state["control"])
+        return state["weights"] | into_namespace(CONTROL, state["control"])
 
     def client_update(
         self,
@@ -59,7 +60,7 @@ class Scaffold(FedAvg):
         client_state: Sequence[State],
         rng: Sequence[torch.Generator],
     ) -> tuple[Update, Sequence[State]]:
-        weights, control = _apart(message)
+        weights, control = from_namespace(message), from_namespace(message, CONTROL)
         own = {
             k: torch.stack([state.get(k, torch.zeros_like(c)) for state in client_state])
             for k, c in control.items()
@@ -80,30 +81,13 @@ class Scaffold(FedAvg):
             moved[k] = -control[k] * (along > 0) - v / along.clamp_min(_TINY)  # 0 for a ghost
         kept = add(own, moved)
         states = [unstack(kept, c) for c in range(batches.num_clients)]
-        return Update(_joined(change, moved), batches.num_samples, change=change), states
+        delta = change | into_namespace(CONTROL, moved)
+        return Update(delta, batches.num_samples, change=change), states
 
     def aggregate(self, state: State, received: Received) -> State:
-        change, moved = _apart(received.mean)
+        change, moved = from_namespace(received.mean), from_namespace(received.mean, CONTROL)
         moved = {k: received.share * v for k, v in moved.items()}
         return {"weights": add(state["weights"], change), "control": add(state["control"], moved)}
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         return super().predictor(state["weights"])
-
-
-def require_sgd(config: Experiment) -> None:
-    """Refuse an optimiser whose steps are not proportional to gradients."""
-    if config.train.optimizer != "sgd":
-        raise ConfigError(
-            f"{config.use} divides by the length of local steps, which {config.train.optimizer} "
-            f"does not keep: set train.optimizer to sgd"
-        )
-
-
-def _joined(weights: Params, control: Params) -> Params:
-    return weights | {CONTROL + k: v for k, v in control.items()}
-
-
-def _apart(message: Params) -> tuple[Params, Params]:
-    control = {k.removeprefix(CONTROL): v for k, v in message.items() if k.startswith(CONTROL)}
-    return {k: v for k, v in message.items() if not k.startswith(CONTROL)}, control

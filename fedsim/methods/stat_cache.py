@@ -1,8 +1,8 @@
-"""A cache from statistics: its keys, values and prior follow from exact sums. A method of ours.
+"""Ours: a cache whose keys, values and prior follow from exact sums over clients.
 
 CacheFL asks a generator for class-balanced images. Here the server draws a class-balanced set in
-feature space instead, from class Gaussians that clients' sums determine; then it solves for the
-values instead of fixing them. Two rounds, the same result under any partition, sums alone.
+feature space, from class Gaussians that clients' sums determine. It then solves for the values
+instead of fixing them. This takes two rounds of sums, and the result is the same for any partition.
 
     f (B, d)      features of the frozen encoder, length 1        N  classes, K  keys per class
     mu_c, S       class means and shared covariance               W, b  their linear discriminant
@@ -18,10 +18,10 @@ values instead of fixing them. Two rounds, the same result under any partition, 
               server         values <- (A^T A + ridge I)^-1 A^T Y
     round 3.. clients fine-tune the keys, the server averages, as in CacheFL
 
-`train.rounds: 2` stops at the closed form. Options turn every part off: `prior: text` leaves the
-discriminant out, `keys: cache` takes the keys of `cache.init`, `values: one_hot` solves nothing.
-With `links` round 2 regresses on (a, f) instead of a: direct links beside random features (Pao et
-al., 1994), AFL's head being the special case without keys.
+`train.rounds: 2` stops at the closed form. Every part has an option that turns it off: `prior:
+text` leaves the discriminant out, `keys: cache` takes the keys of `cache.init`, `values: one_hot`
+solves nothing. With `links`, round 2 regresses on (a, f) instead of a: direct links beside random
+features (Pao et al., 1994). AFL's head is the special case without keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
 from fedsim.methods.base import (
     Batches,
@@ -47,10 +47,12 @@ from fedsim.methods.base import (
     Task,
     Update,
 )
-from fedsim.methods.cachefl import CacheFL, initial_keys, require_text
+from fedsim.methods.cachefl import CacheFL, initial_keys
 from fedsim.methods.shared.dual import train_keys
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
     class_gaussians,
+    class_targets,
     discriminant,
     normal_equations,
     one_hot,
@@ -66,19 +68,19 @@ from fedsim.params import Params, add
 
 
 class StatCacheOptions(BaseModel, extra="forbid"):
-    """How statistics become a cache."""
+    """The parts of the cache that statistics determine."""
 
     prior: Literal["gaussian", "text"] = "gaussian"
-    """What the cache corrects: the Gaussian discriminant, or CLIP's text classifier."""
+    """The classifier that the cache corrects: the Gaussian discriminant or CLIP's text."""
     keys: Literal["gaussian", "cache"] = "gaussian"
-    """Keys drawn from the class Gaussians, or those of `cache.init`."""
+    """Keys drawn from the class Gaussians, or the keys of `cache.init`."""
     values: Literal["solved", "one_hot"] = "solved"
-    """Values from the second round's regression, or the keys' classes as in CacheFL, which leaves
-    that round out."""
+    """Values from the second round's regression, or the keys' classes as in CacheFL. The latter
+    need no second round."""
     links: bool = False
-    """Solve for a linear map of the features beside the values, as AFL does without a cache."""
+    """Solve for a linear map of the features beside the values; AFL does so without a cache."""
     shrinkage: float = Field(0.1, gt=0)
-    """Of the covariance towards a multiple of the identity."""
+    """Shrinkage of the covariance towards a multiple of the identity."""
     text_weight: float = Field(0.0, ge=0)
     """tau: weight of `f T^T` beside the discriminant."""
     ridge: float = Field(1e-3, gt=0)
@@ -91,14 +93,10 @@ class StatCache(Method):
     sections = ("cache",)
     averages = False
     Options = StatCacheOptions
-
-    def __init__(self, task: Task, options: BaseModel) -> None:
-        super().__init__(task, options)
-        assert isinstance(options, StatCacheOptions)
-        self.own = options
+    options: StatCacheOptions
 
     @classmethod
-    def check(cls, config: Experiment) -> None:
+    def check(cls, config: MethodConfig) -> None:
         super().check(config)
         fixed = config.options.get("values") == "one_hot"
         if config.train.rounds < 2 and not fixed:
@@ -106,21 +104,23 @@ class StatCache(Method):
                 "the statistics cache takes two rounds: set train.rounds to 2 or more"
             )
         if fixed and config.options.get("links"):
-            raise ConfigError("options.links is solved with the values: leave values one_hot out")
+            raise ConfigError(
+                "options.links is solved together with the values: leave out values one_hot"
+            )
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return config.options.get("keys") == "cache" and CacheFL.needs_synthetic(config)
 
     @classmethod
-    def needs_public(cls, config: Experiment) -> bool:
+    def needs_public(cls, config: MethodConfig) -> bool:
         return config.options.get("keys") == "cache" and CacheFL.needs_public(config)
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         text = require_text(task)
         prior = {"weights": task.logit_scale * text, "bias": text.new_zeros(len(text))}
         state: State = {"text": text, **prior}
-        if self.own.keys == "cache":
+        if self.options.keys == "cache":
             state["keys"] = initial_keys(task, text, rng)[0]
         return state
 
@@ -142,14 +142,13 @@ class StatCache(Method):
         def seen(f: Tensor) -> Tensor:
             return self._activations(message["keys"].double(), f) if "keys" in message else f
 
-        num_classes = self.task.num_classes
-        sums = normal_equations(batches, seen, lambda f, y: one_hot(y, num_classes))
+        sums = normal_equations(batches, seen, class_targets(self.task))
         if "keys" not in message:
-            sums["counts"] = batches.label_counts(num_classes).double()
+            sums["counts"] = batches.label_counts(self.task.num_classes).double()
         return plain_sums(sums, batches), client_state
 
     def _finetuned(self, message: Params, batches: Batches) -> Update:
-        """The keys' change, trained as `cache.form` says."""
+        """The keys' change, trained in `cache.form`."""
         if self.config.cache.form == "direct":
             logits = partial(self.client_logits, message)
             delta = train_locally({"keys": message["keys"]}, logits, batches)
@@ -161,7 +160,7 @@ class StatCache(Method):
 
         def known(f: Tensor) -> Tensor:
             logits = text_logits(f, message["weights"], 1.0) + message["bias"]
-            return logits + cache.residual_ratio * f @ of_features if self.own.links else logits
+            return logits + cache.residual_ratio * f @ of_features if self.options.links else logits
 
         keys, ratio = message["keys"], cache.residual_ratio
         return train_keys(keys, of_keys, known, ratio, cache.sharpness, batches)
@@ -177,7 +176,7 @@ class StatCache(Method):
         sums = totals(received)
         if "seen" in state:  # round 2
             second = square(sums["second"], len(sums["cross"]))
-            values = ridge(second, sums["cross"], self.own.ridge)
+            values = ridge(second, sums["cross"], self.options.ridge)
             return state | {"values": values.float()}
         means, covariance = class_gaussians(
             sums["counts"],
@@ -185,12 +184,12 @@ class StatCache(Method):
             square(sums["second"], self.task.embed_dim),
             state["text"],
         )
-        covariance = shrunk(covariance, self.own.shrinkage)
+        covariance = shrunk(covariance, self.options.shrinkage)
         state = state | {"seen": True, "means": means, "covariance": covariance}
-        if self.own.prior == "text":
+        if self.options.prior == "text":
             return state
         weights, bias = discriminant(means, covariance)
-        weights = weights + self.own.text_weight * state["text"]
+        weights = weights + self.options.text_weight * state["text"]
         return state | {"weights": weights.float(), "bias": bias.float()}
 
     def finish_round(
@@ -200,7 +199,7 @@ class StatCache(Method):
             return state
         if "keys" not in state:
             state = state | {"keys": self._drawn(state["means"], state["covariance"], rng)}
-        if self.own.values == "one_hot":
+        if self.options.values == "one_hot":
             classes = torch.arange(self.task.num_classes, device=state["keys"].device)
             per_class = len(state["keys"]) // len(classes)
             labels = classes.repeat_interleave(per_class)
@@ -219,9 +218,9 @@ class StatCache(Method):
         return lambda x: self._logits(x, state)
 
     def _activations(self, keys: Tensor, f: Tensor) -> Tensor:
-        """What values weigh: `(..., M)`, or `(..., M + d)` with links."""
+        """The regressors that values weigh: `(..., M)`, or `(..., M + d)` with links."""
         near = affinity(f, keys, self.config.cache.sharpness)
-        return torch.cat([near, f], dim=-1) if self.own.links else near
+        return torch.cat([near, f], dim=-1) if self.options.links else near
 
     def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
         logits = text_logits(f, model["weights"], 1.0) + model["bias"]

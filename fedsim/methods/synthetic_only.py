@@ -1,12 +1,12 @@
 """Control: the server trains on its own generated set, and no client takes part.
 
-It has the same prior knowledge as CacheFL (frozen CLIP, text, generator). A federated method that
-does not beat it has shown its generator, not itself. `options.model` chooses what is trained:
+It has the same prior knowledge as CacheFL: frozen CLIP, text and generator. A federated method that
+does not beat it shows the value of its generator, not its own. `options.model` is one of
 
     head    W (N, d) on top of the features, started from the text   (a linear probe)
     cache   the keys, started from the generated features            (Tip-Adapter-F on synthesis)
 
-Every "round" is `train.local_epochs` passes over the set, so rounds compare with federated ones.
+A round is `train.local_epochs` passes over the set, so that rounds compare with federated ones.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.methods.base import Executor, Method, Predictor, Received, State, Task
-from fedsim.methods.cachefl import CacheFL, require_text
+from fedsim.methods.cachefl import CacheFL
+from fedsim.methods.shared.require import require_text
 from fedsim.methods.training import train_centrally
 from fedsim.models.cache import text_logits
 from fedsim.params import Params
 
 
 class SyntheticOnlyOptions(BaseModel, extra="forbid"):
-    """What is trained on the generated set."""
+    """The model that is trained on the generated set."""
 
     model: Literal["head", "cache"] = "head"
 
@@ -35,12 +36,14 @@ class SyntheticOnlyOptions(BaseModel, extra="forbid"):
 class SyntheticOnly(Method):
     """Centralised training on generated images."""
 
+    role = "control"
     uses_clients = False
     sections = ("cache",)
     Options: ClassVar[type[BaseModel]] = SyntheticOnlyOptions
+    options: SyntheticOnlyOptions
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return True
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -73,5 +76,4 @@ class SyntheticOnly(Method):
 
     @property
     def _cache(self) -> CacheFL | None:
-        assert isinstance(self.options, SyntheticOnlyOptions)
         return CacheFL(self.task, self.options) if self.options.model == "cache" else None

@@ -1,6 +1,6 @@
-"""Control: the network of `fedavg`, trained by the server on its generated images alone.
+"""Control: the server trains the network of `fedavg` on its generated images, and no client does.
 
-Every "round" is `train.local_epochs` passes over the set, so rounds compare with federated ones.
+A round is `train.local_epochs` passes over the set, so that rounds compare with federated ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al., 2021): the text classifier alone. Nothing is trained or sent."""
+"""Zero-shot CLIP (Radford et al., 2021): the text classifier, untrained. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from fedsim.methods.base import Method, Predictor, State, Task
-from fedsim.methods.cachefl import require_text
+from fedsim.methods.shared.require import require_text
 from fedsim.models.cache import text_logits
 
 
 class ZeroShot(Method):
     """One evaluation at round 0."""
 
+    role = "floor"
     trains = False
     uses_clients = False
 

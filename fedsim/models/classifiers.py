@@ -21,7 +21,8 @@ from torch.func import functional_call, vmap
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.errors import ConfigError
 from fedsim.models.folded import foldable, folded, pools
-from fedsim.models.networks import Shape, build_body, flat_length
+from fedsim.models.networks import Shape
+from fedsim.models.networks.layers import flat_length
 from fedsim.params import Params
 
 __all__ = ["HEAD", "Classifier"]
@@ -58,7 +59,7 @@ class Classifier:
                 f"{_SMALLEST} or more a side"
             )
         with torch.device("meta"):
-            self._net = _Network(self.body(), settings.projection, image_shape, num_classes)
+            self._net = _Assembled(self.body(), settings.projection, image_shape, num_classes)
         self._folds = foldable(self._net.body) and foldable(self._net.projection)
         self._pools = pools(self._net.body)
         self.names = tuple(name for name, _ in self._net.named_parameters())
@@ -71,7 +72,8 @@ class Classifier:
         A network of one's own goes here. A sequence of torch's usual layers is trained faster for
         many clients at once than a module with code of its own (`fedsim.models.folded`).
         """
-        return build_body(self.settings, self.image_shape)
+        body: nn.Module = self.settings.part().build(self.settings.options(), self.image_shape)
+        return body
 
     def init(self, rng: torch.Generator) -> Params:
         """Weights as torch's layers begin, drawn from a CPU generator.
@@ -129,7 +131,7 @@ class Classifier:
         return {name: torch.arange(self.num_classes, device=device) for name in HEAD}
 
 
-class _Network(nn.Module):
+class _Assembled(nn.Module):
     """A body, an optional projection, and a last layer; its output is the embedding."""
 
     def __init__(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.models.networks import Halve, Mean, Norm, Residual
+from fedsim.models.networks.layers import Halve, Mean, Norm, Residual
 from fedsim.params import Params
 
 __all__ = ["foldable", "folded", "pools"]

@@ -22,7 +22,6 @@ from fedsim.engine.local import run_local
 from fedsim.engine.schedule import sample_cohort
 from fedsim.methods import METHODS
 from fedsim.models.cache import cache_logits, text_logits
-from fedsim.results.tables.writer import TableWriter
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +41,7 @@ def final_of_fedsim(work: Path, output: Path) -> dict[str, np.ndarray]:
     from fedsim.engine.checkpoint import CheckpointFolder
 
     [config] = load_study(work / "study.yaml", ["engine.backend=local"]).experiments(METHODS)
-    run_local(config, TableWriter(output, config.run_id), output)
+    run_local(config, output)
     last = CheckpointFolder(output, config.run_id).latest()
     assert last is not None
     return {k: v.numpy() for k, v in last["state"].items()}

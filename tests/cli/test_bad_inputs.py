@@ -215,7 +215,7 @@ METHODS = [
         "no_file",
         "run study.yaml methods.fedavg_head.use=mien.py",
         2,
-        ["methods.fedavg_head: no method file 'mien.py'", "did you mean 'mine.py'?"],
+        ["methods.fedavg_head: no file 'mien.py'", "did you mean 'mine.py'?"],
         method_file("mine.py", ""),
     ),
     Bad(

@@ -17,6 +17,7 @@ from fedsim.cluster import pool as pool_module
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.engine.batching import Group
+from fedsim.engine.client_states import ClientState
 from fedsim.engine.host import Done, Work
 from fedsim.errors import ExecutionError
 from fedsim.params import ExactSum
@@ -24,7 +25,7 @@ from tests.cluster.fakes import FakeRay, Remote
 from tests.helpers import experiment
 
 GROUPS = [Group(n, (n,), (np.arange(4),)) for n in range(6)]
-STATES = {n: {"kept": torch.full((2,), float(n))} for n in range(0, 6, 2)}
+STATES = {n: ClientState({"kept": torch.full((2,), float(n))}) for n in range(0, 6, 2)}
 
 Log = list[tuple[int, list[int]]]
 """Who trained which groups, in order."""
@@ -98,7 +99,9 @@ def train(pool: ActorPool, number: int = 1) -> float:
     for done in pool.train(Work(number, GROUPS, STATES, 24, 6), {}):
         total.merge(done.total)
         states |= done.states
-    assert {c: s["kept"].tolist() for c, s in states.items()} == {n: [n, n] for n in (0, 2, 4)}
+    assert {c: s.method["kept"].tolist() for c, s in states.items()} == {
+        n: [n, n] for n in (0, 2, 4)
+    }
     return float(total.mean()["sum"]) * 6
 
 

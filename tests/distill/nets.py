@@ -37,7 +37,7 @@ def weights(num_clients: int, seed: int = 0) -> Params:
 
 
 def problem(num_clients: int = 2, num_images: int = 4) -> dict[str, Params | Tensor]:
-    """Arguments of `match_trajectory`: starts, ends, images, labels and step sizes."""
+    """A `Lesson` without its steps: starts, ends, images, labels and step sizes."""
     rng = torch.Generator().manual_seed(5)
     start = weights(num_clients)
     size = (num_clients, num_images, 1, SIDE, SIDE)

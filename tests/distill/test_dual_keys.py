@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsim.config.distill import DistillConfig
 from fedsim.distill.dual_keys import CacheModel, KeyStudent
 from fedsim.distill.student import GradientStudent, NetworkStudent, student_of
 from fedsim.distill.trajectory import Lesson, Step
@@ -46,9 +45,8 @@ def steps(count: int = 3) -> list[Step]:
 
 @pytest.mark.parametrize("gradient", ["constant", "unroll"])
 def test_matching_is_that_of_the_keys_themselves(gradient: Literal["constant", "unroll"]):
-    settings = DistillConfig(gradient=gradient, augment=())
     start, end, x, y, lr = clients()
-    direct = NetworkStudent(model(), settings).match(Lesson(start, end, x, y, lr, steps()))
+    direct = NetworkStudent(model(), gradient).match(Lesson(start, end, x, y, lr, steps()))
     dual = KeyStudent(model(), gradient).match(Lesson(start, end, x, y, lr, steps()))
     torch.testing.assert_close(dual.loss, direct.loss)
     assert direct.images.abs().amax((1, 2)).min() > 1e-3
@@ -59,7 +57,7 @@ def test_matching_is_that_of_the_keys_themselves(gradient: Literal["constant", "
 def test_distances_and_lengths_are_those_of_the_keys_themselves():
     start, end, x, y, lr = clients()
     lesson = Lesson(start, end, x, y, lr, steps(5))
-    direct = NetworkStudent(model(), DistillConfig(augment=())).distance(lesson)
+    direct = NetworkStudent(model()).distance(lesson)
     dual = KeyStudent(model(), "unroll").distance(lesson)
     for found, wanted in zip(dual, direct, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -73,6 +71,6 @@ def test_a_client_that_did_not_move_is_no_division_by_zero():
 
 
 def test_the_student_follows_from_what_is_matched():
-    assert isinstance(student_of(model(), DistillConfig()), KeyStudent)
-    assert isinstance(student_of(model(), DistillConfig(loss="gradient")), GradientStudent)
-    assert isinstance(student_of(lambda params, x: x, DistillConfig()), NetworkStudent)
+    assert isinstance(student_of(model()), KeyStudent)
+    assert isinstance(student_of(model(), "gradient"), GradientStudent)
+    assert isinstance(student_of(lambda params, x: x), NetworkStudent)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from fedsim.distill.matching import (
     gradient_distance,
     match_gradient,
 )
-from fedsim.distill.trajectory import train_student
+from fedsim.distill.trajectory import Lesson, train_student
 from tests.distill.nets import network, problem, steps, weights
 
 
@@ -27,17 +28,13 @@ def test_gradient_distance_is_scale_free_and_counts_rows():
 
 def test_its_gradient_is_a_slope():
     given: dict[str, Any] = problem()
-    lr = given.pop("lr")
-    assert lr is not None
-    (step,) = steps(1)
-    found = match_gradient(network, **given, step=step)
+    lesson = Lesson(**given, steps=steps(1))
+    found = match_gradient(network, lesson)
     direction = torch.randn(
         given["images"].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     ahead, behind = (
-        match_gradient(
-            network, **{**given, "images": given["images"] + size * direction}, step=step
-        ).loss
+        match_gradient(network, replace(lesson, images=lesson.images + size * direction)).loss
         for size in (1e-5, -1e-5)
     )
     along = (found.images * direction).flatten(1).sum(1)
@@ -46,10 +43,9 @@ def test_its_gradient_is_a_slope():
 
 def test_the_client_s_own_images_match_its_move():
     given: dict[str, Any] = problem()
-    (step,) = steps(1)
-    start, images, labels, lr = (given[k] for k in ("start", "images", "labels", "lr"))
-    end = train_student(network, start, images, labels, lr, [step])[-1]
-    loss = match_gradient(network, start, end, images, labels, step).loss
+    lesson = Lesson(**given, steps=steps(1))
+    end = train_student(network, lesson)[-1]
+    loss = match_gradient(network, replace(lesson, end=end)).loss
     torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-9, rtol=0)
 
 

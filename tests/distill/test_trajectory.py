@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.augment import OPERATIONS
 from fedsim.distill.trajectory import (
+    Lesson,
     Step,
     layerwise_distance,
     match_trajectory,
@@ -44,7 +45,7 @@ def test_unroll_is_autograd_through_all_steps(operations: tuple[str, ...]):
     schedule = steps(4, operations=operations)
     loss = through_all_steps(**given, steps=schedule)
     by_images, by_lr = torch.autograd.grad(loss.sum(), [images, lr])
-    found = match_trajectory(network, **_detached(given), steps=schedule, gradient="unroll")
+    found = match_trajectory(network, Lesson(**_detached(given), steps=schedule), gradient="unroll")
     torch.testing.assert_close(found.loss, loss.detach())
     torch.testing.assert_close(found.images, by_images)
     torch.testing.assert_close(found.lr, by_lr)
@@ -54,14 +55,14 @@ def test_unroll_is_autograd_through_all_steps(operations: tuple[str, ...]):
 def test_unroll_is_the_slope_of_the_distance():
     given: dict[str, Any] = problem()
     schedule = steps(3)
-    found = match_trajectory(network, **given, steps=schedule, gradient="unroll")
+    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="unroll")
     direction = torch.randn(
         given["images"].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     size = 1e-5
 
     def loss(sign: int, **changed: Tensor) -> Tensor:
-        return match_trajectory(network, **{**given, **changed}, steps=schedule).loss
+        return match_trajectory(network, Lesson(**{**given, **changed}, steps=schedule)).loss
 
     slope = (
         loss(1, images=given["images"] + size * direction)
@@ -77,8 +78,8 @@ def test_constant_is_the_paper_s_formula():
     """`grad_x [alpha^2 <g_i, g_i> + 2 alpha <g_i, alpha sum_{j != i} g_j - th_0 + th*>] / norm`."""
     given: dict[str, Any] = problem(num_clients=1)
     schedule = steps(3, num_clients=1)
-    found = match_trajectory(network, **given, steps=schedule, gradient="constant")
-    path = train_student(network, *_positional(given), schedule)
+    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="constant")
+    path = train_student(network, Lesson(**given, steps=schedule))
     images = given["images"].requires_grad_()
     alpha, flat = float(given["lr"]), [_flat(p) for p in path]
     moves = [(a - b) / alpha for a, b in pairwise(flat)]
@@ -105,7 +106,7 @@ def test_where_constant_and_unroll_agree_and_how_they_differ():
     def relative_gap(count: int, lr: float) -> float:
         mine = {**given, "lr": torch.full_like(given["lr"], lr)}
         constant, unroll = (
-            match_trajectory(network, **mine, steps=steps(count), gradient=kind).images
+            match_trajectory(network, Lesson(**mine, steps=steps(count)), gradient=kind).images
             for kind in ("constant", "unroll")
         )
         return float((constant - unroll).norm() / unroll.norm())
@@ -121,14 +122,14 @@ def test_where_constant_and_unroll_agree_and_how_they_differ():
 def test_clients_together_are_clients_alone(gradient: Any):
     given: dict[str, Any] = problem(num_clients=3)
     schedule = steps(3, num_clients=3, operations=("crop", "rotate"))
-    together = match_trajectory(network, **given, steps=schedule, gradient=gradient)
+    together = match_trajectory(network, Lesson(**given, steps=schedule), gradient=gradient)
     for c in range(3):
         own: dict[str, Any] = {
             k: {n: t[c : c + 1] for n, t in v.items()} if isinstance(v, dict) else v[c : c + 1]
             for k, v in given.items()
         }
         path = [Step(s.rows[c : c + 1], s.mask[c : c + 1], s.draws[c : c + 1]) for s in schedule]
-        alone = match_trajectory(network, **own, steps=path, gradient=gradient)
+        alone = match_trajectory(network, Lesson(**own, steps=path), gradient=gradient)
         torch.testing.assert_close(alone.loss[0], together.loss[c])
         torch.testing.assert_close(alone.images[0], together.images[c])
         torch.testing.assert_close(alone.lr[0], together.lr[c])
@@ -137,13 +138,13 @@ def test_clients_together_are_clients_alone(gradient: Any):
 def test_padding_changes_nothing():
     given: dict[str, Any] = problem()
     schedule = steps(2)
-    found = match_trajectory(network, **given, steps=schedule, gradient="unroll")
+    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="unroll")
     last = [int(s.rows[1, -1]) for s in schedule]
     moved = [Step(s.rows.clone(), s.mask, s.draws) for s in schedule]
     for step in moved:
         step.rows[1, -1] = (step.rows[1, -1] + 1) % 4
     assert last != [int(s.rows[1, -1]) for s in moved]
-    again = match_trajectory(network, **given, steps=moved, gradient="unroll")
+    again = match_trajectory(network, Lesson(**given, steps=moved), gradient="unroll")
     assert torch.equal(found.images, again.images)
 
 
@@ -169,10 +170,6 @@ def _detached(given: dict[str, Any]) -> dict[str, Any]:
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in given.items()}
 
 
-def _positional(given: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(given[k] for k in ("start", "images", "labels", "lr"))
-
-
 def _flat(params: Params) -> Tensor:
     return torch.cat([v.flatten() for v in params.values()])
 
@@ -193,7 +190,7 @@ def test_a_classifier_s_clients_in_channels_are_its_clients_under_vmap(
     }
     schedule = steps(3, num_clients)
     found, plain = (
-        match_trajectory(one, **given, steps=schedule, gradient=gradient)
+        match_trajectory(one, Lesson(**given, steps=schedule), gradient=gradient)
         for one in (net, lambda params, x: net(params, x))
     )
     torch.testing.assert_close(found.loss, plain.loss)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.engine.client_states import ClientStates
+from fedsim.engine.client_states import ClientState, ClientStates
 from fedsim.errors import CheckpointError
 
 
-def state(value: float) -> dict:
-    return {"w": torch.full((3,), value), "times": int(value)}
+def state(value: float) -> ClientState:
+    return ClientState({"w": torch.full((3,), value), "times": int(value)})
 
 
 def values(states: ClientStates) -> dict[int, float]:
-    return {client: float(states[client]["w"][0]) for client in sorted(states)}
+    return {client: float(states[client].method["w"][0]) for client in sorted(states)}
 
 
 def files(folder: Path) -> list[str]:
@@ -26,7 +26,7 @@ def test_who_keeps_nothing_leaves_nothing(tmp_path: Path):
     states = ClientStates(tmp_path)
     assert states.commit(0) == states.commit(1) == []
     assert files(tmp_path) == []
-    assert states.get(5, {}) == {}
+    assert states.get(5) is None
 
 
 def test_a_round_writes_its_own_clients_and_a_commit_is_found_again(tmp_path: Path):
@@ -43,7 +43,7 @@ def test_a_round_writes_its_own_clients_and_a_commit_is_found_again(tmp_path: Pa
         again = ClientStates(tmp_path)
         again.restore(rounds)
         assert values(again) == {1: 1, 2: expected, 3: 3}
-        assert again[2]["times"] == expected
+        assert again[2].method["times"] == expected
 
 
 def test_a_kill_before_the_checkpoint_leaves_the_last_one_whole(tmp_path: Path):
@@ -86,7 +86,27 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 def test_states_that_could_not_be_read_back_are_refused(tmp_path: Path):
     states = ClientStates(tmp_path)
-    states.update({0: {"w": np.float64(1)}})
+    states.update({0: ClientState({"w": np.float64(1)})})
     with pytest.raises(CheckpointError, match="numpy"):
         states.commit(1)
     assert files(tmp_path) == []
+
+
+def test_what_steps_keep_is_found_again(tmp_path: Path):
+    states = ClientStates(tmp_path)
+    states.update({4: ClientState({"a": 1}, {"compression": {"w": torch.ones(2)}})})
+    again = ClientStates(tmp_path)
+    again.restore(states.commit(1))
+    assert again[4].method == {"a": 1}
+    assert torch.equal(again[4].steps["compression"]["w"], torch.ones(2))
+
+
+def test_files_of_older_versions_are_read(tmp_path: Path):
+    """They held the method's state, and what compression lost under a name of its own."""
+    lost = {"w": torch.ones(2)}
+    torch.save({3: {"a": 1, "wire residual": lost}, 5: {"a": 2}}, tmp_path / "states-000001.pt")
+    states = ClientStates(tmp_path)
+    states.restore([1])
+    assert states[3].method == {"a": 1}
+    assert torch.equal(states[3].steps["compression"]["w"], lost["w"])
+    assert states[5] == ClientState({"a": 2}, {})

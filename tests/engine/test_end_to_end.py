@@ -18,7 +18,6 @@ from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
 from fedsim.models.clip import PRETRAINED
 from fedsim.results.tables.reader import Study
-from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 
 CLASSIFIER = {
@@ -127,8 +126,7 @@ def digits(method: str, **own: Any) -> Experiment:
 
 
 def finished(config: Experiment, folder: Path) -> Study:
-    sink = TableWriter(folder, config.run_id)
-    run_local(config, sink, folder)
+    run_local(config, folder)
     return fedsim.load(folder)
 
 
@@ -142,7 +140,7 @@ def test_every_method_is_tried():
 def test_a_method_runs_to_its_end(tmp_path: Path, method: str):
     config, cls = digits(method, **SETTINGS[method]), method_class(method)
     preflight([config])
-    num_rounds = cls.num_rounds(config)
+    num_rounds = cls.num_rounds(config.for_method())
     study = finished(config, tmp_path)
     (row,) = study.runs.itertuples()
     assert (row.status, row.dataset) == ("finished", "digits")

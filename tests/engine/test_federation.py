@@ -319,7 +319,7 @@ def test_client_states_survive_rounds_and_resumption(toy: Toy, tmp_path: Path):
     (path,) = tmp_path.glob("checkpoints/*/round-000004.pt")
     states = ClientStates(path.parent)
     states.restore(torch.load(path, weights_only=True)["client_states"])
-    assert {c: state["times"] for c, state in states.items()} == expected
+    assert {c: state.method["times"] for c, state in states.items()} == expected
     assert len(expected) > 3
     assert max(expected.values()) > 1
 

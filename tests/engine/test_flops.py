@@ -32,11 +32,11 @@ CLASSIFIERS = """
 import sys
 import torch
 from fedsim.config.classifier import ClassifierConfig
+from fedsim.config.families import NETWORKS
 from fedsim.engine.flops import CountedOperations
 from fedsim.models.classifiers import Classifier
-from fedsim.models.networks import _BODIES
 
-for name in _BODIES:
+for name in NETWORKS:
     net = Classifier(ClassifierConfig(name=name), (3, 32, 32), 10)
     weights = {k: v.requires_grad_() for k, v in net.init(torch.Generator()).items()}
     with CountedOperations() as counted:

@@ -190,11 +190,11 @@ def test_states_come_back_for_those_that_keep_one(toy: Toy):
     bench = Bench(toy("Stateful"))
     first = bench.train([0, 1], [2])
     assert sorted(first.states) == [0, 1, 2]
-    assert first.states[1]["times"] == 1
-    assert first.states[1]["nested"]["name"] == "client 1"
+    assert first.states[1].method["times"] == 1
+    assert first.states[1].method["nested"]["name"] == "client 1"
     second = bench.train([0, 1], [2], states={1: first.states[1]})
-    assert {c: state["times"] for c, state in second.states.items()} == {0: 1, 1: 2, 2: 1}
-    assert first.states[1]["times"] == 1
+    assert {c: state.method["times"] for c, state in second.states.items()} == {0: 1, 1: 2, 2: 1}
+    assert first.states[1].method["times"] == 1
     plain = Bench(toy("Faulty")).train([0, 1])
     assert plain.states == {}
 

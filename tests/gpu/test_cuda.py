@@ -13,10 +13,10 @@ from fedsim.config.study import parse_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
+from fedsim.engine.sinks import open_sinks
 from fedsim.inputs.prepare import prepare
 from fedsim.methods import METHODS, method_class
 from fedsim.results.tables.reader import Study, load
-from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 from tests.methods.test_feddgm import config as distilling
 
@@ -47,9 +47,9 @@ def run_on(device: str, config: Experiment, folder: Path, memory: list[int] | No
             torch.cuda.synchronize()
             memory.append(torch.cuda.memory_allocated())
 
-    sink, checkpoints = TableWriter(folder, config.run_id), CheckpointFolder(folder, config.run_id)
+    sinks, checkpoints = open_sinks(folder, config.run_id), CheckpointFolder(folder, config.run_id)
     pool = LocalPool(config, device)
-    drive(Federation(config, sink, checkpoints, pool, device=device), watch)
+    drive(Federation(config, sinks, checkpoints, pool, device=device), watch)
     return load(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import fedsim
-from fedsim.config import Experiment
+from fedsim.config import Experiment, MethodConfig
 from fedsim.data.from_config import read_dataset
 from fedsim.driver.traffic import traffic
 from fedsim.engine.local import LocalPool
@@ -36,7 +36,7 @@ class FromSynthetic(FedAvg):
     """Needs the generated set."""
 
     @classmethod
-    def needs_synthetic(cls, config: Experiment) -> bool:
+    def needs_synthetic(cls, config: MethodConfig) -> bool:
         return True
 
 
@@ -77,7 +77,7 @@ def test_images_keep_their_size_and_channels():
     assert inputs.dtype == np.uint8
     assert np.array_equal(inputs[:, 0], images)
     assert isinstance(inputs, np.memmap), "mapped: all processes of a node share it"
-    task = make_task(config, data, method_class(config.use), CPU, server=False)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=False)
     assert task.image_shape == (1, 8, 8)
     assert (task.embed_dim, task.text_features, task.load_clip) == (0, None, None)
     torch.testing.assert_close(
@@ -89,7 +89,7 @@ def test_an_encoder_is_there_for_those_who_ask():
     config = on_digits(models__clip="tiny-clip")
     data = prepared(config)
     assert data.arrays["train_inputs"].shape == (60, 1, 8, 8)
-    task = make_task(config, data, method_class(config.use), CPU, server=True)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=True)
     assert task.load_clip is not None
     assert task.text_features is not None
     assert task.text_features.shape == (10, task.embed_dim)
@@ -160,7 +160,7 @@ def test_generated_images_are_like_the_datas(tmp_path: Path, clip: str | None):
     config = on_digits(FromSynthetic, models__clip=clip, **given)
     preflight([config])
     data = prepared(config)
-    task = make_task(config, data, method_class(config.use), CPU, server=True)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=True)
     assert task.synthetic is not None
     assert task.synthetic.inputs.dtype == torch.uint8
     assert task.synthetic.inputs.shape == (20, 1, 8, 8)

@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize("name", NAMES)
 
 def build(name: str, options: dict[str, Any] | None = None, **settings: Any) -> Method:
     made = experiment("features.npz", name, options=options or {}, **settings)
-    return build_method(made, tiny_task(made))
+    return build_method(made.for_method(), tiny_task(made))
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.config import Experiment
+from fedsim.config.distill import DistillConfig
 from fedsim.distill.client_sets import distil
+from fedsim.distill.priors.base import Prompts
 from fedsim.distill.priors.features import EncodedImages, encoded_priors
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ConfigError
@@ -85,7 +87,7 @@ def made(**settings: Any) -> CacheDGM:
     made_config = config(**settings)
     text = torch.stack([cone(1, label, 80 + label)[0] for label in range(N)])
     method = build_method(
-        made_config,
+        made_config.for_method(),
         tiny_task(
             made_config, N, D, text_features=text, logit_scale=2.0, public=synthetic_set(N, D, 2)
         ),
@@ -226,10 +228,9 @@ def test_the_nulls_are_options(
 
 
 def test_images_behind_an_encoder_pass_gradients_to_latents():
-    made_config = experiment(
-        "digits", "cachefl_dgm", models={"clip": "tiny-clip", "generator": "tiny-diffusion"}
-    )
-    prior, noise = (load() for load in encoded_priors(made_config, ("one", "two"), "cpu"))
+    prompts = Prompts("tiny-diffusion", ("one", "two"))
+    loaders = encoded_priors(DistillConfig(), prompts, "tiny-clip", "cpu")
+    prior, noise = (load() for load in loaders)
     assert isinstance(prior, EncodedImages)
     labels = torch.tensor([0, 1])
     latents = prior.draw(labels, torch.Generator().manual_seed(0))
@@ -259,4 +260,4 @@ def test_images_behind_an_encoder_pass_gradients_to_latents():
 )
 def test_what_cannot_be_distilled_is_refused(settings: dict[str, Any], match: str):
     with pytest.raises(ConfigError, match=match):
-        check_options(config(**settings), method_class("cachefl_dgm"))
+        check_options(config(**settings).for_method(), method_class("cachefl_dgm"))

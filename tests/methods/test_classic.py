@@ -49,7 +49,7 @@ def built(method: str, **settings: Any) -> Method:
         "train__lr": LR,
     }
     made = experiment("digits", method, **(given | settings))
-    return build_method(made, tiny_task(made, image_shape=SHAPE))
+    return build_method(made.for_method(), tiny_task(made, image_shape=SHAPE))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -431,12 +431,12 @@ def test_scaffold_sends_weights_and_variates():
     state = method.setup(method.task, rng())
     update, kept = step(method, state)
     weights = set(state["weights"])
-    assert set(update.delta) == weights | {CONTROL + name for name in weights}
+    assert set(update.delta) == weights | {f"{CONTROL}/{name}" for name in weights}
     assert update.change is not None
     assert set(update.change) == weights
     for c in range(3):
         for name in weights:
-            torch.testing.assert_close(kept[c][name], update.delta[CONTROL + name][c])
+            torch.testing.assert_close(kept[c][name], update.delta[f"{CONTROL}/{name}"][c])
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ def test_what_clients_keep_survives_a_kill(tmp_path: Path, name: str):
         kept.restore(end["client_states"])
     assert set(states[0]) == set(states[1])
     for client, own in states[0].items():
-        assert all(torch.equal(v, states[1][client][k]) for k, v in own.items())
+        assert all(torch.equal(v, states[1][client].method[k]) for k, v in own.method.items())
     x = torch.randn(3, *SHAPE, generator=rng())
     method = again.method
     logits = [method.predictor(end["state"])(x) for end in ends if end]
@@ -554,7 +554,7 @@ def from_synthetic(method: str, **own: Any) -> Method:
     from fedsim.models.image_arrays import to_unit_range
 
     given = {"synthetic": images_of_classes(), "prepare": to_unit_range}
-    return build_method(made, tiny_task(made, image_shape=SHAPE, **given))
+    return build_method(made.for_method(), tiny_task(made, image_shape=SHAPE, **given))
 
 
 def accuracy(method: Method, state: State) -> float:

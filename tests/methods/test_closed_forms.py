@@ -38,7 +38,7 @@ SOLVED = {"afl": "head", "gda": "weight", "cachefl_analytic": "values"}
 
 def built(method: str, **settings: Any) -> Method:
     made = experiment("features.npz", method, **settings)
-    return build_method(made, tiny_task(made, NUM_CLASSES, DIM))
+    return build_method(made.for_method(), tiny_task(made, NUM_CLASSES, DIM))
 
 
 def started(method: Method) -> State:

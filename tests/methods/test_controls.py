@@ -40,7 +40,7 @@ def config(method: str, **settings: Any) -> Experiment:
 
 
 def built(made: Experiment, synthetic: Labelled | None = None) -> Method:
-    return build_method(made, tiny_task(made, synthetic=synthetic))
+    return build_method(made.for_method(), tiny_task(made, synthetic=synthetic))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -59,7 +59,11 @@ def test_tip_adapter_is_cachefl_before_its_first_round():
     assert torch.equal(*logits)
     cls = method_class("tip_adapter")
     made = config("tip_adapter")
-    assert (cls.num_rounds(made), cls.uses_clients, cls.needs_synthetic(made)) == (0, False, True)
+    assert (
+        cls.num_rounds(made.for_method()),
+        cls.uses_clients,
+        cls.needs_synthetic(made.for_method()),
+    ) == (0, False, True)
     assert cls.sections == ("cache",)
 
 
@@ -182,10 +186,13 @@ def test_alone_asks_for_generated_images_only_for_a_cache():
     cls = method_class("local_only")
     for model, wanted in (("head", False), ("cache", True)):
         made = config("local_only", options={"model": model})
-        assert cls.needs_synthetic(made) is wanted
-        assert cls.needs_public(made) is False
+        assert cls.needs_synthetic(made.for_method()) is wanted
+        assert cls.needs_public(made.for_method()) is False
     shots = config("local_only", options={"model": "cache"}, cache__init="public_shots")
-    assert (cls.needs_synthetic(shots), cls.needs_public(shots)) == (False, True)
+    assert (cls.needs_synthetic(shots.for_method()), cls.needs_public(shots.for_method())) == (
+        False,
+        True,
+    )
     assert cls.personal
 
 
@@ -223,7 +230,7 @@ def test_fedprox_without_its_term_is_refused_before_anything_is_loaded():
         preflight([config("fedprox_head")])
     made = config("fedprox_head")
     with pytest.raises(ConfigError, match="use fedavg_head"):
-        build_method(made, tiny_task(made))
+        build_method(made.for_method(), tiny_task(made))
 
 
 def test_preflight_accepts_fedprox_with_its_term(tmp_path):

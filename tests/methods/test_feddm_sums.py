@@ -10,7 +10,7 @@ import torch
 from fedsim.config import Experiment
 from fedsim.config.sections import TrainConfig
 from fedsim.distill.matching import class_means
-from fedsim.distill.priors.load import NoisePixels
+from fedsim.distill.priors.pixels import NoisePixels
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.feddm_sums import ROUND, FedDMSums
 from fedsim.models.image_arrays import to_unit_range

@@ -32,7 +32,7 @@ def build(clip: Clip, name: str = "lora", options: Any = None, **settings: Any) 
     made = experiment("images.npz", name, options=options or {}, **settings)
     text = unit(4, clip.embed_dim, seed=1)
     task = tiny_task(made, dim=clip.embed_dim, text_features=text, load_clip=lambda: clip)
-    return build_method(made, task)
+    return build_method(made.for_method(), task)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -222,4 +222,4 @@ def test_targets_and_data_are_checked(clip: Clip):
         build(clip, options={"variant": "fair"})
     made = experiment("features.npz", "lora")
     with pytest.raises(ConfigError, match=r"'lora' adapts the image encoder.*precomputed"):
-        build_method(made, tiny_task(made)).check_task()
+        build_method(made.for_method(), tiny_task(made)).check_task()

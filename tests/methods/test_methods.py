@@ -166,7 +166,10 @@ def test_random_keys_follow_the_generator():
 )
 def test_a_cache_asks_for_what_it_starts_from(init: str, synthetic: bool, public: bool):
     made = cachefl(init)
-    assert (CacheFL.needs_synthetic(made), CacheFL.needs_public(made)) == (synthetic, public)
+    assert (
+        CacheFL.needs_synthetic(made.for_method()),
+        CacheFL.needs_public(made.for_method()),
+    ) == (synthetic, public)
 
 
 def test_only_keys_travel_every_round():
@@ -186,7 +189,7 @@ def test_the_server_adds_the_mean_to_what_is_trained(name: str):
     made = config("m", use=name, **settings)
     tower = SimpleNamespace(visual=torch.nn.Linear(8, 8))
     task = tiny_task(made, load_clip=lambda: tower)
-    method = build_method(made, task)
+    method = build_method(made.for_method(), task)
     state = method.setup(task, rng())
     message = method.message(state)
     mean = {key: torch.full_like(value, 0.25) for key, value in message.items()}
@@ -217,9 +220,9 @@ def test_synthetic_only_learns_on_the_server(model: str):
     made = config("synthetic_only", options={"model": model}, **settings)
     synthetic = synthetic_set()
     task = tiny_task(made, synthetic=synthetic)
-    method = build_method(made, task)
+    method = build_method(made.for_method(), task)
     assert isinstance(method, SyntheticOnly)
-    assert method.needs_synthetic(made)
+    assert method.needs_synthetic(made.for_method())
     assert not method.uses_clients
     assert method.trains
     state = method.setup(task, rng())
@@ -253,14 +256,14 @@ def test_text_is_asked_for_in_words(name: str):
     tower = SimpleNamespace(visual=torch.nn.Linear(8, 8))
     task = tiny_task(made, load_clip=lambda: tower, **given)
     with pytest.raises(ConfigError, match=r"'m' needs text features.*set models\.clip"):
-        build_method(made, task).setup(task, rng())
+        build_method(made.for_method(), task).setup(task, rng())
 
 
 def test_finetuning_needs_an_encoder():
     made = config("fedavg_finetune")
     task = tiny_task(made)
     with pytest.raises(ConfigError, match="precomputed features"):
-        build_method(made, task).setup(task, rng())
+        build_method(made.for_method(), task).setup(task, rng())
 
 
 def test_one_round_of_fedavg_is_done_by_hand():
@@ -270,7 +273,7 @@ def test_one_round_of_fedavg_is_done_by_hand():
         train__local_epochs=1,
     )  # fmt: skip
     task = tiny_task(made)
-    method = build_method(made, task)
+    method = build_method(made.for_method(), task)
     state = method.setup(task, rng())
     inputs, labels, rows = local_data((3, 12, 5))
     batches = batches_of(made.train, rows, inputs, labels)
@@ -347,3 +350,23 @@ def test_the_trainable_parts_of_a_cache(trainable: str):
     for name, value in update.delta.items():
         torch.testing.assert_close(value, reference[name], rtol=1e-4, atol=1e-5)
     assert set(method.class_rows(sent)) == expected[trainable] - {"scales"}
+
+
+def test_roles_name_the_floor_and_the_controls() -> None:
+    roles = {
+        name: method_class(name).role for name in METHODS if method_class(name).role != "method"
+    }
+    assert roles == {
+        "zero_shot": "floor",
+        "tip_adapter": "control",
+        "synthetic_only": "control",
+        "synthetic_only_classifier": "control",
+        "local_only": "control",
+        "local_only_classifier": "control",
+        "fedavg_from_synthetic": "control",
+    }
+    assert {name for name in METHODS if method_class(name).pooled} == {
+        "centralised_head",
+        "centralised_cache",
+        "centralised_classifier",
+    }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.methods import method_class
 
@@ -72,7 +73,7 @@ def test_a_file_that_fails_says_why(file: Path, text: str, error: str):
 
 
 def test_missing_files_and_names_are_told_apart(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no method file"):
+    with pytest.raises(ConfigError, match="no file .*none.py"):
         method_class(str(tmp_path / "none.py"))
     with pytest.raises(ConfigError, match="unknown method 'fedavg_haed'; did you mean"):
         method_class("fedavg_haed")
@@ -84,3 +85,14 @@ def test_two_files_of_one_name_are_two_methods(file: Path, tmp_path: Path):
     other.write_text(GOOD.replace("value = 1", "value = 5"))
     assert method_class(str(file)).value == 1  # type: ignore[attr-defined]
     assert method_class(str(other)).value == 5  # type: ignore[attr-defined]
+
+
+def test_a_file_in_the_home_folder_is_known_by_its_content(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert method_class("~/mine.py").value == 1  # type: ignore[attr-defined]
+    experiment = Experiment(study="s", method="mine", use="~/mine.py")
+    before = experiment.run_id
+    file.write_text(GOOD.replace("value = 1", "value = 2"))
+    assert experiment.run_id != before

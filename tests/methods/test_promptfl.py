@@ -22,7 +22,7 @@ def clip() -> Clip:
 def promptfl(clip: Clip, options: dict[str, Any], **settings: Any) -> Method:
     made = experiment("features.npz", "promptfl", options=options, **settings)
     task = tiny_task(made, dim=clip.embed_dim, load_clip=lambda: clip)
-    return build_method(made, task)
+    return build_method(made.for_method(), task)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -121,4 +121,4 @@ def test_contexts_that_cannot_be_are_refused(clip: Clip):
 def test_prompts_need_a_text_encoder():
     made = experiment("features.npz", "promptfl")
     with pytest.raises(ConfigError, match=r"learns prompts.*precomputed features"):
-        build_method(made, tiny_task(made)).check_task()
+        build_method(made.for_method(), tiny_task(made)).check_task()

@@ -154,18 +154,18 @@ def test_one_hot_values_are_cachefl_s_cache_beside_the_discriminant(tmp_path: Pa
     torch.testing.assert_close(made.method.predictor(state)(f), expected)
     config = experiment("x.npz", "stat_cache", options={"values": "one_hot", "links": True})
     with pytest.raises(ConfigError, match="leave values one_hot out"):
-        check_options(config, method_class("stat_cache"))
+        check_options(config.for_method(), method_class("stat_cache"))
 
 
 def test_one_round_is_too_few():
     config = experiment("features.npz", "stat_cache", train__rounds=1)
     with pytest.raises(ConfigError, match="two rounds"):
-        check_options(config, method_class("stat_cache"))
+        check_options(config.for_method(), method_class("stat_cache"))
 
 
 def test_a_class_nobody_holds_keeps_its_text_direction():
     config = experiment("features.npz", "stat_cache", train__rounds=2)
-    method = build_method(config, tiny_task(config))
+    method = build_method(config.for_method(), tiny_task(config))
     state = method.setup(method.task, torch.Generator())
     inputs, _, rows = local_data([40])
     batches = batches_of(config.train, rows, inputs, torch.zeros(40, dtype=torch.int64))

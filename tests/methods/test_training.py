@@ -77,17 +77,17 @@ def finetune(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
 
 def fedclip(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
     made = settings(optimizer, "fedclip")
-    return build_method(made, tiny_task(made)), (8,)
+    return build_method(made.for_method(), tiny_task(made)), (8,)
 
 
 def clip_adapter(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
     made = settings(optimizer, "clip_adapter")
-    return build_method(made, tiny_task(made)), (8,)
+    return build_method(made.for_method(), tiny_task(made)), (8,)
 
 
 def promptfl(optimizer: dict[str, Any]) -> tuple[Method, tuple[int, ...]]:
     made, clip = settings(optimizer, "promptfl", options={"n_ctx": 2}), shipped_clip()
-    return build_method(made, tiny_task(made, dim=64, load_clip=lambda: clip)), (64,)
+    return build_method(made.for_method(), tiny_task(made, dim=64, load_clip=lambda: clip)), (64,)
 
 
 @cache
@@ -386,7 +386,7 @@ def test_the_dual_form_of_keys_is_the_direct_one(use: str, more: dict[str, Any])
             use=use.split()[0],
             options=options,
         )
-        method = build_method(config, tiny_task(config))
+        method = build_method(config.for_method(), tiny_task(config))
         message = start(method)
         if use != "cachefl":
             rng = torch.Generator().manual_seed(5)
@@ -409,7 +409,7 @@ def test_the_dual_form_takes_views_and_ghosts():
         config = settings(
             SGD | {"cache__form": form, "train__augment_views": 3}, "cache_text", use="cachefl"
         )
-        method = build_method(config, tiny_task(config))
+        method = build_method(config.for_method(), tiny_task(config))
         inputs, labels, rows = local_data((5,), shape=(8,))
         views = inputs.repeat_interleave(3, 0) + 0.1 * torch.randn(
             15, 8, generator=torch.Generator().manual_seed(0)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fedsim.distill.priors.load import Decoder, Prior
+from fedsim.distill.priors.base import Prior
+from fedsim.distill.priors.decoder import Decoder
 from fedsim.errors import ConfigError
 from fedsim.params import Params
 

@@ -3,21 +3,22 @@
     features   unit vectors, moved freely; needs no generator and works on precomputed features
     encoded    images of another prior, seen through the encoder; gradients pass through both
 
-Both are `fedsim.distill.priors.load.Prior`s whose `decode` gives unit features `(n, d)`.
+Both are `fedsim.distill.priors.base.Prior`s whose `decode` gives unit features `(n, d)`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
-from fedsim.distill.priors.load import LoadPrior, Prior, decode_all, image_priors
+from fedsim.config.distill import DistillConfig
+from fedsim.distill.priors.base import LoadPrior, Prior, Prompts
+from fedsim.distill.priors.decode import decode_all
+from fedsim.distill.priors.load import image_priors
 from fedsim.models.clip import Clip, load_clip
 from fedsim.params import Params
 
@@ -63,26 +64,24 @@ def feature_priors(dim: int, device: str) -> tuple[LoadPrior, LoadPrior]:
 
 
 def encoded_priors(
-    config: Experiment, classnames: Sequence[str], device: str
+    settings: DistillConfig, prompts: Prompts, clip: str, device: str
 ) -> tuple[LoadPrior, LoadPrior]:
-    """Loaders of the configured prior behind `models.clip`, and of noise images behind it.
+    """Loaders of the configured prior behind an encoder, and of noise images behind it.
 
     Args:
-        config: The experiment, with an encoder.
-        classnames: What the generator draws.
+        settings: The block `distill`.
+        prompts: What the generator is asked for.
+        clip: As `models.clip`.
         device: Where they are computed.
     """
-    return partial(_load, config, tuple(classnames), device, False), partial(
-        _load, config, tuple(classnames), device, True
-    )
+    given = (settings, prompts, clip, device)
+    return partial(_load, *given, noise=False), partial(_load, *given, noise=True)
 
 
-def _load(config: Experiment, classnames: tuple[str, ...], device: str, noise: bool) -> Prior:
-    assert config.models.clip is not None
-    clip = _encoder(config.models.clip, device)
+def _load(settings: DistillConfig, prompts: Prompts, spec: str, device: str, noise: bool) -> Prior:
+    clip = _encoder(spec, device)
     shape = (3, clip.image_size, clip.image_size)
-    images = image_priors(config, classnames, shape, device)[noise]()
-    return EncodedImages(images, clip)
+    return EncodedImages(image_priors(settings, prompts, shape, device)[noise](), clip)
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,20 +14,60 @@ Both w and f are optimised, as FedDGM does (`--space wp --layer L`), with `disti
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from fedsim.distill.priors.load import Prior, fit
+from fedsim.config.base import Section
+from fedsim.config.families import load_module
+from fedsim.distill.priors.base import Prior, Request
 from fedsim.errors import ConfigError, did_you_mean
-from fedsim.params import Params
+from fedsim.models.networks import Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fedsim.params import Params
 
 _LARGEST = 10.0
 _REPLACEMENT = 5.0
+_PARTS = ("map_labels", "features", "synthesize")
+
+
+class Options(Section):
+    """What a GAN reads."""
+
+    layer: int = Field(0, ge=0)
+    """Layer of the feature map that is optimised beside the style latents; 0 for none."""
+
+
+def load(options: Options, request: Request) -> Prior:
+    """The prior behind `FILE.py:FUNCTION`.
+
+    Raises:
+        ConfigError: No such file or function, or one that raises or returns something else.
+    """
+    spec = request.name
+    file, _, name = spec.partition(":")
+    if not name:
+        raise ConfigError(f"distill.prior: say which function of {file}, as {file}:FUNCTION")
+    try:
+        functions = {k: v for k, v in vars(load_module(file)).items() if callable(v)}
+    except ConfigError as error:
+        raise ConfigError(f"distill.prior: {error}") from error
+    if name not in functions:
+        raise ConfigError(f"distill.prior: {file} has no {name!r}; {did_you_mean(name, functions)}")
+    try:
+        gan: Any = functions[name](request.device)
+    except Exception as error:
+        raise ConfigError(f"distill.prior: {spec}: {type(error).__name__}: {error}") from error
+    missing = [part for part in _PARTS if not callable(getattr(gan, part, None))]
+    if missing:
+        raise ConfigError(
+            f"distill.prior: {spec} returned a {type(gan).__name__} without {', '.join(missing)}"
+        )
+    return GanPrior(gan, options.layer, request.shape)
 
 
 class Gan(Protocol):
@@ -46,55 +86,23 @@ class Gan(Protocol):
 class GanPrior(Prior):
     """Style latents and, from layer L on, a feature map."""
 
-    def __init__(self, gan: Gan, layer: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, gan: Gan, layer: int, shape: Shape) -> None:
         self._gan, self._layer, self._shape = gan, layer, shape
         self.maps = frozenset({"f"} if layer else ())
 
-    @torch.no_grad()
     def draw(self, labels: Tensor, rng: torch.Generator) -> Params:
-        w = self._gan.map_labels(labels, rng)
-        if not self._layer:
-            return {"w": w}
-        f = self._gan.features(w, self._layer)
+        import torch
+
+        with torch.no_grad():
+            w = self._gan.map_labels(labels, rng)
+            if not self._layer:
+                return {"w": w}
+            f = self._gan.features(w, self._layer)
         f = f.nan_to_num(_REPLACEMENT, _REPLACEMENT, -_REPLACEMENT).clamp(-_LARGEST, _LARGEST)
         return {"w": w, "f": f}
 
     def decode(self, latents: Params) -> Tensor:
+        from fedsim.distill.priors.decode import fit
+
         images = self._gan.synthesize(latents["w"], latents.get("f"), self._layer)
         return fit(images, self._shape)
-
-
-def load_gan(spec: str, layer: int, shape: tuple[int, int, int], device: str) -> Prior:
-    """The prior behind `FILE.py:FUNCTION`.
-
-    Raises:
-        ConfigError: No such file or function, or one that raises or returns something else.
-    """
-    file, _, name = spec.partition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        near = [other.name for other in path.parent.glob("*.py")]
-        hint = f"; {did_you_mean(path.name, near)}" if near else ""
-        raise ConfigError(f"distill.prior: no file {file!r}{hint}")
-    if not name:
-        raise ConfigError(f"distill.prior: say which function of {file}, as {file}:FUNCTION")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    found = importlib.util.spec_from_file_location(f"fedsim_prior_{path.stem}_{digest}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-        functions = {k: v for k, v in vars(module).items() if callable(v)}
-        if name not in functions:
-            raise ConfigError(f"it has no {name!r}; {did_you_mean(name, functions)}")
-        gan: Any = functions[name](device)
-    except Exception as error:
-        raise ConfigError(f"distill.prior: {spec}: {type(error).__name__}: {error}") from error
-    wanted = ("map_labels", "features", "synthesize")
-    missing = [part for part in wanted if not callable(getattr(gan, part, None))]
-    if missing:
-        raise ConfigError(
-            f"distill.prior: {spec} returned a {type(gan).__name__} without {', '.join(missing)}"
-        )
-    return GanPrior(gan, layer, shape)

@@ -1,8 +1,8 @@
-"""The paths of clients' local training that FedDGM matches: trained by clients, read by the server.
+"""The paths of clients' local training, which clients send and FedDGM's server matches.
 
-A path goes from a start over checkpoints to an end. Clients send differences to the start; those of
-the first start's end are an ordinary update, everything else travels beside it, under names with
-spaces, which no module path has.
+A path leads from a start over checkpoints to an end. A client sends differences to the start. The
+difference at the end of the first path is an ordinary update. Every other difference travels beside
+it, in a namespace of its checkpoint or start.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fedsim.methods.base import Batches
+from fedsim.methods.shared.namespaces import from_namespace, into_namespace
 from fedsim.methods.training import Logits, train_apart
 from fedsim.params import Params, add, stack, subtract, unstack
 
 Stretch = tuple[Params, Params]
-"""Weights from which and to which a client trained."""
+"""Weights at the begin and at the end of a piece of a client's training."""
 
 
 def train_paths(
@@ -27,19 +28,19 @@ def train_paths(
         logits: The network over the client axis.
         starts: Weights without a client axis.
         batches: The group's local data.
-        segments: Checkpoints on the first start's path, its end included.
+        segments: Number of checkpoints on the first start's path, the end included.
 
     Returns:
-        The change from the first start, `(C, ...)` by name, and per client what goes beside it.
+        The change from the first start, `(C, ...)` by name, and per client the tensors beside it.
     """
     first = stack(starts[0], batches.num_clients)
     beside: list[Params] = [{} for _ in batches.client_ids]
 
-    def send(prefix: str, change: Params) -> None:
+    def send(namespace: str, change: Params) -> None:
         for c, sent in enumerate(beside):
-            sent |= {f"{prefix} {k}": v for k, v in unstack(change, c).items()}
+            sent |= into_namespace(namespace, unstack(change, c))
 
-    # A client's own steps, not the group's, are cut into stretches of about the same number.
+    # Each client's own steps are cut into stretches of about the same number.
     cuts = [batches.num_steps * n // segments for n in range(1, segments)]
     passed = [{k: v.clone() for k, v in first.items()} for _ in cuts]
 
@@ -51,29 +52,37 @@ def train_paths(
 
     change = train_apart(first, logits, batches, keep if cuts else None)
     for number, checkpoint in enumerate(passed, 1):
-        send(f"checkpoint {number}", subtract(checkpoint, first))
+        send(_checkpoint(number), subtract(checkpoint, first))
     for number, other in enumerate(starts[1:], 1):
-        send(f"start {number}", train_apart(stack(other, batches.num_clients), logits, batches))
+        send(_start(number), train_apart(stack(other, batches.num_clients), logits, batches))
     return change, beside
 
 
 def read_paths(
     starts: Sequence[Params], change: Params, beside: Params, segments: int
 ) -> list[Stretch]:
-    """One client's stretches, in the order of training; those on which it stood still are left out.
+    """One client's stretches in the order of training, without those on which it stood still.
 
     Args:
         starts: As in `train_paths`.
         change: From the first start, without a client axis.
-        beside: What the client sent beside it.
+        beside: The tensors that the client sent beside the change.
         segments: As in `train_paths`.
     """
 
-    def moved(start: Params, prefix: str) -> Params:
-        return {k: v + beside[f"{prefix} {k}"] for k, v in start.items()}
+    def moved(start: Params, namespace: str) -> Params:
+        return add(start, from_namespace(beside, namespace))
 
     first = starts[0]
-    path = [first, *(moved(first, f"checkpoint {n}") for n in range(1, segments))]
+    path = [first, *(moved(first, _checkpoint(n)) for n in range(1, segments))]
     stretches = list(pairwise([*path, add(first, change)]))
-    stretches += [(other, moved(other, f"start {n}")) for n, other in enumerate(starts[1:], 1)]
+    stretches += [(other, moved(other, _start(n))) for n, other in enumerate(starts[1:], 1)]
     return [(a, b) for a, b in stretches if any((a[k] != b[k]).any() for k in a)]
+
+
+def _checkpoint(number: int) -> str:
+    return f"checkpoint_{number}"
+
+
+def _start(number: int) -> str:
+    return f"start_{number}"

@@ -20,21 +20,21 @@ from fedsim.seeding import torch_rng
 
 
 class ServerTraining(BaseModel, extra="forbid"):
-    """How the server trains on synthetic images; defaults are those of FedDGM's public code."""
+    """Settings of training on synthetic images; the defaults are those of FedDGM's public code."""
 
     server_epochs: int = Field(1000, gt=0)
-    """Passes over the images of a round."""
+    """Passes over a round's images."""
     server_batch_size: int = Field(256, gt=0)
     server_lr: float = Field(0.01, gt=0)
     server_momentum: float = Field(0.0, ge=0, lt=1)
-    """Of the surrogate."""
+    """Momentum of the surrogate's training."""
     server_weight_decay: float = Field(0.0, ge=0)
-    """Of the surrogate."""
+    """Weight decay of the surrogate's training."""
     server_augment: tuple[Operation, ...] | None = Field(None, strict=False)
-    """Differentiable augmentation of the images; null takes that of matching, `distill.augment`."""
+    """Differentiable augmentation of the images; null takes matching's own, `distill.augment`."""
 
     def train_config(self) -> TrainConfig:
-        """The same in the words of local training."""
+        """The same settings in the words of local training."""
         return TrainConfig(
             local_epochs=self.server_epochs,
             batch_size=self.server_batch_size,
@@ -44,24 +44,24 @@ class ServerTraining(BaseModel, extra="forbid"):
         )
 
     def augmentation(self, distill: DistillConfig) -> tuple[Operation, ...]:
-        """The operations that are drawn from."""
+        """The operations of which one is drawn per batch."""
         return distill.augment if self.server_augment is None else self.server_augment
 
 
 @dataclass(frozen=True)
 class Training:
-    """One network to train; sent to another process as it is.
+    """One network to train, as it is sent to another process.
 
     Attributes:
         net: The network.
         start: Its weights.
         images: uint8 `(n, c, h, w)`.
         labels: `(n,)` int64.
-        train: How; `local_epochs` is one number.
+        train: How to train it; `local_epochs` is one number.
         augment: Operations of differentiable augmentation; one is drawn per batch.
-        key: Names the streams of order and augmentation; its first part is the run's seed.
-        device: Where to compute.
-        threads: Torch threads, as in every process that computes results.
+        key: Name of the random streams of order and augmentation, after the run's seed.
+        device: The device to compute on.
+        threads: Number of Torch threads, the same in every process that computes results.
     """
 
     net: Classifier

@@ -1,7 +1,7 @@
-"""Sums over a client's samples, and what a server makes of them: exact under any partition.
+"""Sums over clients' samples, and closed forms of them. Both are exact under any partition.
 
-They are float64, on the wire as well: Gram matrices are ill-conditioned, and under a small ridge,
-rounding them to float32 would make the result depend on the split again.
+Sums are float64, on the wire as well. Gram matrices are ill-conditioned. Rounded to float32, they
+would make the result depend on the split again where the ridge is small.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Received, Update
+from fedsim.methods.base import Batches, Received, Task, Update
+from fedsim.models.cache import text_logits
 from fedsim.params import Params
 
 
@@ -29,8 +30,8 @@ def normal_equations(
         targets: The same inputs, and labels `(C, B)` -> t, `(C, B, N)`.
 
     Returns:
-        `second` `(C, M (M + 1) / 2)`, upper triangle of the sum of x x^T; `cross` `(C, M, N)`, sum
-        of x t^T. All 0 for a ghost.
+        `second` `(C, M (M + 1) / 2)`, the upper triangle of the sum of x x^T, and `cross`
+        `(C, M, N)`, the sum of x t^T. A ghost's are 0.
     """
     second = cross = torch.zeros((), dtype=torch.float64, device=batches.device)
     for batch in batches.all_samples():
@@ -41,23 +42,41 @@ def normal_equations(
     return {"second": triangle(second), "cross": cross}
 
 
+def class_targets(task: Task, text: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The targets of a regression on classes, for `normal_equations`.
+
+    Args:
+        task: The task.
+        text: Class embeddings `(N, d)`. The targets are one-hot labels minus the probabilities that
+            the text classifier gives, or the labels alone without it.
+    """
+
+    def targets(f: Tensor, y: Tensor) -> Tensor:
+        labels = one_hot(y, task.num_classes)
+        if text is None:
+            return labels
+        return labels - text_logits(f, text.double(), task.logit_scale).softmax(-1)
+
+    return targets
+
+
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """`(...)` int64 -> `(..., num_classes)` float64."""
     return F.one_hot(labels, num_classes).double()
 
 
 def plain_sums(sums: Params, batches: Batches) -> Update:
-    """An update in which a client counts once, however many samples it has; a ghost does not."""
+    """An update in which every client counts once, whatever its size, and a ghost not at all."""
     return Update(sums, weight=(batches.num_samples > 0).double())
 
 
 def totals(received: Received) -> Params:
-    """The sums of all clients together, from the mean over `plain_sums`."""
+    """The sums over all clients, from the mean over their `plain_sums`."""
     return {name: mean * received.num_clients for name, mean in received.mean.items()}
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """The upper triangle of symmetric matrices `(..., M, M)` as `(..., M (M + 1) / 2)`."""
+    """The upper triangle of symmetric matrices `(..., M, M)`, as `(..., M (M + 1) / 2)`."""
     size = matrix.shape[-1]
     rows, columns = torch.triu_indices(size, size, device=matrix.device)
     return matrix[..., rows, columns]
@@ -79,8 +98,8 @@ def square(triangle: Tensor, size: int) -> Tensor:
 def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
     """`argmin_W  E |x W - t|^2 + l |W|^2` with `l = strength * tr(E x x^T) / M`.
 
-    Relative to the mean eigenvalue, one strength means the same for any number and scale of
-    features; so sums do as well as means.
+    The strength is relative to the mean eigenvalue, so it means the same for any number and scale
+    of features, and for sums as for means.
 
     Args:
         second: `(M, M)`, E x x^T.
@@ -88,7 +107,7 @@ def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
         strength: Above 0.
 
     Returns:
-        `(M, N)` float64; 0 where all features are.
+        `(M, N)` float64; 0 if all features are 0.
     """
     size = len(second)
     if second.trace() <= 0:
@@ -107,8 +126,8 @@ def class_gaussians(
         counts: `(N,)` samples per class.
         sums: `(N, d)` sum of every class's features.
         second: `(d, d)` sum of all features' outer products.
-        fallback: `(N, d)` directions that stand in for classes without a sample, at the mean
-            length of the others.
+        fallback: `(N, d)` directions of the classes without a sample. They get the mean length of
+            the other classes' means.
 
     Returns:
         Means `(N, d)` and covariance `(d, d)`, float64.
@@ -123,7 +142,7 @@ def class_gaussians(
 
 
 def shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
-    """`S + shrinkage * tr(S) / d * I`: invertible, and still scaled like the data."""
+    """`S + shrinkage * tr(S) / d * I`, which is invertible and scales like the data."""
     size = len(covariance)
     eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     return covariance + shrinkage * covariance.trace() / size * eye

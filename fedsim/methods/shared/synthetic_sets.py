@@ -1,10 +1,10 @@
-"""What methods share whose server trains on synthetic sets: the union, and networks trained on it.
+"""Base of methods whose server trains networks on the union of synthetic sets.
 
 w      surrogate: the small network that clients receive     v_m   larger networks of the server
 D_k    the synthetic set of client k
 
-round:   D <- union of all D_k of the round, and of earlier rounds where they are replayed
-w and every v_m are trained on D, from where they were
+round:   D <- union of all D_k of the round, and of earlier rounds that are replayed
+         w and every v_m are trained on D, each from its last weights
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedsim.config.classifier import ClassifierConfig
+from fedsim.distill.priors.base import LoadPrior
+from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
@@ -29,14 +31,14 @@ from fedsim.params import Params, to_device
 
 
 class SetOptions(ServerTraining, extra="forbid"):
-    """What the server trains, and on which sets."""
+    """The server's networks, and the sets that it trains them on."""
 
     global_models: tuple[ClassifierConfig, ...] = Field((), strict=False)
     """The larger networks: names such as `vgg11`, or blocks like `models.classifier`."""
     global_momentum: float = Field(0.9, ge=0, lt=1)
     global_weight_decay: float = Field(1e-5, ge=0)
     replay: int = Field(0, ge=0)
-    """Earlier rounds whose sets stay in the union."""
+    """Number of earlier rounds whose sets stay in the union."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class ClientSet:
         client: The client.
         images: `(n, c, h, w)` in [-1, 1].
         labels: `(n,)` int64.
-        measures: Columns of its row in the table `synthetic`.
-        memory: What the next round starts from.
-        crowded: Whether more sets were to be made together than fitted in memory.
+        measures: Columns of the set's row in the table `synthetic`.
+        memory: Start of the client's next set.
+        crowded: Whether `distill.clients_at_once` sets did not fit in memory together.
     """
 
     client: int
@@ -61,17 +63,21 @@ class ClientSet:
 
     @property
     def finite(self) -> bool:
-        """Whether there is no pixel that is NaN or infinite."""
+        """Whether every pixel is a finite number."""
         return bool(self.images.isfinite().all())
 
     def row(self) -> dict[str, Any]:
-        """Its row in the table `synthetic`."""
+        """The set's row in the table `synthetic`."""
         counts = {"num_images": len(self.labels), "num_classes": len(self.labels.unique())}
         return {"client_id": self.client if self.client >= 0 else None, **counts, **self.measures}
 
 
-def told(sets: Sequence[ClientSet]) -> list[tuple[str, str, int]]:
-    """What `Made.events` says of a round's sets."""
+Event = tuple[str, str, int]
+"""Kind, message and client of an event; a client of -1 is none."""
+
+
+def events_of(sets: Sequence[ClientSet]) -> list[Event]:
+    """The events of a round's sets, for `Made.events`."""
     lost = "its synthetic set has pixels that are NaN or infinite, and is left out"
     found = [("diverged", lost, one.client) for one in sets if not one.finite]
     if any(one.crowded for one in sets):
@@ -80,24 +86,48 @@ def told(sets: Sequence[ClientSet]) -> list[tuple[str, str, int]]:
     return found
 
 
+def only_events(events: Sequence[Event]) -> Made | None:
+    """What a round without sets has to report."""
+    return Made(None, torch.zeros(0), events=tuple(events)) if events else None
+
+
+class FromPrior(FedAvg):
+    """Base of methods whose server makes images from the latents of `distill.prior`."""
+
+    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
+        """Loaders of the prior that images are made from, and of its noise control."""
+        assert self.task.image_shape is not None
+        config, names = self.config, self.task.classnames
+        prompts = prompts_of(
+            config.distill, config.synthetic, config.models, config.data.templates, names
+        )
+        return image_priors(config.distill, prompts, self.task.image_shape, device)
+
+    def check_task(self) -> None:
+        super().check_task()
+        load_prior, _ = self.priors(str(self.task.device))
+        load_prior()
+
+
 class TrainsOnSets(FedAvg):
-    """Base of methods that never average weights: the server trains on its clients' sets."""
+    """Base of methods that average no weights, because the server trains on its clients' sets."""
 
     reduction: ClassVar[Literal["sum", "keep"]] = "keep"
     averages = False
     sections: ClassVar[tuple[str, ...]] = ("distill",)
-    Options = SetOptions
+    Options: ClassVar[type[BaseModel]] = SetOptions
+    options: SetOptions
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
-        """This round's sets, in the order of client ids."""
+        """The round's sets, in the order of client ids."""
         raise NotImplementedError
 
     def before_training(self, state: State, received: Received) -> State:
-        """The state whose networks are then trained on the union."""
+        """The state whose networks are trained on the union next."""
         return state
 
     def keeps(self, client_set: Mapping[str, Any], latest: bool) -> bool:
-        """Whether a set outlives the rounds in which it is replayed."""
+        """Whether a set stays in the state after the rounds in which it is replayed."""
         return False
 
     def check_task(self) -> None:
@@ -115,12 +145,11 @@ class TrainsOnSets(FedAvg):
         return found
 
     def more_networks(self) -> tuple[ClassifierConfig, ...]:
-        """Architectures beside the surrogate's."""
-        assert isinstance(self.options, SetOptions)
+        """The architectures of `global_nets`."""
         return self.options.global_models
 
     def sent_networks(self) -> tuple[str, ...]:
-        """Those of `global_nets` that clients receive: trained like the surrogate."""
+        """The names in `global_nets` of networks that clients receive and train."""
         return ()
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
@@ -140,7 +169,7 @@ class TrainsOnSets(FedAvg):
         found = self.client_sets(state, received, executor)
         made = [one for one in found if one.finite]
         sets = self._union(state["sets"], made, received.round)
-        state = state | {"sets": sets, "events": told(found)}
+        state = state | {"sets": sets, "events": events_of(found)}
         state = self.before_training(state, received)
         if not made:
             return state
@@ -160,8 +189,7 @@ class TrainsOnSets(FedAvg):
     def made(self, state: State) -> Made | None:
         sets = [s for s in state["sets"] if s["round"] == state["round"]]
         if not sets:
-            events = tuple(state["events"])
-            return Made(None, torch.zeros(0), events=events) if events else None
+            return only_events(state["events"])
         images, labels = _joined(sets)
         clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
         rows = tuple(s["measures"] for s in sets)
@@ -170,8 +198,7 @@ class TrainsOnSets(FedAvg):
     def _union(
         self, sets: list[dict[str, Any]], made: list[ClientSet], round: int
     ) -> list[dict[str, Any]]:
-        """Sets that are still needed, and the new ones; images as whoever loads them gets them."""
-        assert isinstance(self.options, SetOptions)
+        """The sets that are still needed and the new ones, with images as uint8."""
         oldest, last = round - self.options.replay, {s["client"]: s["round"] for s in sets}
         kept = [
             s
@@ -193,7 +220,6 @@ class TrainsOnSets(FedAvg):
     def _trainings(self, state: State, round: int, device: str) -> list[Training]:
         """The surrogate's training, and those of the larger networks."""
         options = self.options
-        assert isinstance(options, SetOptions)
         images, labels = _joined([s for s in state["sets"] if s["round"] >= round - options.replay])
         small = options.train_config()
         large = small.model_copy(
@@ -225,6 +251,5 @@ class TrainsOnSets(FedAvg):
 
 
 def _joined(sets: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([s["images"] for s in sets]).cpu(), torch.cat(
-        [s["labels"] for s in sets]
-    ).cpu()
+    images, labels = (torch.cat([s[name] for s in sets]).cpu() for name in ("images", "labels"))
+    return images, labels

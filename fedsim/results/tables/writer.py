@@ -162,6 +162,14 @@ class TableWriter:
             files.write(path, files.conform(pa.table(row), "runs"), 0, self._durable)
             self._run_changed = False
 
+    def begin(self, last_round: int) -> None:
+        """The run begins (-1), or goes on after `last_round`."""
+        self.truncate(last_round)
+
+    def end(self) -> None:
+        """The run has ended."""
+        self.close()
+
     def truncate(self, last_round: int) -> None:
         """Drop the rows of rounds after `last_round`, on disk at once. Events go by their round.
 

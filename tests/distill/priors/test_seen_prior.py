@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from fedsim.config.distill import DistillConfig
-from fedsim.distill.priors.load import Prompts, decode_with_way_back, load_prior
+from fedsim.distill.priors.base import Prompts
+from fedsim.distill.priors.decode import decode_with_way_back
+from fedsim.distill.priors.load import load_prior
 from fedsim.errors import ConfigError
 
-FILE = Path(__file__).parents[2] / "experiments" / "feddgm_mnist" / "mnist_vae.py"
+FILE = Path(__file__).parents[3] / "experiments" / "feddgm_mnist" / "mnist_vae.py"
 SHAPE = (1, 28, 28)
 SETTINGS = DistillConfig(prior=f"{FILE}:make", layer=0, prior_saw_data=True)
 

@@ -50,7 +50,7 @@ def test_checkpoints_are_a_client_s_own_whoever_its_neighbours_are():
         for n in range(1, SEGMENTS):
             cut = replace(alone, steps=alone.steps[: steps * n // SEGMENTS])
             there = train_locally(START, logits, cut)["head"][0]
-            torch.testing.assert_close(beside[c][f"checkpoint {n} head"], there)
+            torch.testing.assert_close(beside[c][f"checkpoint_{n}/head"], there)
 
 
 def test_stretches_without_a_step_are_left_out():

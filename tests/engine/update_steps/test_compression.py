@@ -7,7 +7,7 @@ import torch
 
 import fedsim
 from fedsim.config.sections import WireConfig
-from fedsim.engine.compression import compress
+from fedsim.engine.update_steps.compression import compress
 from fedsim.params import num_bytes
 from tests.helpers import experiment, run, write_features
 

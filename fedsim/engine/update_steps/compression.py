@@ -1,33 +1,61 @@
-"""Lossy compression of updates on their way to the server.
+"""Lossy compression of updates on their way to the server (`wire.compression`).
 
-`encode` gives the tensors that travel, whose bytes are counted; `decode` what the server reads.
-With error feedback a client keeps what was lost and adds it to its next update, so that nothing is
-lost for good (Seide et al., 2014; Karimireddy et al., 2019).
+The encoded tensors travel, and their bytes are counted; the server reads them decoded. With error
+feedback a client keeps what was lost and adds it to its next update, so that nothing is lost for
+good (Seide et al., 2014; Karimireddy et al., 2019).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsim.config.sections import WireConfig
-from fedsim.params import Params, subtract
+from fedsim.engine.update_steps.base import GroupContext, Place, Sent, UpdateStep
+from fedsim.params import Params, add, subtract
 
-RESIDUAL = "wire residual"
-"""Name of what a client kept, among the entries of its state; no method's entry has a space."""
+NAME = "compression"
+
+
+class Compression(UpdateStep):
+    """Half precision, 8 bits with one scale per tensor, or the largest entries alone."""
+
+    place = Place.COMPRESS
+    section = "wire"
+    settings: WireConfig
+
+    @classmethod
+    def wanted(cls, settings: WireConfig) -> bool:
+        return settings.compression != "none"
+
+    def on_clients(self, sent: Sent, group: GroupContext) -> Sent:
+        delta, feedback = sent.update.delta, self.settings.error_feedback
+        if feedback:
+            lost = {name: torch.zeros_like(value) for name, value in delta.items()}
+            for client, kept in enumerate(group.kept):
+                for name, value in kept.items():
+                    lost[name][client] = value
+            delta = add(delta, lost)
+        packet = compress(delta, self.settings)
+        return replace(
+            sent,
+            update=replace(sent.update, delta=packet.decoded),
+            encoded=packet.encoded,
+            kept={**sent.kept, NAME: packet.lost} if feedback else sent.kept,
+        )
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A group's updates after compression.
+class Packet:
+    """A group's tensors after compression.
 
     Attributes:
         encoded: What travels, `(C, ...)` by name.
         decoded: What the server reads, shaped like the updates.
-        lost: The difference, kept by the clients.
+        lost: The difference.
     """
 
     encoded: Params
@@ -35,7 +63,7 @@ class Sent:
     lost: Params
 
 
-def compress(delta: Params, wire: WireConfig) -> Sent:
+def compress(delta: Params, wire: WireConfig) -> Packet:
     """Every client's tensors encoded and decoded again.
 
     Args:
@@ -47,7 +75,7 @@ def compress(delta: Params, wire: WireConfig) -> Sent:
         parts = _encode(value, wire)
         encoded |= {name + part: tensor for part, tensor in parts.items()}
         decoded[name] = _decode(parts, value)
-    return Sent(encoded, decoded, subtract(delta, decoded))
+    return Packet(encoded, decoded, subtract(delta, decoded))
 
 
 def _encode(value: Tensor, wire: WireConfig) -> Params:

@@ -1,0 +1,76 @@
+"""From latents to images, and gradients by images back to latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.distill.priors.base import Prior
+from fedsim.models.networks import Shape
+from fedsim.params import Params
+
+WayBack = Callable[[Tensor], Params]
+"""Gradient by images -> gradient by their latents; to be called once."""
+
+
+def fit(x: Tensor, shape: Shape) -> Tensor:
+    """Images `(n, c, h, w)` in the size and channels of the data, cut to [-1, 1]; differentiable.
+
+    Grey is the luma of colours, and colours of grey are equal.
+    """
+    if x.shape[1] == 3 and shape[0] == 1:
+        weight = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)
+        x = (x * weight.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    x = x.expand(-1, shape[0], -1, -1)
+    if x.shape[2:] != shape[1:]:
+        x = F.interpolate(x, shape[1:], mode="bilinear", antialias=True, align_corners=False)
+    return x.clamp(-1, 1)
+
+
+@torch.no_grad()
+def decode_all(prior: Prior, latents: Params) -> Tensor:
+    """Images of all latents, chunk by chunk, without a graph."""
+    return torch.cat([prior.decode(chunk) for chunk in _chunks(prior, latents)])
+
+
+def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack]:
+    """Images of all latents, and what pulls a gradient by them back to the latents.
+
+    One chunk's graph is alive at a time: it is kept where there is but one, and of several each
+    is decoded anew on the way back.
+    """
+    chunks = _chunks(prior, latents)
+    if len(chunks) > 1:
+        return decode_all(prior, latents), lambda gradient: _anew(prior, chunks, gradient)
+    leaves = _leaves(latents)
+    images = prior.decode(leaves)
+    return images.detach(), lambda gradient: _pulled(prior, images, leaves, gradient)
+
+
+def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
+    found = []
+    for chunk, wanted in zip(chunks, gradient.split(prior.at_once), strict=True):
+        leaves = _leaves(chunk)
+        found.append(_pulled(prior, prior.decode(leaves), leaves, wanted))
+    return {k: torch.cat([part[k] for part in found]) for k in chunks[0]}
+
+
+def _leaves(latents: Params) -> Params:
+    return {k: v.detach().requires_grad_() for k, v in latents.items()}
+
+
+def _pulled(prior: Prior, images: Tensor, leaves: Params, gradient: Tensor) -> Params:
+    """From the gradient by the images to that by the latents; 0 by those that play no part."""
+    torch.autograd.backward(images, gradient, inputs=[*leaves.values(), *prior.weights])
+    return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.items()}
+
+
+def _chunks(prior: Prior, latents: Params) -> list[Params]:
+    count = len(next(iter(latents.values())))
+    return [
+        {k: v[start : start + prior.at_once] for k, v in latents.items()}
+        for start in range(0, count, prior.at_once)
+    ]

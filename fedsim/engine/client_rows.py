@@ -1,0 +1,112 @@
+"""Rows of the table `clients`: what a client held, did, sent and cost, and how much it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fedsim.engine.batching import Group, num_steps
+from fedsim.engine.update_steps.base import Sent
+from fedsim.methods.base import Batches, Method, Update
+from fedsim.methods.training import cross_entropy
+from fedsim.params import Params, add, norms, num_bytes, stack
+from fedsim.process import peak_memory
+
+
+class ClientRows:
+    """Makes one row for every client of a group.
+
+    Args:
+        method: The run's method.
+        client_metrics: Whether clients are measured before and after training.
+        node: The machine they train on.
+        device: What they train on.
+    """
+
+    def __init__(
+        self, method: Method, client_metrics: bool, node: str, device: torch.device
+    ) -> None:
+        self.client_metrics = client_metrics
+        self._method, self._node, self._device = method, node, device
+
+    def of(
+        self,
+        group: Group,
+        round: int,
+        batches: Batches,
+        held: Batches | None,
+        message: Params,
+        update: Update,
+        sent: Sent,
+        flops: Sequence[int],
+        train_s: float,
+    ) -> list[dict[str, Any]]:
+        """Rows of a group's clients, ghosts left out.
+
+        Args:
+            group: The clients.
+            round: From 1.
+            batches: What they trained on.
+            held: What they held out, where that is measured.
+            message: What they received.
+            update: What they have trained.
+            sent: What they send, after all update steps.
+            flops: Of every client's training.
+            train_s: Seconds of the whole group.
+        """
+        real = len(group.client_ids)
+        change = update.delta if update.change is None else update.change
+        products = update.products if update.change is None else {}
+        length = norms(change, products).tolist() if change or products else [0.0] * real
+        measured: dict[str, list[float]] = {}
+        if self.client_metrics:
+            measured = self._before_and_after(batches, message, change)
+        if held is not None:
+            found = self._before_and_after(held, message, change)
+            measured |= {f"holdout_{name}": values for name, values in found.items()}
+        memory, up, extra = peak_memory(self._device), sent.num_bytes, update.extra
+        return [
+            {
+                "client_id": client,
+                "num_samples": len(group.indices[c]),
+                "num_steps": num_steps(len(group.indices[c]), batches.train, round),
+                "status": "ok",
+                "weight": float(update.weight[c]),
+                "update_norm": length[c],
+                "bytes_up": up + (num_bytes(extra[c]) if extra else 0),
+                "train_flops": flops[c],
+                "train_s": train_s / real,
+                "node": self._node,
+                "device": str(self._device),
+                **memory,
+                **{name: values[c] for name, values in measured.items()},
+            }
+            for c, client in enumerate(group.client_ids)
+        ]
+
+    @torch.no_grad()
+    def _before_and_after(
+        self, batches: Batches, message: Params, change: Params
+    ) -> dict[str, list[float]]:
+        """Loss and accuracy on each client's own data, as received and as trained."""
+        start = {name: message[name] for name in change if name in message}
+        if not change or len(start) != len(change):
+            return {}
+        before = stack(start, batches.num_clients)
+        found: dict[str, list[float]] = {}
+        for when, params in (("before", before), ("after", add(before, change))):
+            loss = torch.zeros(batches.num_clients, device=self._device)
+            correct, count = torch.zeros_like(loss), torch.zeros_like(loss)
+            for batch in batches.all_samples():
+                logits = self._method.client_logits(message, params, batch.x)
+                if logits is None:
+                    return {}
+                valid = batch.mask.sum(1)
+                loss += cross_entropy(logits, batch.y, batch.mask) * valid
+                correct += ((logits.argmax(-1) == batch.y) & batch.mask).sum(1)
+                count += valid
+            found[f"loss_{when}"] = (loss / count.clamp_min(1)).tolist()
+            found[f"accuracy_{when}"] = (correct / count.clamp_min(1)).tolist()
+        return found

@@ -1,0 +1,157 @@
+"""Sinks: what hears the rows of a run. The tables on disk are one, a tracker is another.
+
+Every sink hears the same calls, in this order:
+
+    begin(last_round)            the run begins, or goes on after `last_round`
+    update_run, append, save_*   what becomes known, as it becomes known
+    commit()                     after every round: what was appended since is one round's
+    end()                        the run has ended; the last `update_run` said how
+
+A round is committed when its checkpoint is written, which is after `commit`. A kill in between
+makes the run compute that round again. `begin` therefore names the last committed round: rows of
+later rounds that a sink has heard before are void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedsim.config.families import SINKS, load_part
+
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""Rows one by one, or columns of equal length."""
+
+
+class Sink(Protocol):
+    """What hears a run. A subclass overrides what it wants to hear.
+
+    It is made with the study's folder and the run's name:
+
+    >>> class Printer(Sink):
+    ...     def __init__(self, study_dir, run_id):
+    ...         self.name = run_id
+    ...     def append(self, table, rows):
+    ...         if table == "rounds":
+    ...             print(self.name, rows[0]["round"])
+    >>> Printer(Path("runs"), "first").append("rounds", [{"round": 3}])
+    first 3
+    """
+
+    def begin(self, last_round: int) -> None:
+        """The run begins (-1), or goes on: rows of rounds after `last_round` are void."""
+
+    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
+        """Columns of the run's row in `runs` have these values from now on."""
+
+    def append(self, table: str, rows: Rows) -> None:
+        """More rows of a table."""
+
+    def save_images(
+        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+    ) -> None:
+        """A set of generated images, named by its fingerprint."""
+
+    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Which training images a set's images are nearest to, by set and data."""
+
+    def save_round_images(
+        self,
+        round: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classnames: Sequence[str],
+        clients: np.ndarray,
+    ) -> None:
+        """What the server made in a round."""
+
+    def commit(self) -> None:
+        """The round is complete."""
+
+    def end(self) -> None:
+        """The run has ended, or was interrupted."""
+
+
+class Sinks(Sink):
+    """All sinks of a run as one.
+
+    The first one is the tables, whose errors end the run. Another sink that raises is left out from
+    then on, and an event says so: a tracker that cannot be reached costs no run.
+
+    Args:
+        tables: What the run cannot do without.
+        others: By name.
+    """
+
+    def __init__(self, tables: Sink, others: Mapping[str, Sink] | None = None) -> None:
+        self._tables, self._others = tables, dict(others or {})
+        self._lost: list[tuple[str, str]] = []
+
+    def begin(self, last_round: int) -> None:
+        """See `Sink.begin`."""
+        self._tell(lambda sink: sink.begin(last_round))
+
+    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
+        """See `Sink.update_run`."""
+        self._tell(lambda sink: sink.update_run(config, **columns))
+
+    def append(self, table: str, rows: Rows) -> None:
+        """See `Sink.append`."""
+        self._tell(lambda sink: sink.append(table, rows))
+
+    def save_images(
+        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+    ) -> None:
+        """See `Sink.save_images`."""
+        self._tell(lambda sink: sink.save_images(fingerprint, images, labels, classnames))
+
+    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `Sink.save_nearest`."""
+        self._tell(lambda sink: sink.save_nearest(fingerprint, inputs, arrays))
+
+    def save_round_images(
+        self,
+        round: int,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classnames: Sequence[str],
+        clients: np.ndarray,
+    ) -> None:
+        """See `Sink.save_round_images`."""
+        self._tell(lambda s: s.save_round_images(round, images, labels, classnames, clients))
+
+    def commit(self) -> None:
+        """See `Sink.commit`."""
+        self._tell(lambda sink: sink.commit())
+
+    def end(self) -> None:
+        """See `Sink.end`."""
+        self._tell(lambda sink: sink.end())
+
+    def take_lost(self) -> list[tuple[str, str]]:
+        """Sinks that raised since last asked: name and error."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        call(self._tables)
+        for name, sink in list(self._others.items()):
+            try:
+                call(sink)
+            except Exception as error:  # a sink's own code may raise anything
+                del self._others[name]
+                self._lost.append((name, f"{type(error).__name__}: {error}"))
+
+
+def open_sinks(study_dir: Path, run_id: str) -> Sinks:
+    """The sinks of `fedsim.config.families.SINKS`, for one run.
+
+    Args:
+        study_dir: The study's folder.
+        run_id: The run.
+    """
+    found = {name: load_part(where)(study_dir, run_id) for name, where in SINKS.items()}
+    return Sinks(found.pop("tables"), found)
