@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.round import LocalExecutor
 from fedsim.engine.schedule import sample_cohort
@@ -68,18 +67,11 @@ def traffic(config: Experiment) -> Traffic:
     if not cls.uses_clients or cls.pooled:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)
-    task = make_task(config, data, cls, device, server=True)
+    task = make_task(config.for_method(), data, cls, device, server=True)
     method = build_method(task.config, task)
     state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
     constants = method.constants(state)
-    arrays = data.arrays
-    split = split_clients(
-        arrays["train_labels"],
-        arrays.get("train_clients"),
-        arrays.get("train_domains"),
-        **config.for_split(),
-    )
-    once = num_bytes(constants) + data.frozen_bytes(cls)
+    once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
     variants = Counter(map(method.variant, range(len(split.fit))))
     firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
     # A method that averages sends the same in every round, and one sample shows it. Any other may
