@@ -197,7 +197,7 @@ def costs(
     """
     from fedsim.driver.launch import find_study
     from fedsim.results.report import cost_sheet, export
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     find_study(folder)
     export.check_targets(csv)
@@ -334,7 +334,7 @@ def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) ->
     from fedsim.results.report.export import export
     from fedsim.results.report.page import write_report
     from fedsim.results.report.terminal import format_summary
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     study = load(folder)
     summary = study.summary()

@@ -220,6 +220,8 @@ class Method:
     """Whether the ghost beside a client alone (`Batches`) is trained as well, on the same axis."""
     pooled: ClassVar[bool] = False
     """True for ceilings: all clients' data is one client's."""
+    zero_shot: ClassVar[bool] = False
+    """True for the level that sees no sample: targets of a comparison start from it."""
     personal: ClassVar[bool] = False
     """True for methods without a global model: a round's figures are means over clients' models."""
     sections: ClassVar[tuple[str, ...]] = ()

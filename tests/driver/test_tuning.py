@@ -14,7 +14,7 @@ from fedsim.driver import tuning
 from fedsim.driver.tuning import Score
 from fedsim.errors import ConfigError, ExecutionError
 from fedsim.methods import METHODS
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.cli.place import STUDY, Fedsim
 
 RUNS = Path("runs/trial")

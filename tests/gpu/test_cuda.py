@@ -15,7 +15,7 @@ from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation
 from fedsim.inputs.prepare import prepare
 from fedsim.methods import METHODS, method_class
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, write_features
 from tests.methods.test_feddgm import config as distilling

@@ -21,7 +21,7 @@ from fedsim.config import Experiment
 from fedsim.config.study import load_study
 from fedsim.driver.launch import launch, study_lock
 from fedsim.methods import METHODS
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from tests.helpers import write_features
 
 DEADLINE_S = 180.0

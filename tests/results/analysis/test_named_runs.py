@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.results.analysis.named_runs import curves, final_runs, last_rounds
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
 
 
