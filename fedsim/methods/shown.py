@@ -7,10 +7,12 @@ recorded these facts itself (`runs.pooled`, `runs.zero_shot`).
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "COLORS", "CONTROLS", "ZERO_SHOT"]
+__all__ = ["CEILINGS", "COLORS", "CONTROLS", "REFERENCE", "ZERO_SHOT"]
 
 CONTROLS = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")
 """Stand first in tables, in this order."""
+REFERENCE = "fedavg"
+"""Names that begin so stand next; by default the others are compared with the first of them."""
 ZERO_SHOT = ("zero_shot",)
 CEILINGS = (
     "centralised",

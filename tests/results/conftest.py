@@ -39,6 +39,7 @@ def write_run(
     num_clients: int = 6,
     shift: float = 0.0,
     config: dict[str, Any] | None = None,
+    label: str | None = None,
     synthetic: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> str:
@@ -55,8 +56,8 @@ def write_run(
         writer.update_run(
             config=settings | {"seed": seed} | (config or {}),
             study=folder.name, method=method, dataset=dataset, partition_scheme=partition,
-            partition=partition if alpha is None else f"{partition} {alpha:g}",
-            pooled=method == "centralised", zero_shot=method == "zero_shot",
+            partition=label or (partition if alpha is None else f"{partition} {alpha:g}"),
+            pooled=method.startswith("centralised"), zero_shot=method == "zero_shot",
             dirichlet_alpha=alpha, num_clients=num_clients, seed=seed, status="running",
             phase=phase, num_rounds=num_rounds, started_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
             partition_total_variation=0.0 if alpha is None else 0.3 / (1 + alpha),

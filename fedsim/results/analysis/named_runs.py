@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from fedsim.errors import ResultsError, did_you_mean
-from fedsim.methods.shown import CONTROLS
+from fedsim.methods.shown import CONTROLS, REFERENCE
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Selection, Tables
 
@@ -133,7 +133,7 @@ def method_order(method: str) -> tuple[int, str]:
     base = method.split(" ")[0]
     if base in CONTROLS:
         return CONTROLS.index(base), method
-    return (10 if base.startswith("fedavg") else 11), method
+    return (10 if base.startswith(REFERENCE) else 11), method
 
 
 _OF_RUNS = [

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from fedsim.errors import ResultsError, did_you_mean
+from fedsim.methods.shown import REFERENCE
 from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds
 from fedsim.results.analysis.pairing import pair_keys, why_unpaired
 from fedsim.results.analysis.significance import (
@@ -273,7 +274,7 @@ def reference_of(study: Tables, asked: str | None) -> str | None:
         if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:
-        candidates = [name for name in names if name.startswith("fedavg")]
+        candidates = [name for name in names if name.startswith(REFERENCE)]
         bases = {name: name.partition(" [")[0] for name in candidates}
         return min(candidates, key=lambda n: (len(bases[n]), bases[n]), default=None)
     if asked in names:

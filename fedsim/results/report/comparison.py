@@ -13,7 +13,7 @@ import pandas as pd
 from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.analysis.named_runs import CELL, final_runs, select
 from fedsim.results.analysis.summary import non_inferiority, reference_of, summarise
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grids_by_cell
 from fedsim.results.report.numbers import p_text, percent
 from fedsim.results.report.sections import ranks
 from fedsim.results.report.terminal import format_summary, layout, wrapped
@@ -112,22 +112,22 @@ def margin_of(points: str | None) -> float | None:
 
 def _margin_text(tested: pd.DataFrame, margin: float) -> str:
     """The table of the one-sided tests."""
-    header = ["method", "against", "difference", "lower bound", "p (Holm)"]
-    grids = []
-    for cell, group in tested.groupby(CELL, sort=False):
-        rows = []
-        for row in group.to_dict("records"):
-            numbers = [percent(row[name], True) for name in ("margin_difference", "margin_low")]
-            p = p_text(row["margin_p_holm"]) + (" w" if row["margin_test"] == "unpaired" else "")
-            rows.append([row["method"], row["rival"], *numbers, p])
-        grids.append(Grid(", ".join(cell), header, rows, names=2))
+    header = ["against", "difference", "lower bound", "p (Holm)"]
+
+    def cells(mine: pd.DataFrame) -> list[str]:
+        row = mine.iloc[0]
+        numbers = [percent(row[name], True) for name in ("margin_difference", "margin_low")]
+        p = p_text(row["margin_p_holm"]) + (" w" if row["margin_test"] == "unpaired" else "")
+        return [row["rival"], *numbers, p]
+
+    grids = grids_by_cell(tested, header, cells) or [Grid("", ["method", *header], [])]
     points = f"{100 * margin:g}"
     note = (
         f"Is a method no more than {points} points below the best other one (the ceiling aside)? "
         f"One-sided t test of a difference of -{points} or less; a lower bound above -{points} "
         "(95 %, one-sided) and a small p say yes. p is Holm-corrected over this table; w: unpaired."
     )
-    return "\n".join([*layout(grids or [Grid("", header, [], names=2)]), "", wrapped(note)])
+    return "\n".join([*layout([grid._replace(names=2) for grid in grids]), "", wrapped(note)])
 
 
 def _warnings(studies: Studies, summary: pd.DataFrame) -> list[str]:

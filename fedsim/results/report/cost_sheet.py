@@ -20,7 +20,7 @@ from fedsim.config.problems import messages, shown
 from fedsim.config.sections import Section
 from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.analysis.named_runs import CELL, final_runs
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grids_by_cell
 from fedsim.results.report.numbers import human_bytes, human_flops, human_time
 from fedsim.results.report.terminal import layout, wrapped
 from fedsim.results.study import Study
@@ -147,17 +147,11 @@ def cost_grids(sheet: pd.DataFrame, part: Literal["client", "all"] | None = None
         if part in (None, which) and name in sheet
         if (sheet[name].fillna(0) != 0).any()  # a column of nothing says nothing
     ]
-    return [
-        Grid(
-            ", ".join(cell),
-            ["method", *(title for _, title, _ in shown)],
-            [
-                [row["method"], *(text(float(row[name])) for name, _, text in shown)]
-                for row in group.to_dict("records")
-            ],
-        )
-        for cell, group in sheet.groupby(CELL, sort=False)
-    ]
+    return grids_by_cell(
+        sheet,
+        [title for _, title, _ in shown],
+        lambda row: [text(float(row[name].iloc[0])) for name, _, text in shown],
+    )
 
 
 def format_costs(sheet: pd.DataFrame) -> str:

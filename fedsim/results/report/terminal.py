@@ -30,12 +30,12 @@ def format_summary(summary: pd.DataFrame) -> str:
     goals = {(goal["dataset"], goal["partition"]): goal for goal in attrs["targets"]}
     grids = [
         Grid(
-            _title(*cell, goals.get(cell)),
+            _title(dataset, partition, goals.get((dataset, partition))),
             header,
             [_row(row, ends) for row in group.to_dict("records")],
             names=2,
         )
-        for cell, group in summary.groupby(CELL, sort=False)
+        for (dataset, partition), group in summary.groupby(CELL, sort=False)
     ]
     return "\n".join([*layout(grids), "", *map(wrapped, _notes(summary))])
 

@@ -28,7 +28,7 @@ __all__ = [
     "CONFIG_PREFIX",
     "Column",
     "Kind",
-    "Table",
+    "TableSchema",
     "flatten_config",
     "key",
     "measured",
@@ -73,7 +73,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSchema:
     """One table: its name, meaning and columns."""
 
     name: str

@@ -11,16 +11,16 @@ from functools import lru_cache
 import pyarrow as pa
 
 from fedsim.errors import ResultsError, did_you_mean
-from fedsim.results.tables.columns import Column, Table, key, measured, option, result
+from fedsim.results.tables.columns import Column, TableSchema, key, measured, option, result
 
-__all__ = ["TABLES", "Column", "Table", "arrow_schema", "schema_markdown", "table_named"]
+__all__ = ["TABLES", "Column", "TableSchema", "arrow_schema", "schema_markdown", "table_named"]
 
 _RUN_ID = key("run_id", "string", "Hash of the resolved configuration")
 _ROUND = key("round", "int64", "Communication round; 0 is before training, set-up included")
 
 _STATUS = ("running", "finished", "failed", "interrupted", "stopped")
 
-_RUNS = Table(
+_RUNS = TableSchema(
     "runs",
     "One row per run: what was asked, on what, how it ended; and `config.*`, the configuration.",
     (
@@ -70,7 +70,7 @@ _RUNS = Table(
     has_config=True,
 )
 
-_ROUNDS = Table(
+_ROUNDS = TableSchema(
     "rounds",
     "One row per run and round.",
     (
@@ -99,7 +99,7 @@ _ROUNDS = Table(
     ),
 )
 
-_EVALUATIONS = Table(
+_EVALUATIONS = TableSchema(
     "evaluations",
     "One row per number: a metric of a model on a split, over all, a client, a domain or a class.",
     (
@@ -122,7 +122,7 @@ _EVALUATIONS = Table(
     ),
 )
 
-_CLIENTS = Table(
+_CLIENTS = TableSchema(
     "clients",
     "Round 0: every client and its data. Later rounds: the clients of the cohort.",
     (
@@ -167,7 +167,7 @@ _CLIENTS = Table(
     ),
 )
 
-_SYNTHETIC = Table(
+_SYNTHETIC = TableSchema(
     "synthetic",
     "One row per class of a synthetic set, and one for the whole set, whenever one was made. All "
     "of it in the frozen encoder's feature space. What compares with training images uses those of "
@@ -212,7 +212,7 @@ _SYNTHETIC = Table(
     ),
 )
 
-_EVENTS = Table(
+_EVENTS = TableSchema(
     "events",
     "One row per thing worth telling: failures, retries, back-offs, resumptions.",
     (
@@ -226,7 +226,7 @@ _EVENTS = Table(
     ),
 )
 
-_PREDICTIONS = Table(
+_PREDICTIONS = TableSchema(
     "predictions",
     "One row per sample of the last round: what the model said.",
     (
@@ -241,13 +241,13 @@ _PREDICTIONS = Table(
     ),
 )
 
-TABLES: dict[str, Table] = {
+TABLES: dict[str, TableSchema] = {
     table.name: table
     for table in (_RUNS, _ROUNDS, _EVALUATIONS, _CLIENTS, _SYNTHETIC, _EVENTS, _PREDICTIONS)
 }
 
 
-def table_named(name: str) -> Table:
+def table_named(name: str) -> TableSchema:
     """The table called `name`.
 
     Raises:
