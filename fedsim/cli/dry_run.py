@@ -128,6 +128,6 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _human(num_bytes: int) -> str:
-    from fedsim.results.report.terminal import human_bytes
+    from fedsim.results.report.numbers import human_bytes
 
     return human_bytes(num_bytes) if num_bytes else "-"

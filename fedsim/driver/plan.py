@@ -119,7 +119,7 @@ def _check_unchanged(folder: Path, planned: dict[str, Experiment]) -> None:
     changed = {key: e for key, e in planned.items() if e.run_id not in (key, *planned)}
     if not changed:
         return
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     runs = load(folder).runs.set_index("run_id")
     problems = []
@@ -150,7 +150,7 @@ def unfinished(
     """Those whose run in the study's tables has not ended in one of these ways."""
     if not (folder / "runs").is_dir():
         return list(experiments)
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     runs = load(folder).read("runs", ["run_id", "status"])
     done = set(runs.run_id[runs.status.isin(ended)])

@@ -28,7 +28,7 @@ def print_report(folder: Path, csv: Path | None = None, latex: Path | None = Non
     from fedsim.results.report.export import export
     from fedsim.results.report.page import write_report
     from fedsim.results.report.terminal import format_summary
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     study = load(folder)
     summary = study.summary()
@@ -74,7 +74,7 @@ def costs(folder: Path, prices: Path | None = None, csv: Path | None = None) -> 
         ResultsError: There is no study, or the file cannot be written.
     """
     from fedsim.results.report import cost_sheet, export
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     find_study(folder)
     export.check_targets(csv)

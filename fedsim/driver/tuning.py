@@ -189,7 +189,7 @@ def _check(study: StudyFile, points: dict[str, list[Point]]) -> None:
 
 def _scores(study: StudyFile, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
     """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     tables = load(study.folder)
     status = tables.read("runs", ["run_id", "status"]).set_index("run_id").status

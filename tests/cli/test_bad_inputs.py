@@ -15,7 +15,7 @@ from fedsim.cli.app import main
 from fedsim.config.study import load_study
 from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.methods import METHODS as METHODS_KNOWN
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from fedsim.results.tables.writer import TableWriter
 from tests.cli.place import STUDY, Fedsim, contents, damaged, write_study
 from tests.helpers import feature_arrays

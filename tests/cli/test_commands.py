@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from fedsim.cli.app import app
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.cli.place import STUDY, Fedsim, contents
 from tests.cluster.drivers import times_asked, write_nvidia_smi
 

@@ -25,8 +25,8 @@ from fedsim.errors import DataError, ExecutionError
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.methods import cachefl_dgm, feddgm
 from fedsim.process import settle_process
+from fedsim.results.study import Study, load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import Study, load
 from tests.helpers import experiment, federation, run, write_features
 from tests.integration.studies import experiments, local, run_all, write_study
 from tests.methods.test_cachefl_dgm import config as on_features

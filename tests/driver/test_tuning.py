@@ -13,7 +13,7 @@ from fedsim.config.study import parse_study
 from fedsim.driver import tuning
 from fedsim.driver.tuning import Score
 from fedsim.errors import ConfigError, ExecutionError
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.cli.place import STUDY, Fedsim
 
 RUNS = Path("runs/trial")

@@ -22,7 +22,7 @@ from fedsim.config.study import load_study
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock
 from fedsim.methods import METHODS
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from tests.helpers import write_features
 
 DEADLINE_S = 180.0

@@ -19,7 +19,7 @@ import fedsim
 from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.engine.local import drive
 from fedsim.errors import ResultsError
-from fedsim.results.tables.reader import equal_results
+from fedsim.results.tables.equality import equal_results
 from fedsim.storage.remote import Copy, _Storage, local_folder, url_of
 from tests.helpers import experiment, feature_arrays, federation, run
 

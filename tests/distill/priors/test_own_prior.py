@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.config.families import PRIORS
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.helpers import experiment, run
 
 FLAT = """

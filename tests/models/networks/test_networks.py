@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.config.families import NETWORKS
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.helpers import experiment, run
 
 MLP = """

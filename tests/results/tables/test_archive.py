@@ -14,8 +14,9 @@ import pytest
 from fedsim.cli.app import main
 from fedsim.driver.plan import unfinished
 from fedsim.errors import ResultsError
+from fedsim.results.study import load
 from fedsim.results.tables import archive, files
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.tables.equality import equal_results
 from tests.helpers import experiment, run
 from tests.results.conftest import write_run
 
