@@ -153,7 +153,7 @@ def _output() -> Finding:
 
 def _free(name: str, folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    level = "problem" if free < _LEAST_DISK else "warning" if free < _LITTLE_DISK else "ok"
+    level: Level = "problem" if free < _LEAST_DISK else "warning" if free < _LITTLE_DISK else "ok"
     return Finding(f"{name}: {folder}, {_gib(free)} free", level, "make room, or use another disk")
 
 

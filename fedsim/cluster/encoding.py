@@ -99,14 +99,19 @@ class ExtractionPool:
         took, left = time.monotonic() - begun, deque(shards[1:])
         count = min(self._placement.num_extractors, len(left))
         if count > 1 and took * len(left) >= self._worth_s:
-            yield from self._on_actors(count, config, pixels, left)
+            share = {
+                "num_cpus": self._placement.cpus_per_actor,
+                "num_gpus": self._placement.gpus_per_actor,
+            }
+            actor: Any = ray.remote(Extractor).options(scheduling_strategy="SPREAD", **share)
+            actors = [actor.remote(config, self._placement.gpus_per_actor) for _ in range(count)]
+            yield from self._on_actors(actors, pixels, left)
         yield from extract_here(config, clip, pixels, list(left))
 
     def _on_actors(
-        self, count: int, config: Experiment, pixels: bool, left: deque[Shard]
+        self, actors: Sequence[Any], pixels: bool, left: deque[Shard]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Takes shards out of `left`; stays behind what nobody was there to encode."""
-        actors = [self._start(config) for _ in range(count)]
+        """Takes shards out of `left`; a shard stays there if no actor was left to encode it."""
         starting = {actor.where.remote(): actor for actor in actors}
         busy: dict[Any, tuple[Any, Shard]] = {}
         try:
@@ -140,11 +145,3 @@ class ExtractionPool:
         finally:
             for actor in actors:
                 ray.kill(actor)
-
-    def _start(self, config: Experiment) -> Any:
-        share = {
-            "num_cpus": self._placement.cpus_per_actor,
-            "num_gpus": self._placement.gpus_per_actor,
-        }
-        actor: Any = ray.remote(Extractor).options(scheduling_strategy="SPREAD", **share)
-        return actor.remote(config, self._placement.gpus_per_actor)
