@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,7 +26,10 @@ from fedsim.cli.arguments import (
     OnlyMethods,
     OnlyPartitions,
     Overrides,
+    Picture,
+    Prices,
     Reference,
+    Tune,
 )
 from fedsim.errors import FedsimError
 from fedsim.interrupt import EXIT_CODE, quiet_exit, watch
@@ -93,12 +96,7 @@ def sweep(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     address: Address = None,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune", help="Choose hyper-parameters on held-out client data instead (see above)."
-        ),
-    ] = False,
+    tune: Tune = False,
 ) -> None:
     """Run every cell of a study, and write its report.
 
@@ -164,18 +162,7 @@ def compare(
 
 
 @app.command()
-def costs(
-    folder: Folder,
-    prices: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PRICES.yaml",
-            help="Also reckon money: currency, per_gb_sent, per_gpu_hour, per_cpu_hour.",
-            show_default=False,
-        ),
-    ] = None,
-    csv: Csv = None,
-) -> None:
+def costs(folder: Folder, prices: Prices = None, csv: Csv = None) -> None:
     """Print what each method cost: bytes, compute, time and money.
 
     Means over the finished runs, by partition; for each client, and for all of them together.
@@ -210,16 +197,7 @@ def unpack(file: Archive, folder: NewFolder = None) -> None:
 
 
 @app.command()
-def partition(
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Also draw the splits into this file.", show_default=False
-        ),
-    ] = None,
-) -> None:
+def partition(config: Config, overrides: Overrides = None, out: Picture = None) -> None:
     """Show how a study splits its data over clients.
 
     Nothing is trained: a line of statistics per split, and the samples of each client and class.

@@ -202,8 +202,3 @@ def own_error(error: RayError) -> FedsimError | None:
     """What fedsim itself raised in a task or an actor, as it was raised there."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     return cause if isinstance(cause, FedsimError) else None
-
-
-def ray_version() -> str:
-    """Version of Ray."""
-    return ray.__version__

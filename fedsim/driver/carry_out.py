@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +21,9 @@ from fedsim.storage.remote import Copy, url_of
 
 
 class Screen(Protocol):
-    """What the user watches while runs go on."""
+    """What the user watches while runs go on, such as `fedsim.cli.display.Display`."""
 
-    @property
-    def failed(self) -> Collection[str]:
-        """Ids of the runs that have failed."""
+    failed: dict[str, str]
 
     def hear(self, run_id: str, seen: dict[str, Any]) -> None:
         """Take in one report of a run: a `fedsim.driver.launch.Listener`."""
