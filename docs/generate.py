@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
+from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
-from fedsim.config.sections import Section
 from fedsim.config.study import StudyFile
 from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
@@ -188,9 +188,9 @@ def _limits(metadata: Any) -> str:
 def _default(field: FieldInfo, key: str) -> str:
     if key == "study":
         return "the file's name"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
+    if field.default is PydanticUndefined:
         return "required"
+    value = field.default
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 

@@ -50,23 +50,19 @@ class Chosen(Section):
         return {name: kind for kind in reversed(kinds) for name in kind.model_fields}
 
     @classmethod
-    def part_named(cls, name: str) -> str:
-        """The part that a value of `choice` stands for; a family may have parts named by files."""
-        return name
+    def named(cls, given: Any) -> Any:
+        """The name in the family of the part that `choice` was set to."""
+        return given
 
     @property
-    def part(self) -> str:
+    def part_name(self) -> str:
         """The chosen part's name in the family."""
-        return self.part_named(getattr(self, self.choice))
+        name: str = self.named(getattr(self, self.choice))
+        return name
 
-    def module(self) -> ModuleType:
-        """The chosen part's file."""
-        return load_module(self.family[self.part])
-
-    @classmethod
-    def parts_with(cls, option: str) -> list[str]:
-        """Names of the parts that read an option."""
-        return [part for part in cls.family if option in cls.options_of(part).model_fields]
+    def part(self) -> ModuleType:
+        """The file of the chosen part."""
+        return load_module(self.family[self.part_name])
 
     def given(self) -> dict[str, Any]:
         """The options that were set, of this part and of others."""
@@ -74,12 +70,12 @@ class Chosen(Section):
 
     def options(self) -> Any:
         """The chosen part's own settings, an instance of its `Options`."""
-        kind = self.options_of(self.part)
+        kind = self.options_of(self.part_name)
         return kind(**{k: v for k, v in self.given().items() if k in kind.model_fields})
 
     def unread(self) -> list[str]:
         """Names of options that were set and that the chosen part does not read."""
-        own = self.options_of(self.part).model_fields
+        own = self.options_of(self.part_name).model_fields
         return [name for name in self.given() if name not in own]
 
     def without(self, names: list[str]) -> Any:
@@ -101,7 +97,7 @@ class Chosen(Section):
             found += [cls._details(e) for e in error.errors() if e["loc"] != (cls.choice,)]
             name = given.get(cls.choice, cls.model_fields[cls.choice].default)
             extra = {key: given[key] for key in given if key not in cls.model_fields}
-        found += cls._settle(name, extra)
+        found += cls._settle(cls.named(name), extra)
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
         for key, value in cls.always_written.items():
@@ -112,13 +108,13 @@ class Chosen(Section):
     @classmethod
     def _settle(cls, name: Any, extra: dict[str, Any]) -> list[InitErrorDetails]:
         """Replace options by their checked values; returns the problems found."""
-        if not isinstance(name, str) or cls.part_named(name) not in cls.family:
+        if not isinstance(name, str) or cls.named(name) not in cls.family:
             known = ", ".join(map(repr, cls.family))
             unknown = PydanticCustomError("literal_error", "unknown name", {"expected": known})
             return [InitErrorDetails(type=unknown, loc=(cls.choice,), input=name)]
         for key in [key for key, value in extra.items() if value is None]:
             del extra[key]
-        found, kind = list[InitErrorDetails](), cls.options_of(cls.part_named(name))
+        found, kind = list[InitErrorDetails](), cls.options_of(cls.named(name))
         foreign = [key for key in extra if key not in kind.model_fields]
         owners = cls.known() if foreign else {}
         misspelt = [key for key in foreign if key not in owners]

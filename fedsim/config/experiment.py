@@ -55,6 +55,7 @@ class Experiment(Section):
     """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
+    # Factories where a part is named: part files import this package and need it whole.
     data: DataConfig = DataConfig()
     partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
     models: ModelsConfig = Field(default_factory=ModelsConfig)
@@ -170,11 +171,11 @@ class Experiment(Section):
         payload = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         for name in _ADDED_LATER:
             block, _, key = name.partition(".")
-            default = _defaults()[block]
+            default = _default(block)
             if not key and payload[block] == default:
                 payload.pop(block)
-            elif key and block in payload and payload[block].get(key) == default.get(key):
-                payload[block].pop(key, None)
+            elif key and block in payload and payload[block][key] == default[key]:
+                payload[block].pop(key)
         name = self.use.partition(":")[2]
         if (digest := _digest(self.use)) is not None:
             payload["use"] = [digest, name]
@@ -220,14 +221,11 @@ def _digest(use: str) -> str | None:
 
 
 @functools.cache
-def _defaults() -> dict[str, dict[str, Any]]:
-    """Dumps of the blocks of `_ADDED_LATER` in which nothing is set."""
-    fields = {name.partition(".")[0]: None for name in _ADDED_LATER}
-    blocks = {
-        name: Experiment.model_fields[name].get_default(call_default_factory=True)
-        for name in fields
-    }
-    return {name: block.model_dump(mode="json") for name, block in blocks.items()}
+def _default(block: str) -> dict[str, Any]:
+    """The dump of a block in which nothing is set."""
+    settings = Experiment.model_fields[block].get_default(call_default_factory=True)
+    dump: dict[str, Any] = settings.model_dump(mode="json")
+    return dump
 
 
 @functools.lru_cache(maxsize=256)

@@ -86,12 +86,12 @@ class PartitionConfig(Chosen):
     @property
     def shares_samples(self) -> bool:
         """Whether clients may hold the same samples."""
-        return getattr(self.module(), "SHARES_SAMPLES", False)
+        return getattr(self.part(), "SHARES_SAMPLES", False)
 
     @property
     def counts_clients(self) -> bool:
         """Whether the data can say how many clients there are."""
-        return getattr(self.module(), "COUNTS_CLIENTS", False)
+        return getattr(self.part(), "COUNTS_CLIENTS", False)
 
 
 class ModelsConfig(Section):
