@@ -188,9 +188,9 @@ def _limits(metadata: Any) -> str:
 def _default(field: FieldInfo, key: str) -> str:
     if key == "study":
         return "the file's name"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
+    if field.default is PydanticUndefined:
         return "required"
+    value = field.default
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 
