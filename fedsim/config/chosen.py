@@ -79,7 +79,7 @@ class Chosen(Section):
 
     def unread(self) -> list[str]:
         """Names of options that were set and that the chosen part does not read."""
-        own = self.options_of(self.part_name).model_fields
+        own = self.options_of(self.part).model_fields
         return [name for name in self.given() if name not in own]
 
     def without(self, names: list[str]) -> Any:
@@ -101,7 +101,7 @@ class Chosen(Section):
             found += [cls._details(e) for e in error.errors() if e["loc"] != (cls.choice,)]
             name = given.get(cls.choice, cls.model_fields[cls.choice].default)
             extra = {key: given[key] for key in given if key not in cls.model_fields}
-        found += cls._settle(cls.named(name), extra)
+        found += cls._settle(name, extra)
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
         for key, value in cls.always_written.items():

@@ -5,12 +5,12 @@ Defaults are those of FedDGM's public code where it has them. Imports nothing he
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from fedsim.config.chosen import Chosen
-from fedsim.config.families import GAN, PRIORS
+from fedsim.config.families import PRIORS
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 
@@ -40,7 +40,7 @@ class DistillConfig(Chosen):
     latent_steps: int = Field(100, ge=0)
     """Steps of the latents per client and round; 0 leaves what the prior drew (`prior_only`)."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the latents; `sgd` has momentum 0.5."""
+    """Optimiser of the latents; `sgd` has momentum 0.5."""
     latent_lr: float = Field(1.0, gt=0)
     """Learning rate of latents."""
     feature_lr: float = Field(1000.0, gt=0)
@@ -60,17 +60,14 @@ class DistillConfig(Chosen):
     student_lr_lr: float = Field(0.1, ge=0)
     """Learning rate of the step size's logarithm; 0 keeps it. Since d log a = da / a, 0.1 moves
     FedDGM's 0.01 as its 1e-5 does."""
-    augment: tuple[Operation, ...] = Field(get_args(Operation), strict=False)
+    augment: tuple[Operation, ...] = Field(
+        ("color", "crop", "cutout", "flip", "scale", "rotate"), strict=False
+    )
     """Differentiable augmentation, in distillation and in training on the sets. Leave out `flip`
     where left and right matter, as in digits."""
     clients_at_once: int = Field(1, gt=0)
     """Clients distilled together on a leading axis: faster on GPUs, and on CPUs where sets are
     small."""
-
-    @classmethod
-    def named(cls, given: Any) -> Any:
-        """A GAN's file stands for the part that reads such files."""
-        return GAN if str(given).partition(":")[0].endswith(".py") else given
 
     @property
     def is_gan(self) -> bool:

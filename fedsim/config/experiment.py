@@ -55,7 +55,6 @@ class Experiment(Section):
     """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
-    # Factories where a part is named: part files import this package and need it whole.
     data: DataConfig = DataConfig()
     partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
     models: ModelsConfig = Field(default_factory=ModelsConfig)
@@ -221,11 +220,14 @@ def _digest(use: str) -> str | None:
 
 
 @functools.cache
-def _default(block: str) -> dict[str, Any]:
-    """The dump of a block in which nothing is set."""
-    settings = Experiment.model_fields[block].get_default(call_default_factory=True)
-    dump: dict[str, Any] = settings.model_dump(mode="json")
-    return dump
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Dumps of the blocks of `_ADDED_LATER` in which nothing is set."""
+    fields = {name.partition(".")[0]: None for name in _ADDED_LATER}
+    blocks = {
+        name: Experiment.model_fields[name].get_default(call_default_factory=True)
+        for name in fields
+    }
+    return {name: block.model_dump(mode="json") for name, block in blocks.items()}
 
 
 @functools.lru_cache(maxsize=256)

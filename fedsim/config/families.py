@@ -64,12 +64,11 @@ NETWORKS: Family = {
 }
 """Networks trained from scratch; a file's `build(options, shape)` makes one."""
 
-GAN = "FILE.py:FUNCTION"
 PRIORS: Family = {
     "pixels": "fedsim.distill.priors.pixels",
     "vae": "fedsim.distill.priors.vae",
     "diffusion": "fedsim.distill.priors.diffusion",
-    GAN: "fedsim.distill.priors.gan",
+    "FILE.py:FUNCTION": "fedsim.distill.priors.gan",
 }
 """What synthetic images are made of; a file's `load(options, request)` makes a `Prior`."""
 

@@ -72,7 +72,7 @@ class Classifier:
         A subclass may return another one. A sequence of torch's usual layers is trained faster for
         many clients at once than a module with code of its own (`fedsim.models.folded`).
         """
-        body: nn.Module = self.settings.part().build(self.settings.options(), self.image_shape)
+        body: nn.Module = self.settings.module().build(self.settings.options(), self.image_shape)
         return body
 
     def init(self, rng: torch.Generator) -> Params:

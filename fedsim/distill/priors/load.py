@@ -29,7 +29,7 @@ def load_prior(settings: DistillConfig, prompts: Prompts, shape: Shape, device: 
         ModelError: The generator cannot be loaded.
     """
     request = Request(settings.prior, prompts, shape, device)
-    prior: Prior = settings.part().load(settings.options(), request)
+    prior: Prior = settings.module().load(settings.options(), request)
     return prior
 
 
