@@ -27,7 +27,7 @@ from torch.profiler import profile
 from fedsim.cli.display import output
 from fedsim.config import Experiment
 from fedsim.config.study import load_study
-from fedsim.distill.client_sets import Source, Work, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, distil
 from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.methods import METHODS
 from fedsim.models.classifiers import Classifier
@@ -66,17 +66,17 @@ def settings(row: str) -> Experiment:
     return changed.resolve([("feddgm", {}, 0, "final")], METHODS)[0]
 
 
-def work(config: Experiment, latent_steps: int, device: str) -> Work:
+def work(config: Experiment, latent_steps: int, device: str) -> Distillation:
     """Clients whose moves are random: what they are does not change what they cost."""
     rng = torch_rng(0, "benchmark")
     shape = (1, 28, 28)
     net = Classifier(config.models.classifier, shape, 10)
 
-    def source(client: int) -> Source:
+    def source(client: int) -> ClientMove:
         start = net.init(rng)
         end: Params = {k: v + 0.01 * torch.randn(v.shape, generator=rng) for k, v in start.items()}
         classes = tuple(sorted(torch.randperm(10, generator=rng)[:CLASSES_PER_CLIENT].tolist()))
-        return Source(client, ((start, end),), classes)
+        return ClientMove(client, ((start, end),), classes)
 
     clients = tuple(source(client) for client in range(config.distill.clients_at_once))
     distill = config.distill.model_copy(
@@ -85,7 +85,7 @@ def work(config: Experiment, latent_steps: int, device: str) -> Work:
     names, templates = config.data.classnames or (), config.data.templates
     prompts = prompts_of(distill, config.synthetic, config.models, templates, names)
     priors = image_priors(distill, prompts, shape, device)
-    return Work(clients, net, distill, *priors, 0, 1, device)
+    return Distillation(clients, net, distill, *priors, 0, 1, device)
 
 
 def measure(row: str, device: str) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def measure(row: str, device: str) -> tuple[float, float]:
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _seconds(item: Work) -> float:
+def _seconds(item: Distillation) -> float:
     started = time.perf_counter()
     distil(item)
     return time.perf_counter() - started

@@ -24,9 +24,9 @@ from fedsim.results.analysis.targets import target_name
 from fedsim.results.report.breakdown import breakdown_grids
 from fedsim.results.report.cost_sheet import NOTE, cost_grids, cost_sheet, read_prices
 from fedsim.results.report.gallery import sets_beside
-from fedsim.results.report.sections import Grid
+from fedsim.results.report.grid import Grid
+from fedsim.results.report.numbers import NONE, half_text, human_bytes, p_text, percent, reach_text
 from fedsim.results.report.synthetic_sets import first_makers
-from fedsim.results.report.terminal import NONE, half_text, human_bytes, p_text, percent, reach_text
 
 ROOT = Path(__file__).parents[1]
 PARTS = {

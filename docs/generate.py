@@ -12,17 +12,16 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim.config import Experiment
+from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
-from fedsim.config.sections import Section
 from fedsim.config.study import StudyFile
 from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
@@ -95,7 +94,7 @@ def _fields(model: type[Section], prefix: str) -> Iterator[Setting]:
         key = f"{prefix}{name}"
         kind = _type(field.annotation) + _limits(field.metadata)
         if issubclass(model, Chosen) and name == model.choice:
-            kind = ", ".join(f"`{part}`" for part in model.family)
+            kind = _quoted(model.family)
         yield Setting(key, kind, _default(field, key), MEANINGS.get(key) or said.get(name, ""))
 
 
@@ -107,6 +106,10 @@ def _options(model: type[Chosen], prefix: str) -> Iterator[Setting]:
             rows.setdefault(found, []).append(part)
     for found, parts in rows.items():
         yield found._replace(parts=tuple(parts))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 _HIDDEN = {("", "shared"), ("", "source"), ("", "tune")}
@@ -133,9 +136,9 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def _docstrings(model: type[Section]) -> dict[str, str]:
-    """The string under each attribute of a class, and of those that it extends."""
-    base = next(b for b in model.__bases__ if issubclass(b, BaseModel))
-    found = _docstrings(base) if issubclass(base, Section) and base is not Section else {}
+    """The string under each attribute of a class and of the sections it extends."""
+    base = model.__base__
+    found = _docstrings(base) if base is not None and issubclass(base, Section) else {}
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     body = next(
         n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model.__name__
@@ -185,9 +188,9 @@ def _limits(metadata: Any) -> str:
 def _default(field: FieldInfo, key: str) -> str:
     if key == "study":
         return "the file's name"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
+    if field.default is PydanticUndefined:
         return "required"
+    value = field.default
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 
@@ -218,7 +221,7 @@ def configuration_page() -> str:
                 lines += ["", "| key | type | default | meaning |"]
             lines.append("|---|---|---|---|" + "---|" * bool(found.parts))
             shown = prefix, bool(found.parts)
-        read_by = f"{', '.join(f'`{part}`' for part in found.parts)} | " * bool(found.parts)
+        read_by = f"{_quoted(found.parts)} | " * bool(found.parts)
         kind = found.kind.replace("|", "\\|")
         lines.append(f"| `{found.key}` | {read_by}{kind} | {found.default} | {found.meaning} |")
     return "\n".join(lines) + "\n"

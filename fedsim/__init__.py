@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.errors import FedsimError
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
 __all__ = ["FedsimError", "__version__", "load"]
 
-_HOMES = {"FedsimError": "fedsim.errors", "load": "fedsim.results.tables.reader"}
+_HOMES = {"FedsimError": "fedsim.errors", "load": "fedsim.results.study"}
 
 
 def __getattr__(name: str) -> Any:

@@ -90,6 +90,8 @@ def test_every_setting_has_a_meaning():
     } - {"models.classifier"}  # a block of its own
     assert sections | {"models.classifier.name"} <= set(meanings)
     assert [key for key, meaning in meanings.items() if not meaning] == []
+    readers = [found.parts for found in generate().settings() if found.key == "distill.layer"]
+    assert readers == [("vae",), ("FILE.py:FUNCTION",)], "options are told part by part"
     assert set(generate().MEANINGS) <= set(meanings), "a setting that is gone is still described"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsim import interrupt
-from fedsim.driver.launch import launch
+from fedsim.driver.launch import Launcher
 from tests.helpers import experiment
 
 
@@ -40,8 +40,8 @@ def test_a_swallowed_interrupt_is_raised_again_once(watched: None):
 def test_nothing_is_started_after_it(watched: None, tmp_path: Path):
     swallow()
     config = experiment("digits", "zero_shot", engine__backend="local")
-    with pytest.raises(KeyboardInterrupt):
-        launch([config], tmp_path / "study", lambda config, row: None)
+    with pytest.raises(KeyboardInterrupt), Launcher(tmp_path / "study") as launcher:
+        launcher.run([config], lambda run_id, seen: None)
     assert not (tmp_path / "study").exists()
 
 

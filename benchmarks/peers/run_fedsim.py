@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.stopwatch import Stopwatch
-from fedsim.config import Experiment
 from fedsim.config.study import load_study
-from fedsim.driver.launch import check_data, launch, study_lock
+from fedsim.driver.data_checks import check_data
+from fedsim.driver.launch import Launcher
+from fedsim.driver.plan import study_lock
 from fedsim.methods import METHODS
 
 
@@ -28,13 +29,13 @@ def main(work: str, out: str, backend: str = "ray") -> None:
         )
         [config] = study.experiments(METHODS)
 
-        def heard(_: Experiment, news: dict[str, Any]) -> None:
+        def heard(_: str, news: dict[str, Any]) -> None:
             if news.get("round"):
                 watch.round_done()
 
         check_data([config])
-        with study_lock(study.folder):
-            launch([config], study.folder, heard)
+        with study_lock(study.folder), Launcher(study.folder) as launcher:
+            launcher.run([config], heard)
 
         from fedsim.engine.checkpoint import CheckpointFolder
 

@@ -29,10 +29,11 @@ from benchmarks.peers import data
 from benchmarks.peers.specs import Spec
 from fedsim.config import Experiment
 from fedsim.config.study import load_study
-from fedsim.data.from_config import ClientSplit, split_clients
+from fedsim.data.from_config import ClientSplit
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.schedule import sample_cohort
-from fedsim.inputs.prepare import TaskData, prepare
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.inputs.task import as_tensor, make_task
 from fedsim.methods import METHODS, build_method, method_class
 from fedsim.seeding import torch_rng
@@ -51,14 +52,13 @@ def write(spec: Spec, folder: Path) -> Path:
     config = load_study(place / "study.yaml").experiments(METHODS)[0]
     cls, cpu = method_class(config.use), torch.device("cpu")
     prepared = prepare(config, cls, cpu, synthetic=False)
-    task = make_task(config, prepared, cls, cpu, server=True)
+    task = make_task(config.for_method(), prepared, cls, cpu, server=True)
     state = build_method(task.config, task).setup(task, torch_rng(config.train_seed, "setup"))
     names = ("keys", "text") if spec.kind == "cache" else tuple(state)
     start = {name: state[name].numpy() for name in names}
 
     inputs, labels = prepared.local()
-    split = split_clients(labels, prepared.arrays.get("train_clients"), **config.for_split())
-    plan = schedule(config, split, prepared)
+    plan = schedule(config, prepared.split, prepared)
     np.save(shared / "x.npy", inputs)
     np.save(shared / "y.npy", labels)
     np.savez(place / "start.npz", **start)
@@ -70,7 +70,7 @@ def write(spec: Spec, folder: Path) -> Path:
     return place
 
 
-def schedule(config: Experiment, split: ClientSplit, prepared: TaskData) -> dict[str, np.ndarray]:
+def schedule(config: Experiment, split: ClientSplit, prepared: RunInputs) -> dict[str, np.ndarray]:
     """Cohorts of all rounds, and what each of their clients steps on, in order."""
     inputs, labels = map(as_tensor, prepared.local())
     cohorts, rows, offsets = [], [], [0]

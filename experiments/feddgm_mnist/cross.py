@@ -24,7 +24,6 @@ import fedsim
 from fedsim.config import Experiment
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.config.study import load_study
-from fedsim.data.from_config import split_clients
 from fedsim.engine.evaluate import predict
 from fedsim.inputs.prepare import prepare
 from fedsim.inputs.task import as_tensor
@@ -61,8 +60,8 @@ class Real:
 
 
 def real_images(config: Experiment) -> Real:
-    data = prepare(config, method_class(config.use), torch.device("cpu"), synthetic=False).arrays
-    split = split_clients(data["train_labels"], **config.for_split())
+    inputs = prepare(config, method_class(config.use), torch.device("cpu"), synthetic=False)
+    data, split = inputs.arrays, inputs.split
 
     def labelled(part: str, rows: Any = slice(None)) -> Labelled:
         labels = torch.tensor(np.asarray(data[f"{part}_labels"])[rows]).long()

@@ -1,11 +1,14 @@
-"""The `fedsim` command. No logic lives here, and nothing heavy is imported before it is needed."""
+"""The `fedsim` command: every command parses its arguments and calls one function.
+
+No logic lives here, and nothing heavy is imported before it is needed.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,14 +26,17 @@ from fedsim.cli.arguments import (
     OnlyMethods,
     OnlyPartitions,
     Overrides,
+    Picture,
+    Prices,
     Reference,
+    Tune,
 )
 from fedsim.errors import FedsimError
-from fedsim.interrupt import EXIT_CODE, check, last_words, quiet_exit, watch
+from fedsim.interrupt import EXIT_CODE, quiet_exit, watch
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
-    from fedsim.config.tune import EarlyStopping
+    from fedsim.config.study import StudyFile
 
 app = typer.Typer(
     name="fedsim",
@@ -76,12 +82,12 @@ def run(
     partition.scheme=dirichlet_label partition.dirichlet_alpha=0.1
     """
     from fedsim.config.study import load_study
-    from fedsim.driver.launch import only_run
+    from fedsim.driver.only_run import only_run
     from fedsim.methods import METHODS
 
     study = load_study(config, overrides or ())
     only = only_run(study.experiments(METHODS), str(config))
-    _go([only], study.folder, dry_run, address)
+    _carry_out([only], study.folder, dry_run, address)
 
 
 @app.command()
@@ -90,12 +96,7 @@ def sweep(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     address: Address = None,
-    tune: Annotated[
-        bool,
-        typer.Option(
-            "--tune", help="Choose hyper-parameters on held-out client data instead (see above)."
-        ),
-    ] = False,
+    tune: Tune = False,
 ) -> None:
     """Run every cell of a study, and write its report.
 
@@ -111,14 +112,9 @@ def sweep(
 
     study = load_study(config, overrides or ())
     if tune:
-        from fedsim.driver.tuning import tune_study
-
-        def execute(trials: list[Experiment], early_stopping: EarlyStopping | None) -> None:
-            _go(trials, study.folder, dry_run, address, True, early_stopping)
-
-        tune_study(study, METHODS, execute, dry_run)
-        return
-    _go(study.experiments(METHODS), study.folder, dry_run, address)
+        _tune(study, dry_run, address)
+    else:
+        _carry_out(study.experiments(METHODS), study.folder, dry_run, address)
 
 
 @app.command()
@@ -127,10 +123,10 @@ def resume(folder: Folder, address: Address = None) -> None:
 
     Each run goes on from its last committed round; runs that failed are tried again.
     """
-    from fedsim.driver.launch import read_plan
+    from fedsim.driver.plan import read_plan
     from fedsim.storage.remote import local_folder, url_of
 
-    _go(read_plan(folder), local_folder(url_of(folder) or folder), False, address)
+    _carry_out(read_plan(folder), local_folder(url_of(folder) or folder), False, address)
 
 
 @app.command()
@@ -139,12 +135,9 @@ def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
 
     Works at any time: while the study runs, half-way, and after a kill.
     """
-    from fedsim.driver.launch import find_study
-    from fedsim.results.report.export import check_targets
+    from fedsim.driver import reports
 
-    find_study(folder)
-    check_targets(csv, latex)
-    _report(folder, csv, latex)
+    reports.report(folder, csv, latex)
 
 
 @app.command()
@@ -163,50 +156,20 @@ def compare(
     otherwise methods are compared by Welch's test, and the table says so. Over several data sets
     also average ranks and Wilcoxon's signed-rank test.
     """
-    from fedsim.driver.launch import find_study
-    from fedsim.results.report import comparison
-    from fedsim.results.report.export import check_targets, export
+    from fedsim.driver import reports
 
-    for folder in folders:
-        find_study(folder)
-    check_targets(csv, latex)
-    points = comparison.margin_of(margin)
-    found = comparison.compare(folders, reference, points, methods or (), partitions or ())
-    for warning in found.warnings:
-        typer.echo(f"fedsim: {warning}", err=True)
-    typer.echo(found.text)
-    _say_written(export(found.summary, found.name, csv, latex))
+    reports.compare(folders, reference, methods or (), partitions or (), margin, csv, latex)
 
 
 @app.command()
-def costs(
-    folder: Folder,
-    prices: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PRICES.yaml",
-            help="Also reckon money: currency, per_gb_sent, per_gpu_hour, per_cpu_hour.",
-            show_default=False,
-        ),
-    ] = None,
-    csv: Csv = None,
-) -> None:
+def costs(folder: Folder, prices: Prices = None, csv: Csv = None) -> None:
     """Print what each method cost: bytes, compute, time and money.
 
     Means over the finished runs, by partition; for each client, and for all of them together.
     """
-    from fedsim.driver.launch import find_study
-    from fedsim.results.report import cost_sheet, export
-    from fedsim.results.tables.reader import load
+    from fedsim.driver import reports
 
-    find_study(folder)
-    export.check_targets(csv)
-    priced = None if prices is None else cost_sheet.read_prices(prices)
-    sheet = cost_sheet.cost_sheet(load(folder), priced)
-    typer.echo(cost_sheet.format_costs(sheet))
-    if csv is not None:
-        export.write_csv(sheet, csv)
-        _say_written([csv])
+    reports.costs(folder, prices, csv)
 
 
 @app.command()
@@ -216,11 +179,9 @@ def pack(folder: Folder, file: Archive) -> None:
     To publish beside a paper, or to go on elsewhere. Its tables, that is: checkpoints, images and
     predictions of single samples stay behind.
     """
-    from fedsim.driver.launch import find_study
-    from fedsim.results.tables import archive
+    from fedsim.driver import reports
 
-    find_study(folder)
-    typer.echo(f"{archive.pack(folder, file)} finished runs in {file}")
+    reports.pack(folder, file)
 
 
 @app.command()
@@ -230,42 +191,22 @@ def unpack(file: Archive, folder: NewFolder = None) -> None:
     Runs that the folder has stay as they are. `fedsim report` works on it, and a sweep of the same
     settings runs only what is missing.
     """
-    from fedsim.driver.launch import study_lock
-    from fedsim.results.tables import archive
+    from fedsim.driver import reports
 
-    where = Path("runs") / archive.study_in(file) if folder is None else folder
-    archive.check_folder(where)
-    with study_lock(where):
-        written, known = archive.unpack(file, where)
-    typer.echo(f"{len(written)} runs written into {where}, {len(known)} were there already")
+    reports.unpack(file, folder)
 
 
 @app.command()
-def partition(
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Also draw the splits into this file.", show_default=False
-        ),
-    ] = None,
-) -> None:
+def partition(config: Config, overrides: Overrides = None, out: Picture = None) -> None:
     """Show how a study splits its data over clients.
 
     Nothing is trained: a line of statistics per split, and the samples of each client and class.
     """
-    from fedsim.cli.splits import check_picture, draw_splits, print_splits
+    from fedsim.cli.partitions import show_partitions
     from fedsim.config.study import load_study
     from fedsim.methods import METHODS
 
-    experiments = load_study(config, overrides or ()).experiments(METHODS)
-    if out is not None:
-        check_picture(out)
-    print_splits(experiments)
-    if out is not None:
-        draw_splits(experiments, out)
-        typer.echo(f"drawn into {out}")
+    show_partitions(load_study(config, overrides or ()).experiments(METHODS), out)
 
 
 @app.command()
@@ -281,71 +222,30 @@ def doctor(address: Address = None) -> None:
         raise typer.Exit(1)
 
 
-def _go(
-    experiments: list[Experiment],
-    folder: Path,
-    dry_run: bool,
-    address: str | None,
-    trials: bool = False,
-    early_stopping: EarlyStopping | None = None,
+def _carry_out(
+    experiments: Sequence[Experiment], folder: Path, dry_run: bool, address: str | None
 ) -> None:
-    """Check, then run what is not finished, then report; trials may fail and are not reported."""
-    from fedsim.cli.display import Display
-    from fedsim.driver.launch import check_data, launch, study_lock, unfinished
-    from fedsim.storage.remote import Copy, local_folder, url_of
-
-    check_data(experiments)
-    check()
     if dry_run:
         from fedsim.cli.dry_run import describe
 
-        seen = local_folder(url_of(folder) or folder, reading=True)
-        Copy(seen).pull()
-        describe(experiments, seen, address)
-        return
-    where = url_of(folder) or folder
-    with study_lock(folder):
-        ended = ("finished", "stopped") if early_stopping else ("finished",)
-        todo = unfinished(folder, experiments, ended)
-        done = len(experiments) - len(todo)
-        failed = 0
-        if todo:
-            again = "start the same command again" if trials else f"fedsim resume {where}"
-            kept = f"interrupted; what was committed is kept; to go on: {again}"
-            with Display(todo, done) as display, last_words(kept):
-                launch(todo, folder, display.hear, address, trials, early_stopping)
-            failed = len(display.failed)
-        elif len(experiments) > 1:
-            typer.echo(f"all {len(experiments)} runs are finished", err=True)
-    if trials:
-        return
-    _report(folder)
-    Copy(folder).push()
-    if failed:
-        typer.echo(
-            f"fedsim: {failed} of {len(todo)} runs failed, as said above and in report.html; "
-            f"to try them again: fedsim resume {where}",
-            err=True,
-        )
-        raise typer.Exit(1)
+        describe(experiments, folder, address)
+    else:
+        from fedsim.cli.display import Display
+        from fedsim.driver.carry_out import carry_out
+
+        carry_out(experiments, folder, Display, address)
 
 
-def _report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:
-    from fedsim.results.report.export import export
-    from fedsim.results.report.page import write_report
-    from fedsim.results.report.terminal import format_summary
-    from fedsim.results.tables.reader import load
+def _tune(study: StudyFile, dry_run: bool, address: str | None) -> None:
+    if dry_run:
+        from fedsim.cli.dry_run import describe_tuning
 
-    study = load(folder)
-    summary = study.summary()
-    typer.echo(format_summary(summary))
-    typer.echo(f"\nreport: {write_report(folder)}")
-    _say_written(export(summary, study.name, csv, latex))
+        describe_tuning(study, address)
+    else:
+        from fedsim.cli.display import Display
+        from fedsim.driver.carry_out import tune
 
-
-def _say_written(files: Iterable[Path]) -> None:
-    for file in files:
-        typer.echo(f"written: {file}")
+        tune(study, Display, address)
 
 
 def _leave(code: int) -> None:

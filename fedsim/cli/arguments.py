@@ -3,114 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "Address",
-    "Archive",
-    "Config",
-    "Csv",
-    "DryRun",
-    "Folder",
-    "Folders",
-    "Latex",
-    "Margin",
-    "NewFolder",
-    "OnlyMethods",
-    "OnlyPartitions",
-    "Overrides",
-    "Reference",
-]
 
-Config = Annotated[
-    Path, typer.Argument(metavar="STUDY.yaml", help="The study: methods, partitions, seeds.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings to change: train.lr=0.1, seed=3 (only this seed), method=cachefl (only "
-        "this method), 'seeds=[0, 1]'. partition.KEY=VALUE replaces the study's partitions.",
-        show_default=False,
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Print the runs, the bytes they would send and where they would be placed; run "
-        "nothing and write nothing into the output folder.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="Use a running Ray cluster: its address, or 'auto' on one of its machines. Without "
-        "it, a local Ray is started (RAY_ADDRESS works, too).",
-        show_default=False,
-    ),
-]
-Csv = Annotated[
-    Path | None,
-    typer.Option(
-        "--csv",
-        metavar="FILE",
-        help="Also write the numbers as CSV, unrounded, one row per method and partition.",
-        show_default=False,
-    ),
-]
-Latex = Annotated[
-    Path | None,
-    typer.Option(
-        "--latex",
-        metavar="FILE",
-        help="Also write a LaTeX table, with marks for the best and for what is significant.",
-        show_default=False,
-    ),
-]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        metavar="METHOD",
-        help="Compare the others with this method; by default that of the first study.",
-        show_default=False,
-    ),
-]
-OnlyMethods = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        metavar="METHOD",
-        help="Compare only this method with the reference; may be given again. p values are "
-        "corrected over what is compared, so choose before you look.",
-        show_default=False,
-    ),
-]
-OnlyPartitions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--partition",
-        metavar="NAME",
-        help="Only in this partition, such as 'dirichlet_label 0.1'; may be given again.",
-        show_default=False,
-    ),
-]
-Margin = Annotated[
-    str | None,
-    typer.Option(
-        metavar="POINTS",
-        help="Also test which methods are no more than this far below the best other one.",
-        show_default=False,
-    ),
-]
+def _option(metavar: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
 
 
-Archive = Annotated[
-    Path, typer.Argument(metavar="FILE.zip", help="The file that holds finished runs.")
-]
+def _argument(metavar: str, help: str, parser: Any = None) -> Any:
+    return typer.Argument(metavar=metavar, help=help, parser=parser, show_default=False)
 
 
 def _to_read(text: str) -> Path:
@@ -119,29 +22,99 @@ def _to_read(text: str) -> Path:
     return local_folder(text, reading=True)
 
 
+Config = Annotated[Path, _argument("STUDY.yaml", "The study: methods, partitions, seeds.")]
+Overrides = Annotated[
+    list[str] | None,
+    _argument(
+        "KEY=VALUE",
+        "Settings to change: train.lr=0.1, seed=3 (only this seed), method=cachefl (only this "
+        "method), 'seeds=[0, 1]'. partition.KEY=VALUE replaces the study's partitions.",
+    ),
+]
 Folder = Annotated[
     Path,
-    typer.Argument(
-        metavar="FOLDER",
-        parser=_to_read,
-        help="A study's output folder, such as runs/quickstart, or its URL.",
-    ),
+    _argument("FOLDER", "A study's output folder, such as runs/quickstart, or its URL.", _to_read),
 ]
 Folders = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="FOLDER",
-        parser=_to_read,
-        help="Output folders of studies, such as runs/first, or their URLs.",
-    ),
+    _argument("FOLDER", "Output folders of studies, such as runs/first, or their URLs.", _to_read),
 ]
-
-
+Archive = Annotated[Path, _argument("FILE.zip", "The file that holds finished runs.")]
 NewFolder = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="FOLDER",
-        help="Where to, a folder of this machine; by default runs/STUDY.",
-        show_default=False,
+    _argument("FOLDER", "Where to, a folder of this machine; by default runs/STUDY."),
+]
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the runs, the bytes they would send and where they would be placed; run "
+        "nothing and write nothing into the output folder.",
+    ),
+]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune", help="Choose hyper-parameters on held-out client data instead (see above)."
+    ),
+]
+Address = Annotated[
+    str | None,
+    _option(
+        "HOST:PORT",
+        "Use a running Ray cluster: its address, or 'auto' on one of its machines. Without it, a "
+        "local Ray is started (RAY_ADDRESS works, too).",
+    ),
+]
+Picture = Annotated[Path | None, _option("FILE.png", "Also draw the splits into this file.")]
+Prices = Annotated[
+    Path | None,
+    _option(
+        "PRICES.yaml",
+        "Also reckon money: currency, per_gb_sent, per_gpu_hour, per_cpu_hour.",
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    _option(
+        "FILE",
+        "Also write the numbers as CSV, unrounded, one row per method and partition.",
+        "--csv",
+    ),
+]
+Latex = Annotated[
+    Path | None,
+    _option(
+        "FILE",
+        "Also write a LaTeX table, with marks for the best and for what is significant.",
+        "--latex",
+    ),
+]
+Reference = Annotated[
+    str | None,
+    _option("METHOD", "Compare the others with this method; by default that of the first study."),
+]
+OnlyMethods = Annotated[
+    list[str] | None,
+    _option(
+        "METHOD",
+        "Compare only this method with the reference; may be given again. p values are corrected "
+        "over what is compared, so choose before you look.",
+        "--method",
+    ),
+]
+OnlyPartitions = Annotated[
+    list[str] | None,
+    _option(
+        "NAME",
+        "Only in this partition, such as 'dirichlet_label 0.1'; may be given again.",
+        "--partition",
+    ),
+]
+Margin = Annotated[
+    str | None,
+    _option(
+        "POINTS", "Also test which methods are no more than this far below the best other one."
     ),
 ]

@@ -41,6 +41,10 @@ class Display:
     ) -> None:
         self._console = console or Console(file=sys.stderr)
         self._live = self._console.is_terminal
+        self._titles = {
+            e.run_id: f"{e.method} | {e.partition.label} | seed {e.seed}" for e in experiments
+        }
+        self._rounds = {e.run_id: e.train.rounds for e in experiments}
         self._many = len(experiments) > 1
         self._started = time.monotonic()
         self._total, self._done = len(experiments) + done, done
@@ -75,31 +79,34 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def hear(self, config: Experiment, seen: dict[str, Any]) -> None:
-        """Take in one report of a run (see `fedsim.driver.launch.Watch`)."""
+    def hear(self, run_id: str, seen: dict[str, Any]) -> None:
+        """Take in one report of a run (see `fedsim.driver.launch.Listener`)."""
         if "images" in seen:
             self._hear_encoding(seen["encoded"], seen["images"])
             return
         if seen.get("error"):
-            self.failed[config.run_id] = seen["error"]
+            self.failed[run_id] = seen["error"]
             first = seen["error"].splitlines()[0]
-            line = f"failed: {title(config)}: {first}"
+            line = f"failed: {self._titles[run_id]}: {first}"
             self._console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-            self._forget(config)
+            self._forget(run_id)
             return
         note = f"accuracy {100 * seen['accuracy']:5.1f} %"
         if not self._live:
-            self._say(config, seen, note)
-        elif config.run_id not in self._tasks:
-            self._tasks[config.run_id] = self._progress.add_task(
-                title(config), total=config.train.rounds, completed=seen["round"], note=note
+            self._say(run_id, seen, note)
+        elif run_id not in self._tasks:
+            self._tasks[run_id] = self._progress.add_task(
+                self._titles[run_id],
+                total=self._rounds[run_id],
+                completed=seen["round"],
+                note=note,
             )
         else:
-            self._progress.update(self._tasks[config.run_id], completed=seen["round"], note=note)
+            self._progress.update(self._tasks[run_id], completed=seen["round"], note=note)
         if self._many:
             self._progress.update(self._overall, note="")
         if seen["finished"] or seen.get("stopped"):
-            self._forget(config)
+            self._forget(run_id)
 
     def _hear_encoding(self, encoded: int, images: int) -> None:
         """Images encoded before the first run: a bar, or a line now and then if it takes long."""
@@ -118,21 +125,21 @@ class Display:
                 "encoding images", total=images, completed=encoded, note=""
             )
 
-    def _forget(self, config: Experiment) -> None:
+    def _forget(self, run_id: str) -> None:
         self._done += 1
         self._progress.update(self._overall, completed=self._done)
-        task = self._tasks.pop(config.run_id, None)
+        task = self._tasks.pop(run_id, None)
         if task is not None and self._many:
             self._progress.remove_task(task)
 
-    def _say(self, config: Experiment, seen: dict[str, Any], note: str) -> None:
+    def _say(self, run_id: str, seen: dict[str, Any], note: str) -> None:
         """One line per finished run of a sweep, or per round of a single one."""
         if self._many and not seen["finished"] and not seen.get("stopped"):
             return
         note += ", stopped early" if seen.get("stopped") else ""
         where = f"[{self._done + 1}/{self._total}] " if self._many else ""
         passed = time.monotonic() - self._started
-        line = f"{passed:6.1f} s  {where}{title(config)}  round {seen['round']}  {note}"
+        line = f"{passed:6.1f} s  {where}{self._titles[run_id]}  round {seen['round']}  {note}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -140,8 +147,3 @@ def output() -> Console:
     """Standard output: as wide as the terminal, and never cutting a number where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDE)
-
-
-def title(config: Experiment) -> str:
-    """A run in a few words."""
-    return f"{config.method} | {config.partition.label} | seed {config.seed}"

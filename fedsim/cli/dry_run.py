@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.cli.display import output
 from fedsim.config import Experiment
-from fedsim.driver.launch import unfinished
-from fedsim.storage.remote import url_of
+from fedsim.config.study import StudyFile
+from fedsim.driver.data_checks import check_data
+from fedsim.driver.plan import unfinished
+from fedsim.interrupt import check
+from fedsim.storage.remote import Copy, local_folder, url_of
 
 
 def describe(
@@ -29,19 +34,20 @@ def describe(
     """
     from fedsim.inputs.preflight import preflight
 
+    check_data(experiments)
+    check()
+    seen = local_folder(url_of(folder) or folder, reading=True)
+    Copy(seen).pull()
     preflight(experiments)
     console = console or output()
-    todo = unfinished(folder, experiments)
+    todo = unfinished(seen, experiments)
     count = len(experiments)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    into = url_of(folder) or folder
-    say(
-        f"{count} run{'s' * (count != 1)} into {into}: {count - len(todo)} finished, "
-        f"{len(todo)} to do"
-    )
+    done = f"{count - len(todo)} finished, {len(todo)} to do"
+    say(f"{count} run{'s' * (count != 1)} into {url_of(seen) or seen}: {done}")
     say(f"  partitions: {_listed(e.partition.label for e in experiments)}")
     say(f"  seeds: {_listed(e.seed for e in experiments)}")
     console.print(_table(experiments))
@@ -52,61 +58,53 @@ def describe(
         say(f"placement: {_placement(todo or experiments[:1], address)}")
 
 
+def describe_tuning(study: StudyFile, address: str | None) -> None:
+    """Print the plan of the first trials; nothing is chosen.
+
+    Raises:
+        FedsimError: See `describe`.
+    """
+    from fedsim.driver.tuning import first_trials
+
+    describe(first_trials(study), study.folder, address)
+    typer.echo(f"ranges with the best at an edge: up to {study.tune.extensions} times more")
+
+
 def _table(experiments: Sequence[Experiment]) -> Table:
     """One row for all runs of a method that send the same."""
+    from fedsim.driver.traffic import Traffic, traffic
+
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("method", overflow="fold")
     for column in ("runs", "rounds", "clients", "up", "down", "once", "total"):
         table.add_column(column, justify="right", no_wrap=True)
-    rows: dict[tuple[str, ...], int] = {}
-    measured: dict[str, tuple[int, int, int, int, int]] = {}
+    rows: Counter[tuple[str, ...]] = Counter()
+    measured: dict[str, Traffic] = {}
     for config in experiments:
         name = config.method if config.use == config.method else f"{config.method} ({config.use})"
         # What one client sends depends on neither split, seed nor learning rate.
         cache = (config.cache.init, config.cache.images_per_class)
         key = repr((name, config.models, cache, config.data, config.options, config.train.rounds))
         if key not in measured:
-            measured[key] = _bytes(config)
-        rounds, up, down, once, early = measured[key]
-        cohort, num_clients = config.cohort_size, config.partition.num_clients
-        total = cohort * (rounds * (up + down) + early) + once * _ever_sampled(config, rounds)
+            measured[key] = traffic(config)
+        sent, cohort, num_clients = measured[key], config.cohort_size, config.partition.num_clients
+        total = sent.of_a_run(num_clients, cohort, config.train_seed)
         clients = f"{cohort} of {num_clients}" if cohort < num_clients else str(num_clients)
-        if up + down + once == 0:
+        if sent.up + sent.down + sent.once == 0:
             clients = "-"
-        row = (name, str(rounds), clients, *map(_human, (up, down, once, total)))
-        rows[row] = rows.get(row, 0) + 1
+        sizes = map(_human, (sent.up, sent.down, sent.once, total))
+        rows[(name, str(sent.num_rounds), clients, *sizes)] += 1
     for (name, *cells), number in rows.items():
         table.add_row(name, str(number), *cells)
     return table
 
 
-def _ever_sampled(config: Experiment, rounds: int) -> int:
-    """Clients that take part at least once, which download what is sent once."""
-    from fedsim.engine.schedule import sample_cohort
-
-    cohort, num_clients = config.cohort_size, config.partition.num_clients
-    if cohort == num_clients:
-        return num_clients if rounds else 0
-    seen: set[int] = set()
-    for number in range(1, rounds + 1):
-        seen |= set(sample_cohort(num_clients, cohort, config.train_seed, number))
-    return len(seen)
-
-
-def _bytes(config: Experiment) -> tuple[int, int, int, int, int]:
-    """Rounds, and bytes up, down, once and more at first, counted from one client's tensors."""
-    from fedsim.driver.traffic import traffic
-
-    t = traffic(config)
-    return t.num_rounds, t.up, t.down, t.once, t.early
-
-
 def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
     """The sum of the first of these runs, once all of them have a place."""
     from fedsim.cluster.gpu_memory import smallest_gpu_bytes
-    from fedsim.cluster.placement import Node, place, plans_memory
+    from fedsim.cluster.placement import Node, place_each, plans_memory
 
-    memory = plans_memory(experiments)
+    memory = plans_memory(e.resources for e in experiments)
     if address or "RAY_ADDRESS" in os.environ:
         from fedsim.cluster.session import nodes, session
 
@@ -116,8 +114,7 @@ def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
         gpus = _local_gpus()
         each = smallest_gpu_bytes() if memory and gpus else None
         machines = [Node(os.cpu_count() or 1, gpus, each)]
-    placements = [place(e, machines, len(experiments)) for e in experiments]
-    return placements[0].arithmetic
+    return place_each(experiments, machines)[0].arithmetic
 
 
 def _local_gpus() -> int:
@@ -131,6 +128,6 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _human(num_bytes: int) -> str:
-    from fedsim.results.report.terminal import human_bytes
+    from fedsim.results.report.numbers import human_bytes
 
     return human_bytes(num_bytes) if num_bytes else "-"

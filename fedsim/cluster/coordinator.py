@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the driver hears after each step of a run.
+class StepReport:
+    """What the driver is told after each step of a run.
 
     Attributes:
         run_id: The run.
@@ -70,7 +70,7 @@ class Coordinator:
         preflight([config], self.device)
         give_freed_memory_back()
 
-    def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> Progress:
+    def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> StepReport:
         """Set up a run, or take it up from its last checkpoint; round 0 is committed.
 
         Args:
@@ -97,7 +97,7 @@ class Coordinator:
         )
         return self._advance(self._federation.setup)
 
-    def step(self) -> Progress:
+    def step(self) -> StepReport:
         """One round."""
         if self._federation is None:
             raise ExecutionError("step before begin")
@@ -117,7 +117,7 @@ class Coordinator:
         """End the client actors."""
         self.pool.close()
 
-    def _advance(self, action: Callable[[], dict[str, Any]]) -> Progress:
+    def _advance(self, action: Callable[[], dict[str, Any]]) -> StepReport:
         federation = self._federation
         assert federation is not None
         try:
@@ -130,4 +130,4 @@ class Coordinator:
             self._federation = None
             federation.finish()
         run_id = federation.config.run_id
-        return Progress(run_id, row["round"], row["accuracy"], federation.finished)
+        return StepReport(run_id, row["round"], row["accuracy"], federation.finished)

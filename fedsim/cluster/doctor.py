@@ -1,35 +1,35 @@
 """`fedsim doctor`: is this machine, or this cluster, ready for fedsim?
 
-Every check prints one line as soon as it is known, and what to do where all is not well.
+Every check is a finding: one line as soon as it is known, and what to do where all is not well.
+What only a node itself can see, small tasks find there.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
+from rich.text import Text
 
-from fedsim.cluster.inspection import (
-    installed_versions,
-    load_weights,
-    look,
-    look_at_gpus,
-    why_not_shared,
-)
 from fedsim.cluster.session import Interrupted, Stop, on_node, session
 from fedsim.errors import FedsimError
+from fedsim.storage.remote import cache_folder
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -43,22 +43,35 @@ _LITTLE_GPU = 0.5
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-class _Findings:
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._seen: list[Level] = []
+class Finding(NamedTuple):
+    """One line; the advice is shown only where the level is not `ok`."""
 
-    def say(self, what: str, level: Level = "ok", advice: str = "") -> None:
-        """One line; the advice only where it is needed."""
-        self._seen.append(level)
-        self._console.print(f"{level:8}", style=_STYLES[level], end=" ")
-        self._console.print(what, markup=False)
-        if advice and level != "ok":
-            self._console.print(f"{'':8} -> {advice}", markup=False, style="bold")
+    what: str
+    level: Level = "ok"
+    advice: str = ""
+
+
+def _judged(what: str, wrong: bool, advice: str, level: Level = "warning") -> Finding:
+    return Finding(what, level if wrong else "ok", advice)
+
+
+class _Printed:
+    """Prints findings and counts them."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, markup=False)
+        self._levels: Counter[str] = Counter()
+
+    def add(self, *findings: Finding) -> None:
+        for what, level, advice in findings:
+            self._levels[level] += 1
+            self._console.print(Text(f"{level:8}", _STYLES[level]), what)
+            if advice and level != "ok":
+                self._console.print(Text(f"{'':8} -> {advice}", "bold"))
 
     def sum_up(self) -> bool:
         """Whether there is no problem."""
-        problems, warnings = self._seen.count("problem"), self._seen.count("warning")
+        problems, warnings = self._levels["problem"], self._levels["warning"]
         self._console.print(f"\n{problems} problem(s), {warnings} warning(s)")
         return problems == 0
 
@@ -69,44 +82,45 @@ def examine(address: str | None) -> bool:
     Returns:
         Whether there is no problem; warnings are none.
     """
-    found = _Findings()
-    _check_packages(found)
-    _check_output(found)
+    found = _Printed()
+    found.add(*_packages(), _output())
     address = address or os.environ.get("RAY_ADDRESS")
     began = time.perf_counter()
     try:
         with session(address) as stop:
             what = f"the Ray cluster at {address} answers" if address else "Ray starts here"
-            found.say(f"{what}, in {time.perf_counter() - began:.1f} s")
+            found.add(Finding(f"{what}, in {time.perf_counter() - began:.1f} s"))
             alive = [node for node in ray.nodes() if node["Alive"]]
             for node in alive:
-                _check_node(found, node, stop)
+                found.add(*_node(node, stop))
             if address:
-                _check_shared(found, alive, stop)
-            if _ask(found, "embedded weights", load_weights, None, stop):
-                found.say("embedded weights: tiny-clip loads, tiny-diffusion is there")
+                found.add(*_shared(alive, stop))
+            found.add(*_ask("embedded weights", None, stop, load_weights))
     except Interrupted as error:
         raise KeyboardInterrupt from error
     except FedsimError as error:
-        found.say(str(error).partition("; `fedsim doctor`")[0], "problem", _why_no_ray(address))
+        advice = (
+            "is the address right, and does `ray status` work there?"
+            if address
+            else "is the temporary folder full or not writable, or its path longer than about 60 "
+            "letters?"
+        )
+        found.add(Finding(str(error).partition("; `fedsim doctor`")[0], "problem", advice))
     return found.sum_up()
 
 
-def _why_no_ray(address: str | None) -> str:
-    if address:
-        return "is the address right, and does `ray status` work there?"
-    return "is the temporary folder full or not writable, or its path longer than about 60 letters?"
+def installed_versions() -> str:
+    """What must be the same on every node, from the packages' metadata; nothing is imported."""
+    packages = [f"{name} {version(name)}" for name in ("fedsim", "torch", "ray")]
+    return ", ".join([f"python {platform.python_version()}", *packages])
 
 
-def _check_packages(found: _Findings) -> None:
+def _packages() -> Iterator[Finding]:
     """This process's Python and packages against the ranges that fedsim declares."""
     wanted = metadata("fedsim")["Requires-Python"]
     fits = platform.python_version() in SpecifierSet(wanted, prereleases=True)
-    found.say(
-        f"Python {platform.python_version()} (wanted: {wanted})",
-        "ok" if fits else "problem",
-        "make a new virtual environment with such a Python",
-    )
+    what = f"Python {platform.python_version()} (wanted: {wanted})"
+    yield _judged(what, not fits, "make a new virtual environment with such a Python", "problem")
     right = 0
     for requirement in map(Requirement, requires("fedsim") or ()):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -119,8 +133,10 @@ def _check_packages(found: _Findings) -> None:
         right += fits
         if not fits:
             what = f"{requirement.name} {installed} (wanted: {requirement.specifier})"
-            found.say(what, "problem", "install fedsim again: pip install -c constraints.txt -e .")
-    found.say(f"{right} packages within their ranges: {installed_versions()}, ...")
+            yield Finding(
+                what, "problem", "install fedsim again: pip install -c constraints.txt -e ."
+            )
+    yield Finding(f"{right} packages within their ranges: {installed_versions()}, ...")
 
 
 def _output_folder() -> Path:
@@ -128,15 +144,20 @@ def _output_folder() -> Path:
     return Path("runs") if Path("runs").is_dir() else Path.cwd()
 
 
-def _check_output(found: _Findings) -> None:
+def _output() -> Finding:
     folder = _output_folder()
     if os.access(folder, os.W_OK):
-        _say_free(found, "output folder", str(folder.resolve()), shutil.disk_usage(folder).free)
-    else:
-        found.say(f"output folder: {folder} cannot be written", "warning", "use output=FOLDER")
+        return _free("output folder", folder.resolve())
+    return Finding(f"output folder: {folder} cannot be written", "warning", "use output=FOLDER")
 
 
-def _check_shared(found: _Findings, nodes: Iterable[dict[str, Any]], stop: Stop) -> None:
+def _free(name: str, folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    level: Level = "problem" if free < _LEAST_DISK else "warning" if free < _LITTLE_DISK else "ok"
+    return Finding(f"{name}: {folder}, {_gib(free)} free", level, "make room, or use another disk")
+
+
+def _shared(nodes: Iterable[dict[str, Any]], stop: Stop) -> Iterator[Finding]:
     """Whether every node sees what is written here: a coordinator may run, and write, on any.
 
     Only warned of: a study whose `output` is a URL needs no such folder.
@@ -150,102 +171,139 @@ def _check_shared(found: _Findings, nodes: Iterable[dict[str, Any]], stop: Stop)
     try:
         for node in nodes:
             what = f"node {node['NodeManagerHostname']}: output folder {folder}"
-            why = _ask(found, what, lambda: why_not_shared(token), node["NodeID"], stop)
-            if why is not None:
-                found.say(
-                    f"{what} {why or 'is shared'}",
-                    "warning" if why else "ok",
-                    "mount it there under the same path, or use output=URL, as in s3://bucket/runs",
-                )
+            yield from _ask(what, node["NodeID"], stop, see_shared, what, token)
     finally:
         token.unlink(missing_ok=True)
 
 
-def _say_free(found: _Findings, name: str, folder: str, free: int) -> None:
-    level: Level = "problem" if free < _LEAST_DISK else "warning" if free < _LITTLE_DISK else "ok"
-    found.say(f"{name}: {folder}, {_gib(free)} free", level, "make room, or use another disk")
+def see_shared(what: str, token: Path) -> list[Finding]:
+    """On a node: whether it sees a file just written elsewhere, and may write beside it."""
+    try:
+        token.read_bytes()
+        why = "" if os.access(token.parent, os.W_OK) else "cannot be written"
+    except FileNotFoundError:
+        why = "does not show what is written here"
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+    advice = "mount it there under the same path, or use output=URL, as in s3://bucket/runs"
+    return [_judged(f"{what} {why or 'is shared'}", bool(why), advice)]
 
 
-def _check_node(found: _Findings, node: dict[str, Any], stop: Stop) -> None:
+def _node(node: dict[str, Any], stop: Stop) -> Iterator[Finding]:
     has, name = node["Resources"], f"node {node['NodeManagerHostname']}"
     gpus, store = int(has.get("GPU", 0)), int(has.get("object_store_memory", 0))
-    found.say(
+    yield Finding(
         f"{name}: {has.get('CPU', 0):g} CPU(s), {gpus} GPU(s), "
         f"{_gib(has.get('memory', 0))} memory, {_gib(store)} object store"
     )
-    seen = _ask(found, f"{name}: a small task", look, node["NodeID"], stop)
-    if seen is None:
-        return
-    found.say(
-        f"{name}: {seen.versions}",
-        "ok" if seen.versions == installed_versions() else "problem",
-        f"here: {installed_versions()}; all nodes need the same, to compute the same bits",
-    )
-    if seen.cache_error:
+    what, there = f"{name}: a small task", node["NodeID"]
+    seen = _ask(what, there, stop, look, name, installed_versions(), store)
+    yield from seen
+    if gpus and len(seen) > 1:  # a node that did not answer is not asked again
+        what = f"{name}: a task with its GPUs"
+        yield from _ask(what, there, stop, look_at_gpus, name, gpus, gpus=gpus)
+
+
+def look(name: str, versions: str, store: int) -> list[Finding]:
+    """On a node: is it like the others, and has it room?
+
+    Args:
+        name: Of the node, for messages.
+        versions: What the others have installed.
+        store: Bytes of its object store.
+    """
+    here, shared = installed_versions(), Path("/dev/shm")
+    same = f"here: {versions}; all nodes need the same, to compute the same bits"
+    found = [_judged(f"{name}: {here}", here != versions, same, "problem"), _cache(name)]
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        advice = "smaller than the object store, so Ray uses slow disk: give the container "
+        advice += "--shm-size"
+        found.append(_judged(f"{name}: /dev/shm of {_gib(size)}", size < store, advice))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1 is no limit
+    what = f"{name}: {'any number of' if files < 0 else files} open files allowed"
+    advice = "many actors need more: `ulimit -n 65536` before Ray starts"
+    found.append(_judged(what, 0 <= files < _FEW_FILES, advice))
+    logs = _size(Path(ray.get_runtime_context().worker.node.get_session_dir_path()).parent)
+    what = f"{name}: Ray's logs and leftovers take {_gib(logs)}"
+    advice = "delete the old session_* folders in Ray's temporary folder"
+    return [*found, _judged(what, logs > _LARGE_LOGS, advice)]
+
+
+def _cache(name: str) -> Finding:
+    cache = cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache) as file:
+            file.write(b"fedsim")
+        return _free(f"{name}: cache folder", cache)
+    except OSError as error:
         advice = "set FEDSIM_CACHE, before Ray starts, to a folder with space that you may write to"
-        found.say(f"{name}: cache folder {seen.cache}: {seen.cache_error}", "problem", advice)
-    else:
-        _say_free(found, f"{name}: cache folder", seen.cache, seen.cache_free)
-    if seen.shared_memory is not None:
-        found.say(
-            f"{name}: /dev/shm of {_gib(seen.shared_memory)}",
-            "warning" if seen.shared_memory < store else "ok",
-            "smaller than the object store, so Ray uses slow disk: give the container --shm-size",
-        )
-    found.say(
-        f"{name}: {'any number of' if seen.open_files < 0 else seen.open_files} open files allowed",
-        "warning" if 0 <= seen.open_files < _FEW_FILES else "ok",
-        "many actors need more: `ulimit -n 65536` before Ray starts",
-    )
-    found.say(
-        f"{name}: Ray's logs and leftovers take {_gib(seen.ray_logs)}",
-        "warning" if seen.ray_logs > _LARGE_LOGS else "ok",
-        "delete the old session_* folders in Ray's temporary folder",
-    )
-    if gpus:
-        _check_gpus(found, name, node["NodeID"], gpus, stop)
+        what = f"{name}: cache folder {cache}: {error.strerror or error}"
+        return Finding(what, "problem", advice)
 
 
-def _check_gpus(found: _Findings, name: str, node_id: str, gpus: int, stop: Stop) -> None:
-    seen = _ask(found, f"{name}: a task with its GPUs", look_at_gpus, node_id, stop, gpus)
-    if seen is None:
-        return
-    if len(seen) != gpus:
-        advice = "install a torch with CUDA for this driver; until then clients compute on CPUs"
-        found.say(f"{name}: Ray has {gpus} GPU(s), torch sees {len(seen)}", "problem", advice)
-    for title, free, total in seen:
-        found.say(
-            f"{name}: {title}, {_gib(free)} of {_gib(total)} free",
-            "warning" if free < _LITTLE_GPU * total else "ok",
-            "another process holds its memory: `nvidia-smi` shows which",
-        )
+def look_at_gpus(name: str, gpus: int) -> list[Finding]:
+    """On a node: does torch see the GPUs that Ray counts, and are they free?"""
+    import torch
+
+    count = torch.cuda.device_count()
+    advice = "install a torch with CUDA for this driver; until then clients compute on CPUs"
+    what = f"{name}: Ray has {gpus} GPU(s), torch sees {count}"
+    found = [] if count == gpus else [Finding(what, "problem", advice)]
+    for number in range(count):
+        free, total = torch.cuda.mem_get_info(number)
+        title = torch.cuda.get_device_name(number)
+        what = f"{name}: {title}, {_gib(free)} of {_gib(total)} free"
+        advice = "another process holds its memory: `nvidia-smi` shows which"
+        found.append(_judged(what, free < _LITTLE_GPU * total, advice))
+    return found
+
+
+def load_weights() -> list[Finding]:
+    """Load the embedded models, or raise what is wrong with them."""
+    from fedsim.errors import ModelError
+    from fedsim.models.clip import PRETRAINED, TINY_CLIP, load_clip
+
+    load_clip(TINY_CLIP)
+    if not (PRETRAINED / "tiny-diffusion" / "model_index.json").is_file():
+        raise ModelError("tiny-diffusion is not in this installation; install fedsim again")
+    return [Finding("embedded weights: tiny-clip loads, tiny-diffusion is there")]
 
 
 def _ask(
-    found: _Findings,
     what: str,
-    task: Callable[[], Any],
     node_id: str | None,
     stop: Stop,
+    task: Callable[..., list[Finding]],
+    *given: Any,
     gpus: int = 0,
-) -> Any:
-    """What a task on a node answers; None, and a problem, if it does not."""
-    future = on_node(node_id, task, gpus).remote()
+) -> list[Finding]:
+    """What a task on a node finds, or that it does not answer."""
+    future = on_node(node_id, task, gpus).remote(*given)
     deadline = time.monotonic() + _DEADLINE_S
     while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
         stop.check()
         if time.monotonic() > deadline:
             ray.cancel(future, force=True)
             advice = "other jobs may hold the node: `ray status` shows them"
-            found.say(f"{what}: no answer within {_DEADLINE_S:g} s", "problem", advice)
-            return None
+            return [Finding(f"{what}: no answer within {_DEADLINE_S:g} s", "problem", advice)]
     try:
         return ray.get(future)
     except RayTaskError as error:
-        found.say(f"{what}: {type(error.cause).__name__}: {error.cause}", "problem")
+        return [Finding(f"{what}: {type(error.cause).__name__}: {error.cause}", "problem")]
     except RayError as error:
-        found.say(f"{what}: {str(error).splitlines()[0]}", "problem", "Ray's logs say more")
-    return None
+        return [Finding(f"{what}: {str(error).splitlines()[0]}", "problem", "Ray's logs say more")]
+
+
+def _size(folder: Path) -> int:
+    """Bytes below a folder, of files that may vanish while one counts."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_blocks * 512
+    return total
 
 
 def _gib(num_bytes: float) -> str:

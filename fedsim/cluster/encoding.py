@@ -2,14 +2,16 @@
 
 Only the process that prepares the data touches the store: shards travel to the actors (undecoded
 where they are files), their rows come back through the object store. So an actor may sit on any
-node, and its death costs one shard. Who encodes a shard does not change its bits.
+node, and its death costs one shard. Every actor makes the same bits of a shard.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,7 +21,6 @@ from fedsim.cluster.client import device_of_actor, whereabouts
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import finished
 from fedsim.cluster.session import LOST, own_error
-from fedsim.config import Experiment
 from fedsim.errors import ExecutionError
 
 if TYPE_CHECKING:
@@ -38,19 +39,21 @@ class Extractor:
     """Loads the encoder once, and encodes one shard after the other.
 
     Args:
-        config: The experiment whose data is prepared.
+        clip: `models.clip`.
+        folder: Where relative paths are meant from; stays where it is if this node lacks it.
+        threads: Torch threads.
         gpus: GPU fraction this actor was given.
     """
 
-    def __init__(self, config: Experiment, gpus: float) -> None:
+    def __init__(self, clip: str, folder: str, threads: int, gpus: float) -> None:
         from fedsim.models.clip import load_clip
         from fedsim.process import settle_process
 
-        config.enter()
-        settle_process(config.engine.threads)
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        settle_process(threads)
         self._device = device_of_actor(gpus)
-        assert config.models.clip is not None
-        self._clip = load_clip(config.models.clip, self._device)
+        self._clip = load_clip(clip, self._device)
 
     def where(self) -> dict[str, Any]:
         """Process, node and accelerators of this actor."""
@@ -67,7 +70,8 @@ class ExtractionPool:
     """Extractors that live as long as there are shards: a `fedsim.inputs.encode.Extract`.
 
     The first shard is encoded in the calling process, which tells how long the others would take
-    there. Extractors are started only for work that is worth the start.
+    there. Extractors are started only for work that is worth the start; they have the calling
+    process's folder and number of threads.
 
     Args:
         placement: Says how many actors fit, and what each holds.
@@ -84,7 +88,7 @@ class ExtractionPool:
         self.lost: list[str] = []
 
     def __call__(
-        self, config: Experiment, clip: Clip, pixels: bool, shards: Sequence[Shard]
+        self, clip: Clip, pixels: bool, shards: Sequence[Shard]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Encode every shard; yields its number and rows as they are finished.
 
@@ -95,23 +99,23 @@ class ExtractionPool:
         from fedsim.inputs.encode import extract_here
 
         begun = time.monotonic()
-        yield from extract_here(config, clip, pixels, shards[:1])
+        yield from extract_here(clip, pixels, shards[:1])
         took, left = time.monotonic() - begun, deque(shards[1:])
         count = min(self._placement.num_extractors, len(left))
         if count > 1 and took * len(left) >= self._worth_s:
-            yield from self._on_actors(count, config, pixels, left)
-        yield from extract_here(config, clip, pixels, list(left))
+            yield from self._on_actors(count, clip.spec, pixels, left)
+        yield from extract_here(clip, pixels, list(left))
 
     def _on_actors(
-        self, count: int, config: Experiment, pixels: bool, left: deque[Shard]
+        self, count: int, clip: str, pixels: bool, left: deque[Shard]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Takes shards out of `left`; stays behind what nobody was there to encode."""
-        actors = [self._start(config) for _ in range(count)]
+        """Takes shards out of `left`; shards that no actor could encode stay there."""
+        actors = [self._start(clip) for _ in range(count)]
         starting = {actor.where.remote(): actor for actor in actors}
         busy: dict[Any, tuple[Any, Shard]] = {}
         try:
             while busy or (left and starting):
-                # Who has not started in time waits for resources that other jobs hold.
+                # An actor that has not started in time waits for resources of other jobs.
                 timeout = None if busy else _START_DEADLINE_S
                 answered = finished([*starting, *busy], timeout)
                 if not answered:
@@ -141,10 +145,13 @@ class ExtractionPool:
             for actor in actors:
                 ray.kill(actor)
 
-    def _start(self, config: Experiment) -> Any:
+    def _start(self, clip: str) -> Any:
+        import torch
+
         share = {
             "num_cpus": self._placement.cpus_per_actor,
             "num_gpus": self._placement.gpus_per_actor,
         }
         actor: Any = ray.remote(Extractor).options(scheduling_strategy="SPREAD", **share)
-        return actor.remote(config, self._placement.gpus_per_actor)
+        gpus = self._placement.gpus_per_actor
+        return actor.remote(clip, os.getcwd(), torch.get_num_threads(), gpus)

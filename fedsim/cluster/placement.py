@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedsim.config import Experiment
+from fedsim.config.sections import ResourcesConfig
 from fedsim.errors import PlacementError
 
 AUTO_GPU_FRACTION = 0.25
@@ -75,43 +76,65 @@ class Placement:
     def num_extractors(self) -> int:
         """Actors of a client's share that fit beside the preflight, which has a GPU share itself.
 
-        >>> config = Experiment(study="s", method="m", use="m").resolved()
-        >>> place(config, [Node(cpus=8)]).num_extractors
+        >>> place(ResourcesConfig(), 10, 2, [Node(cpus=8)]).num_extractors
         8
-        >>> place(config, [Node(cpus=8, gpus=1)]).num_extractors  # of four quarters
+        >>> place(ResourcesConfig(), 10, 2, [Node(cpus=8, gpus=1)]).num_extractors  # four quarters
         3
         """
         return max(0, self.slots - (self.gpus_per_actor > 0))
+
+    @property
+    def shape(self) -> str:
+        """Runs of one shape can take over each other's actors."""
+        return repr((self.head, self.bundles, self.actor_bundles))
 
     def bundle_of(self, actor: int) -> int:
         """Position of an actor's bundle in a placement group that has the head first, if any."""
         return self.actor_bundles[actor] + bool(self.head)
 
 
-def plans_memory(experiments: Iterable[Experiment]) -> bool:
-    """Whether the memory of GPUs matters to any of these, so that nodes have to be asked for it."""
-    every = (e.resources for e in experiments)
-    return any(r.gpu_memory_bytes_per_client and r.gpus_per_client != 0 for r in every)
+def plans_memory(runs: Iterable[ResourcesConfig]) -> bool:
+    """Whether the memory of GPUs matters to any run, so that nodes have to be asked for it."""
+    return any(r.gpu_memory_bytes_per_client and r.gpus_per_client != 0 for r in runs)
 
 
-def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Placement:
+def place_each(experiments: Sequence[Experiment], nodes: Sequence[Node]) -> list[Placement]:
+    """The place of every run, where all of them wait to be run.
+
+    Raises:
+        PlacementError: See `place`.
+    """
+    return [
+        place(e.resources, e.cohort_size, e.group_size, nodes, len(experiments))
+        for e in experiments
+    ]
+
+
+def place(
+    resources: ResourcesConfig,
+    cohort_size: int,
+    group_size: int,
+    nodes: Sequence[Node],
+    num_runs: int = 1,
+) -> Placement:
     """Fit one run, or several alike, onto a cluster.
 
     Args:
-        config: The experiment; its `resources`, cohort and group size matter.
+        resources: What its clients ask for.
+        cohort_size: Clients of a round.
+        group_size: Clients of a group, which is trained whole on one actor.
         nodes: The machines.
         num_runs: Runs of this shape waiting to be run.
 
     Raises:
         PlacementError: If the cluster cannot hold what was asked for.
 
-    >>> place(Experiment(study="s", method="m", use="m").resolved(), [Node(cpus=2)]).num_actors
+    >>> place(ResourcesConfig(), 10, 2, [Node(cpus=2)]).num_actors
     2
     """
-    resources = config.resources
     cpus = resources.cpus_per_client
     total_cpus, total_gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-    gpus = _gpu_fraction(config, nodes)
+    gpus = _gpu_fraction(resources, nodes)
     slots = sum(_slots(node, cpus, gpus) for node in nodes)
     have = f"{_count(total_cpus, 'CPU')} and {_count(total_gpus, 'GPU')}"
     need = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')}"
@@ -120,17 +143,17 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
             f"no client actor fits: each needs {need}, the cluster's {len(nodes)} node(s) have "
             f"{have}; lower resources.gpus_per_client or resources.cpus_per_client"
         )
-    groups = math.ceil(config.cohort_size / config.group_size)
+    groups = math.ceil(cohort_size / group_size)
     # The coordinator takes a share as well, unless that would be a client's whole GPU.
     shares = sum(_gpu_shares(node, gpus) for node in nodes) if 0 < gpus <= 0.5 else 0
-    actors = _wanted_actors(config, groups, slots, shares, num_runs)
+    actors = _wanted_actors(resources, cohort_size, groups, slots, shares, num_runs)
     if actors > slots:
         raise PlacementError(
             f"{actors} client actors x ({need}) = {_count(actors * cpus, 'CPU')} and "
             f"{_count(actors * gpus, 'GPU')}, but the cluster's {len(nodes)} node(s) have {have}, "
             f"room for {slots}; use resources.clients_per_actor: auto, or smaller shares"
         )
-    _check_memory(config, nodes, gpus)
+    _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
     coordinator = actors < shares
     if 0 < gpus < 1:
         most = max(1, min(num_runs, slots // (actors + coordinator)))
@@ -140,7 +163,7 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         head, bundles, where = {}, [each] * actors, list(range(actors))
         at_once = slots // actors
-    held = math.ceil(config.cohort_size / actors)
+    held = math.ceil(cohort_size / actors)
     return Placement(
         head,
         tuple(bundles),
@@ -149,19 +172,25 @@ def place(config: Experiment, nodes: Sequence[Node], num_runs: int = 1) -> Place
         gpus,
         at_once,
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
-        f"{actors} client actor(s) hosting up to {held} of its {config.cohort_size} clients per "
-        f"round, in {groups} group(s) of {config.group_size}; {min(at_once, num_runs)} run(s) at "
-        f"once{_memory_words(config, nodes, gpus)}",
+        f"{actors} client actor(s) hosting up to {held} of its {cohort_size} clients per "
+        f"round, in {groups} group(s) of {group_size}; {min(at_once, num_runs)} run(s) at "
+        f"once{_memory_words(resources.gpu_memory_bytes_per_client, nodes, gpus)}",
         slots,
     )
 
 
-def _wanted_actors(config: Experiment, groups: int, slots: int, shares: int, num_runs: int) -> int:
-    resources = config.resources
+def _wanted_actors(
+    resources: ResourcesConfig,
+    cohort_size: int,
+    groups: int,
+    slots: int,
+    shares: int,
+    num_runs: int,
+) -> int:
     if resources.num_actors != "auto":
         return resources.num_actors
     if resources.clients_per_actor != "auto":
-        return math.ceil(config.cohort_size / resources.clients_per_actor)
+        return math.ceil(cohort_size / resources.clients_per_actor)
     # Runs are independent, so a sweep fills the cluster with runs before it splits one.
     most = slots // min(num_runs, slots)
     if shares:  # of each run's GPU shares, one is its coordinator's
@@ -169,8 +198,8 @@ def _wanted_actors(config: Experiment, groups: int, slots: int, shares: int, num
     return max(1, min(groups, most))
 
 
-def _gpu_fraction(config: Experiment, nodes: Sequence[Node]) -> float:
-    asked, gpus = config.resources.gpus_per_client, sum(n.gpus for n in nodes)
+def _gpu_fraction(resources: ResourcesConfig, nodes: Sequence[Node]) -> float:
+    asked, gpus = resources.gpus_per_client, sum(n.gpus for n in nodes)
     if asked != "auto":
         if asked > 0 and gpus == 0:
             raise PlacementError(
@@ -180,7 +209,7 @@ def _gpu_fraction(config: Experiment, nodes: Sequence[Node]) -> float:
         return float(asked)
     if gpus == 0:
         return 0.0
-    need = config.resources.gpu_memory_bytes_per_client
+    need = resources.gpu_memory_bytes_per_client
     memory = min(_known_memory(nodes), default=None)
     if need is None or memory is None:
         return AUTO_GPU_FRACTION
@@ -204,8 +233,7 @@ def _per_gpu(gpus: float) -> int:
     return max(1, math.floor(1 / gpus + 1e-9))
 
 
-def _check_memory(config: Experiment, nodes: Sequence[Node], gpus: float) -> None:
-    need = config.resources.gpu_memory_bytes_per_client
+def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
     if need is None or gpus == 0:
         return
     per_gpu = _per_gpu(gpus)
@@ -229,9 +257,9 @@ def _known_memory(nodes: Sequence[Node]) -> list[int]:
     return [node.gpu_memory_bytes for node in nodes if node.gpus and node.gpu_memory_bytes]
 
 
-def _memory_words(config: Experiment, nodes: Sequence[Node], gpus: float) -> str:
+def _memory_words(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
     """What was checked of the GPUs' memory, and what could not be; empty if nothing was asked."""
-    need, known = config.resources.gpu_memory_bytes_per_client, _known_memory(nodes)
+    known = _known_memory(nodes)
     if need is None or gpus == 0:
         return ""
     unknown = sum(node.gpus > 0 for node in nodes) - len(known)

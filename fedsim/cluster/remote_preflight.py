@@ -35,13 +35,9 @@ class Preflight:
     def run(self, experiments: list[Experiment]) -> None:
         """Check all; images are encoded on the way, and their features copied to every node."""
         from fedsim.inputs.preflight import preflight
-        from fedsim.inputs.prepare import entry_keys
-        from fedsim.methods import method_class
 
         experiments[0].enter()
-        preflight(experiments, self._device, self.pool, self._hear)
-        keys = [key for c in experiments for key in entry_keys(c, method_class(c.use))]
-        share_entries([key for n, key in enumerate(keys) if key not in keys[:n]])
+        share_entries(preflight(experiments, self._device, self.pool, self._hear))
 
     def seen(self) -> tuple[int, int] | None:
         """Images encoded and all images of the data being prepared; None before."""
@@ -63,7 +59,7 @@ def preflight_on_ray(
         experiments: What is to be run.
         placement: What one run may hold.
         stop: Looked at while waiting; what was encoded until then is kept.
-        progress: Hears of images encoded, and of all images.
+        progress: Called with the number of encoded images, and of all.
 
     Raises:
         FedsimError: Whatever is refused.

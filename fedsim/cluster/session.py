@@ -13,20 +13,18 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-# Read by Ray and Tune when they are imported. Tune must not write checkpoints, loggers' files or
+# Read by Ray and Tune when they are imported. Tune must not write snapshots, loggers' files or
 # console reports of its own: tables, checkpoints and progress are fedsim's. Trials stay in the
-# driver's folder, which relative paths of a study are about.
+# driver's folder, which relative paths of a study are about. `tests/cluster/test_sweep.py` shows
+# what Tune does without its settings; snapshots would also keep every trial's state in memory.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
@@ -204,8 +202,3 @@ def own_error(error: RayError) -> FedsimError | None:
     """What fedsim itself raised in a task or an actor, as it was raised there."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     return cause if isinstance(cause, FedsimError) else None
-
-
-def ray_version() -> str:
-    """Version of Ray."""
-    return ray.__version__

@@ -1,4 +1,4 @@
-"""What one node has computed, copied to the stores of the others before they need it."""
+"""Entries that one node has computed, copied to the other nodes' stores before they are needed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Key = Mapping[str, Any]
 def share_entries(keys: Sequence[Key]) -> list[str]:
     """Copy entries of this node's store to every node that has none of that key.
 
-    An entry travels through the object store as a whole; one that would fill more than half of
-    any node's is left out, and its nodes compute their own. So do nodes that are lost meanwhile.
+    An entry travels through the object store as a whole. One that would fill more than half of any
+    node's object store is left out, and nodes compute their own; so do nodes lost meanwhile.
 
     Args:
         keys: Of entries that are stored here.
@@ -51,7 +51,7 @@ def share_entries(keys: Sequence[Key]) -> list[str]:
 
 
 def _answer(future: Any) -> Any:
-    """What a node says; None from one that is lost."""
+    """A node's answer; None if the node is lost."""
     try:
         return ray.get(future)
     except RayTaskError as error:

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fedsim.cluster.coordinator import Coordinator, Progress
+from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.session import LOST, Interrupted, Stop, beside_driver, own_error
 from fedsim.config import Experiment
@@ -31,7 +31,7 @@ def run_on_ray(
     placement: Placement,
     study_dir: Path,
     stop: Stop,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    listener: Callable[[dict[str, Any]], None] = lambda seen: None,
     command: str | None = None,
     checked: Callable[[], None] | None = None,
 ) -> None:
@@ -43,7 +43,7 @@ def run_on_ray(
         study_dir: Where tables and checkpoints go: seen by all nodes under this path, or a copy of
             what they all reach.
         stop: Looked at while waiting.
-        watch: Called after every committed round.
+        listener: Called with `round`, `accuracy` and `finished` after every committed round.
         command: What the user typed, for the tables.
         checked: The coordinator makes the checks that need torch, while the client actors start,
             and this is called when nothing was refused; None: they were made before.
@@ -72,11 +72,11 @@ def run_on_ray(
             _get(coordinator.check.remote(config), stop)
             checked()
         where = url_of(study_dir) or str(study_dir)
-        progress = _get(coordinator.begin.remote(config, where, command), stop)
-        watch(progress)
-        while not progress.finished:
-            progress = _get(coordinator.step.remote(), stop)
-            watch(progress)
+        report = _get(coordinator.begin.remote(config, where, command), stop)
+        listener(report.as_row())
+        while not report.finished:
+            report = _get(coordinator.step.remote(), stop)
+            listener(report.as_row())
     except (Interrupted, ExecutionError):  # of its own errors the coordinator has told
         if coordinator is not None:
             ray.kill(coordinator)  # so that nothing is written after the mark
@@ -84,6 +84,7 @@ def run_on_ray(
         raise
     finally:
         remove_placement_group(group)  # ends the actors in it
+        stop.leave = lambda: None
 
 
 def _get(future: Any, stop: Stop) -> Any:

@@ -32,10 +32,6 @@ from ray import tune  # isort: skip
 from ray.tune import Callback  # isort: skip
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler  # isort: skip
 
-Watch = Callable[[Experiment, dict[str, Any]], None]
-"""Called with a run's config and its latest `round`, `accuracy`, `finished`, `stopped`, `error`."""
-
-
 _GATE_DEADLINE_S = 120.0
 
 
@@ -85,19 +81,14 @@ class Cell(tune.Trainable):
         experiment = self.config["experiment"]
         try:
             if self._begun:
-                progress = self._coordinator.step()
+                report = self._coordinator.step()
             else:
                 study_dir, command = self.config["study_dir"], self.config["command"]
-                progress = self._coordinator.begin(experiment, study_dir, command)
+                report = self._coordinator.begin(experiment, study_dir, command)
                 self._begun = True
         except Exception as error:
             return {"done": True, "error": f"{type(error).__name__}: {error}"}
-        return {
-            "round": progress.round,
-            "accuracy": progress.accuracy,
-            "finished": progress.finished,
-            "done": progress.finished,
-        }
+        return {**report.as_row(), "done": report.finished}
 
     def train(self) -> dict[str, Any]:
         """A step's result without the run's config, which the driver would keep of every trial."""
@@ -116,32 +107,40 @@ class Cell(tune.Trainable):
         self._coordinator.close()
 
 
-class _Listener(Callback):
-    def __init__(self, watch: Watch, begun: set[str], stopped: set[str]) -> None:
-        self._watch, self._begun, self._stopped = watch, begun, stopped
+class _Trials(Callback):
+    """Tells the listener of every trial, and knows how those ended that could not say so."""
+
+    def __init__(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        self._listener = listener
+        self.ends: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
         """Tune pickles its set-up to restore it, which is never done here."""
         return Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._begun.add(trial.config["experiment"].run_id)
+        self.ends[_run_id(trial)] = "interrupted"
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._watch(trial.config["experiment"], result)
+        self._listener(_run_id(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        experiment, last = trial.config["experiment"], trial.last_result
-        self._begun.discard(experiment.run_id)
-        if not last.get("finished") and not last.get("error"):  # ended early
-            self._stopped.add(experiment.run_id)
-            self._watch(experiment, {**last, "stopped": True})
+        run_id, last = _run_id(trial), trial.last_result
+        if last.get("finished") or last.get("error"):
+            self.ends.pop(run_id, None)
+        else:
+            self.ends[run_id] = "stopped"
+            self._listener(run_id, {**last, "stopped": True})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() or trial.get_error() or "it died, perhaps with its node"
-        self._watch(trial.config["experiment"], {"error": f"the trial's actor failed: {cause}"})
+        self._listener(_run_id(trial), {"error": f"the trial's actor failed: {cause}"})
+
+
+def _run_id(trial: Any) -> str:
+    return trial.config["experiment"].run_id
 
 
 class _Halving(FIFOScheduler):
@@ -183,7 +182,7 @@ def sweep_on_ray(
     placement: Placement,
     study_dir: Path,
     stop: Stop,
-    watch: Watch,
+    listener: Callable[[str, dict[str, Any]], None],
     command: str | None = None,
     early_stopping: EarlyStopping | None = None,
 ) -> None:
@@ -194,7 +193,8 @@ def sweep_on_ray(
         placement: What one run may hold.
         study_dir: As for `fedsim.cluster.single_run.run_on_ray`.
         stop: Looked at while waiting.
-        watch: Called after every committed round and for every failure.
+        listener: Called with a run's id and its latest `round`, `accuracy`, `finished`, `stopped`
+            or `error`.
         command: What the user typed, for the tables.
         early_stopping: Whether and when runs that lag behind end early.
 
@@ -202,7 +202,7 @@ def sweep_on_ray(
         Interrupted: After marking the runs in flight as interrupted.
     """
     scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
-    begun, stopped = set[str](), set[str]()
+    told = _Trials(listener)
     at_once = min(placement.concurrent_runs, len(experiments))
     gate_options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": beside_driver()}
     gate = ray.remote(Gate).options(**gate_options).remote(at_once)
@@ -227,7 +227,7 @@ def sweep_on_ray(
             name="sweep",
             storage_path=scratch,
             verbose=0,
-            callbacks=[_Listener(watch, begun, stopped)],
+            callbacks=[told],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
@@ -236,9 +236,8 @@ def sweep_on_ray(
     )
 
     def leave() -> None:
-        ends = dict.fromkeys(begun, "interrupted") | dict.fromkeys(stopped, "stopped")
-        for run_id, status in ends.items():
-            with suppress(FedsimError, OSError):  # of the others there is as much to say
+        for run_id, status in told.ends.items():
+            with suppress(FedsimError, OSError):  # the other runs are marked all the same
                 mark_ended(study_dir, run_id, status)
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -248,6 +247,7 @@ def sweep_on_ray(
         stop.check()
     finally:
         leave()
+        stop.nudge = stop.leave = lambda: None
 
 
 def _stop_tune() -> None:

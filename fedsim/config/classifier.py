@@ -35,6 +35,7 @@ class ClassifierConfig(Chosen):
     @model_validator(mode="after")
     def _nothing_unread(self) -> ClassifierConfig:
         for option in self.unread():
-            others = " and ".join(self.parts_with(option))
+            parts = [part for part in NETWORKS if option in self.options_of(part).model_fields]
+            others = " and ".join(parts)
             raise ValueError(f"{self.name} has no {option} to choose, unlike {others}")
         return self

@@ -40,7 +40,7 @@ class DistillConfig(Chosen):
     latent_steps: int = Field(100, ge=0)
     """Steps of the latents per client and round; 0 leaves what the prior drew (`prior_only`)."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the latents; `sgd` has momentum 0.5."""
+    """Optimiser of the latents; `sgd` has momentum 0.5."""
     latent_lr: float = Field(1.0, gt=0)
     """Learning rate of latents."""
     feature_lr: float = Field(1000.0, gt=0)

@@ -47,6 +47,11 @@ class DataSource:
         self.settings, self.seed = data, seed
 
     @cached_property
+    def identity(self) -> Any:
+        """What identifies its content without reading all of it."""
+        return data_identity(self.settings)
+
+    @cached_property
     def dataset(self) -> Dataset:
         """The data set itself."""
         return read_dataset(self.settings, self.seed)

@@ -20,12 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+from fedsim.config.distill import Operation
+
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 _NUM_VALUES = 3
 _BRIGHTNESS, _SATURATION, _CONTRAST = 1.0, 2.0, 0.5

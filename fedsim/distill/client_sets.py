@@ -34,23 +34,23 @@ from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
 
 UNINFORMATIVE = 0.1
-"""A client whose noise control matches this well, by each distance that its loss adds up, says
-nothing about what its images look like."""
+"""A client says nothing about its images if its noise control matches this well, by each distance
+that its loss adds up."""
 
 _FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class Source:
-    """What one client gave, and what its set was in the last round.
+class ClientMove:
+    """How one client trained, and what its set was in the last round.
 
     Attributes:
         client_id: The client.
         segments: Weights from which and to which it trained: one pair, or several, matched in turn.
-        classes: Labels that its set has images of.
-        latents: To go on from; {} draws new ones.
-        lr: The student's step size to go on from.
+        classes: Labels of its set's images.
+        latents: The set's latents in the last round; {} draws new ones.
+        lr: The student's step size in the last round.
     """
 
     client_id: int
@@ -61,7 +61,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Work:
+class Distillation:
     """Sets to distil together; sent to another process as it is.
 
     Attributes:
@@ -70,13 +70,13 @@ class Work:
         settings: The block `distill`.
         prior: Loads what the sets are made of.
         noise: Loads a prior that knows nothing: its draws are the noise control.
-        seed: Of the run.
+        seed: The run's seed.
         round: From 1.
         device: Where to compute.
         threads: Torch threads, as in every process that computes results.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ClientMove, ...]
     network: NetworkFunction
     settings: DistillConfig
     prior: LoadPrior
@@ -102,7 +102,7 @@ class SyntheticSet:
         loss_noise: The same of noise with the same labels, at a step size that suits it.
         distill_s: Its share of the time.
         terms: How many distances a loss adds up: one, or one per output row of a gradient.
-        crowded: Whether more clients were to be distilled together than fitted in memory.
+        crowded: Whether the clients did not fit in memory together.
     """
 
     client_id: int
@@ -123,7 +123,7 @@ class SyntheticSet:
         return self.loss_noise < UNINFORMATIVE * self.terms
 
 
-def distil(work: Work) -> list[SyntheticSet]:
+def distil(work: Distillation) -> list[SyntheticSet]:
     """The sets of all clients of `work`; in halves if together they do not fit in memory."""
     if torch.get_num_threads() != work.threads:
         torch.set_num_threads(work.threads)
@@ -139,7 +139,7 @@ def distil(work: Work) -> list[SyntheticSet]:
     return [replace(one, crowded=True) for one in found]
 
 
-def _together(work: Work) -> list[SyntheticSet]:
+def _together(work: Distillation) -> list[SyntheticSet]:
     started = time.perf_counter()
     run = _Run(work)
     before, noise_images = run.images(), run.noise()
@@ -175,7 +175,7 @@ def _together(work: Work) -> list[SyntheticSet]:
 class _Run:
     """The state of one distillation: latents, step sizes, generators, momenta."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Distillation) -> None:
         self.work, self.settings = work, work.settings
         self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
@@ -273,7 +273,7 @@ class _Run:
         return torch.stack([self._student.distance(lesson)[0] for lesson in lessons]).mean(0)
 
     def measure_control(self, images: Tensor) -> Tensor:
-        """The same of images that were not distilled: at a step size of their own, if one is free.
+        """The same of images that were not distilled, at a step size of their own if it is free.
 
         At the sets' step size noise would look worse than it is.
         """

@@ -54,10 +54,10 @@ class Descent:
 
 
 class FineTuning:
-    """Adam on a generator's weights, or nothing where they are frozen.
+    """Adam on a generator's weights; frozen weights stay as they are.
 
     Args:
-        prior: The pretrained one, which stays as it is; what is fine-tuned is `self.prior`.
+        prior: The pretrained prior. It stays as it is; `self.prior` is fine-tuned.
     """
 
     def __init__(self, prior: Prior) -> None:
@@ -66,7 +66,7 @@ class FineTuning:
         self._adam = Adam(self.prior.weights, lr) if lr else None
 
     def step(self) -> None:
-        """One step against the gradients that ways back have left since the last."""
+        """One step against the gradients that the ways back have left since the last step."""
         if self._adam is not None:
             self._adam.step()
             self._adam.zero_grad()

@@ -35,10 +35,10 @@ from fedsim.seeding import torch_rng
 
 @dataclass(frozen=True)
 class Probe:
-    """What samples are looked at with.
+    """A network and an augmentation through which samples are seen.
 
     Attributes:
-        weights: Of the network whose embedding is averaged.
+        weights: The weights of the network whose embedding is averaged.
         draw: One augmentation for all samples; None leaves them as they are.
     """
 
@@ -66,7 +66,7 @@ class Probing:
         count: R, probes of a round.
         weights: Fresh from the network's initialisation, or near the surrogate's.
         rho: How near; see `perturbed`.
-        operations: Of which augmentations are drawn.
+        operations: Augmentations to draw from.
     """
 
     count: int
@@ -92,10 +92,10 @@ class Means:
     """A round's probes and what all clients together answered.
 
     Attributes:
-        surrogate: Its weights in that round.
+        surrogate: The surrogate's weights in that round.
         round: From 1.
         values: `(R, num_classes, embed_dim)` mean features.
-        present: `(num_classes,)` 1 for classes of which somebody has a sample, else 0.
+        present: `(num_classes,)` 1 for classes of which any client has a sample, else 0.
     """
 
     surrogate: Params
@@ -112,12 +112,12 @@ class MeansWork:
         net: The surrogate.
         means: This round's, and those of earlier rounds.
         probing: As the clients drew them.
-        classes: Labels that the set has images of.
+        classes: Labels of the set's images.
         settings: The block `distill`.
         prior: Loads what the set is made of.
         noise: Loads a prior that knows nothing: its draws are the noise control.
-        latents: To go on from; {} draws new ones.
-        seed: Of the run.
+        latents: The set's latents in the last round; {} draws new ones.
+        seed: The run's seed.
         round: From 1.
         device: Where to compute.
         threads: Torch threads, as in every process that computes results.

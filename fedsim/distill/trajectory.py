@@ -66,7 +66,7 @@ class Lesson:
         images: `(C, n, ...)`.
         labels: `(C, n)` int64.
         lr: `(C,)` step sizes of the students.
-        steps: What the students see.
+        steps: The batch of every step.
     """
 
     start: Params

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.round import LocalExecutor
+from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.update_steps.base import GroupContext
 from fedsim.engine.update_steps.pipeline import Pipeline
 from fedsim.inputs.prepare import prepare
@@ -41,6 +41,23 @@ class Traffic:
     once: int
     early: int = 0
 
+    def of_a_run(self, num_clients: int, cohort_size: int, train_seed: int) -> int:
+        """Bytes of all clients together, as the cohorts of this seed take part."""
+        every_round = self.num_rounds * (self.up + self.down) + self.early
+        sampled = ever_sampled(num_clients, cohort_size, train_seed, self.num_rounds)
+        return cohort_size * every_round + self.once * sampled
+
+
+def ever_sampled(num_clients: int, cohort_size: int, train_seed: int, num_rounds: int) -> int:
+    """Clients that take part at least once, which download what is sent once."""
+    if cohort_size == num_clients:
+        return num_clients if num_rounds else 0
+    cohorts = (
+        sample_cohort(num_clients, cohort_size, train_seed, number)
+        for number in range(1, num_rounds + 1)
+    )
+    return len({client for cohort in cohorts for client in cohort})
+
 
 def traffic(config: Experiment) -> Traffic:
     """Set a method up and train one client of each variant, to see what it sends."""
@@ -50,18 +67,11 @@ def traffic(config: Experiment) -> Traffic:
     if not cls.uses_clients or cls.pooled:
         return Traffic(num_rounds, 0, 0, 0)
     data = prepare(config, cls, device)
-    task = make_task(config, data, cls, device, server=True)
+    task = make_task(config.for_method(), data, cls, device, server=True)
     method = build_method(task.config, task)
     state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
     constants = method.constants(state)
-    arrays = data.arrays
-    split = split_clients(
-        arrays["train_labels"],
-        arrays.get("train_clients"),
-        arrays.get("train_domains"),
-        **config.for_split(),
-    )
-    once = num_bytes(constants) + data.frozen_bytes(cls)
+    once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
     variants = Counter(map(method.variant, range(len(split.fit))))
     firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
     # A method that averages sends the same in every round, and one sample shows it. Any other may

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import typer
 import yaml
@@ -21,16 +21,10 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.config.study import StudyFile
 from fedsim.config.tune import EarlyStopping
+from fedsim.driver.ranges import Point, added, extend, in_order, product, refine
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
-from fedsim.methods import check_options, method_class
+from fedsim.methods import METHODS, check_options, method_class
 from fedsim.storage.remote import Copy, url_of
-
-Point = dict[str, Any]
-"""Dotted settings of one trial."""
-Axes = dict[str, list[Any]]
-"""Dotted settings -> the values they go through."""
-
-_FINEST = 1.1
 
 
 class Score(NamedTuple):
@@ -44,19 +38,24 @@ class Score(NamedTuple):
     """Runs that were."""
 
 
+def first_trials(study: StudyFile) -> list[Experiment]:
+    """What the study's `tune.grid` describes, before any range is extended.
+
+    Raises:
+        ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.
+    """
+    points = _planned(study)
+    return [e for name in points for point in points[name] for e in _runs(study, name, point)]
+
+
 def tune_study(
-    study: StudyFile,
-    known_methods: Iterable[str],
-    execute: Callable[[list[Experiment], EarlyStopping | None], None],
-    dry_run: bool = False,
+    study: StudyFile, execute: Callable[[list[Experiment], EarlyStopping | None], None]
 ) -> dict[str, Point]:
     """Run the study's `tune` section and choose each method's settings.
 
     Args:
         study: With a `tune.grid`.
-        known_methods: Names that `use` may take.
         execute: Runs experiments to their end, or to where early stopping ends them.
-        dry_run: Only hand over the first trials; choose nothing.
 
     Returns:
         The chosen settings per method; also printed, and written to `<study>/selected.yaml`.
@@ -65,37 +64,31 @@ def tune_study(
         ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.
         ExecutionError: If no trial of a method finished.
     """
-    known = tuple(known_methods)
-    axes = {name: {k: _in_order(v) for k, v in g.items()} for name, g in study.tune.grid.items()}
-    points = {name: _added([], _product(grid)) for name, grid in axes.items()}
-    _check(study, points)
+    points = _planned(study)
     trials: dict[str, list[list[Experiment]]] = {name: [] for name in points}
     for extension in itertools.count():
         new: list[Experiment] = []
         for name in points:
-            more = [_runs(study, name, p, known) for p in points[name][len(trials[name]) :]]
+            more = [_runs(study, name, p) for p in points[name][len(trials[name]) :]]
             trials[name] += more
             new += itertools.chain.from_iterable(more)
         execute(new, study.tune.early_stopping)
-        if dry_run:
-            typer.echo(f"ranges with the best at an edge: up to {study.tune.extensions} times more")
-            return {}
         scores = _scores(study, trials)
         chosen = {name: _best(name, points[name], scores[name]) for name in points}
-        further = {name: _further(study, name, points[name], chosen[name], known) for name in axes}
+        further = {name: _further(study, name, points[name], chosen[name]) for name in points}
         if not any(further.values()) or extension == study.tune.extensions:
             break
-        points = {name: _added(points[name], further[name]) for name in points}
+        points = {name: added(points[name], further[name]) for name in points}
         # Everyone gets as many trials: what one range grows by, the others spend near their best.
         most = max(map(len, points.values()))
         for name in points:
-            points[name] = _refined(study, name, points[name], chosen[name], most, known)
+            points[name] = _refined(study, name, points[name], chosen[name], most)
     leaders = {name: _leaders(study, scores[name]) for name in points}
     if study.tune.confirm_seeds:
         again = []
         for name, places in leaders.items():
             for place in places:
-                runs = _runs(study, name, points[name][place], known, study.tune.confirm_seeds)
+                runs = _runs(study, name, points[name][place], study.tune.confirm_seeds)
                 trials[name][place] += runs
                 again += runs
         execute(again, None)
@@ -104,116 +97,44 @@ def tune_study(
             name: _best(name, [points[name][i] for i in led], [scores[name][i] for i in led])
             for name, led in leaders.items()
         }
-        further = {name: _further(study, name, points[name], chosen[name], known) for name in axes}
+        further = {name: _further(study, name, points[name], chosen[name]) for name in points}
     edges = {
         name: [key for p in further[name] for key in p if p[key] != chosen[name][key]]
-        for name in axes
+        for name in points
     }
     _write(study, points, scores, leaders, chosen, edges)
     return chosen
 
 
-def extend(points: list[Point], best: Point) -> Iterator[Point]:
-    """The best point with one value further, for every numeric setting that is at its edge.
-
-    >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1)]
-    >>> list(extend(tried, {"train.lr": 0.1}))
-    [{'train.lr': 1.0}]
-    >>> list(extend([*tried, {"train.lr": 1.0}], {"train.lr": 0.1}))
-    []
-    """
-    for key in best:
-        values = sorted({p[key] for p in points}) if _numeric(points, key) else []
-        if len(values) < 2 or values[0] <= 0:
-            continue
-        kind = _kind(values)
-        if best[key] == values[-1]:
-            new = kind(_round(values[-1] * values[-1] / values[-2]))
-            if new > values[-1]:
-                yield best | {key: new}
-        elif best[key] == values[0]:
-            new = kind(_round(values[0] * values[0] / values[1]))
-            if 0 < new < values[0]:
-                yield best | {key: new}
+def _planned(study: StudyFile) -> dict[str, list[Point]]:
+    """The points of every method's grid, checked."""
+    grids = {name: {k: in_order(v) for k, v in g.items()} for name, g in study.tune.grid.items()}
+    points = {name: added([], product(grid)) for name, grid in grids.items()}
+    _check(study, points)
+    return points
 
 
-def refine(points: list[Point], best: Point) -> Iterator[Point]:
-    """Points between the best value of a numeric setting and its neighbours, widest gap first.
-
-    Values closer than `_FINEST` are told apart by chance alone and are left out.
-
-    >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
-    >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
-    [{'train.lr': 0.316}, {'train.lr': 0.0316}, {'train.lr': 0.178}]
-    """
-    axes = {key: sorted({p[key] for p in points}) for key in best if _numeric(points, key)}
-    grew = True
-    while grew:
-        grew = False
-        for key, values in axes.items():
-            at, kind = values.index(best[key]), _kind(values)
-            gaps = list(itertools.pairwise(values[max(0, at - 1) : at + 2]))[::-1]
-            for a, b in sorted(gaps, key=lambda gap: -_round(gap[1] / gap[0]) if gap[0] > 0 else 0):
-                middle = kind(_round((a * b) ** 0.5 if a > 0 else (a + b) / 2))
-                if a < middle < b and middle >= a * _FINEST:
-                    grew = True
-                    yield best | {key: middle}
-                    axes[key] = sorted({*axes[key], middle})
-
-
-def _in_order(values: Iterable[Any]) -> list[Any]:
-    found = list(values)
-    return sorted(found) if all(map(_is_number, found)) else found
-
-
-def _product(axes: Axes) -> Iterator[Point]:
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def _added(points: list[Point], more: Iterable[Point]) -> list[Point]:
-    return points + [point for point in more if point not in points]
-
-
-def _numeric(points: list[Point], key: str) -> bool:
-    return all(_is_number(point[key]) for point in points)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _kind(values: list[Any]) -> Callable[[float], float]:
-    return int if all(isinstance(value, int) for value in values) else float
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _further(
-    study: StudyFile, name: str, points: list[Point], best: Point, known: tuple[str, ...]
-) -> list[Point]:
+def _further(study: StudyFile, name: str, points: list[Point], best: Point) -> list[Point]:
     """`extend`, without values that the configuration refuses."""
-    return [p for p in extend(points, best) if _allowed(study, name, p, known)]
+    return [p for p in extend(points, best) if _allowed(study, name, p)]
 
 
 def _refined(
-    study: StudyFile, name: str, points: list[Point], best: Point, most: int, known: tuple[str, ...]
+    study: StudyFile, name: str, points: list[Point], best: Point, most: int
 ) -> list[Point]:
     """Points of a method, up to as many as the others have."""
     found = list(points)
     for point in refine(points, best):
         if len(found) >= most:
             break
-        if point not in found and _allowed(study, name, point, known):
+        if point not in found and _allowed(study, name, point):
             found.append(point)
     return found
 
 
-def _allowed(study: StudyFile, name: str, point: Point, known: tuple[str, ...]) -> bool:
+def _allowed(study: StudyFile, name: str, point: Point) -> bool:
     try:
-        for experiment in _runs(study, name, point, known):
+        for experiment in _runs(study, name, point):
             check_options(experiment.for_method(), method_class(experiment.use))
     except ConfigError:
         return False
@@ -221,15 +142,11 @@ def _allowed(study: StudyFile, name: str, point: Point, known: tuple[str, ...]) 
 
 
 def _runs(
-    study: StudyFile,
-    name: str,
-    point: Point,
-    known: tuple[str, ...],
-    seeds: tuple[int, ...] | None = None,
+    study: StudyFile, name: str, point: Point, seeds: tuple[int, ...] | None = None
 ) -> list[Experiment]:
     """One trial: its runs on every partition and on these seeds, or those that all trials get."""
     seeds = study.tune.seeds if seeds is None else seeds
-    return study.resolve([(name, point, seed, "tune") for seed in seeds], known)
+    return study.resolve([(name, point, seed, "tune") for seed in seeds], METHODS)
 
 
 def _leaders(study: StudyFile, scores: list[Score]) -> list[int]:
@@ -272,7 +189,7 @@ def _check(study: StudyFile, points: dict[str, list[Point]]) -> None:
 
 def _scores(study: StudyFile, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
     """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
-    from fedsim.results.tables.reader import load
+    from fedsim.results.study import load
 
     tables = load(study.folder)
     status = tables.read("runs", ["run_id", "status"]).set_index("run_id").status

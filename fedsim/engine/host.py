@@ -133,7 +133,7 @@ class ClientHost:
         cls = method_class(config.use)
         # Clients never hold the server's synthetic or public data.
         data = prepare(config, cls, self.device, synthetic=False)
-        task = make_task(config, data, cls, self.device, server=False)
+        task = make_task(config.for_method(), data, cls, self.device, server=False)
         self.method: Method = build_method(task.config, task)
         self._train, self._seed = config.train, config.train_seed
         self._pipeline = Pipeline.of(config)

@@ -18,7 +18,7 @@ from fedsim.engine.evaluate import Scores, mean_scores, predict, score, spread
 from fedsim.engine.sinks import Sinks
 from fedsim.errors import ConfigError
 from fedsim.inputs.measured_sets import RoundQuality, nearest_real, quality_rows
-from fedsim.inputs.prepare import TaskData
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Made, Method, Predictor, Task
 from fedsim.process import describe_machine
@@ -39,7 +39,7 @@ class Recorder:
         self,
         config: Experiment,
         sinks: Sinks,
-        data: TaskData,
+        data: RunInputs,
         split: ClientSplit,
         device: torch.device,
     ) -> None:
@@ -56,7 +56,7 @@ class Recorder:
             self._samples["client_holdout"] = arrays["train_inputs"][held], labels
         self._domains = _domains_of(arrays, held)
         self._fit = split.fit
-        self._quality = RoundQuality(config, device)
+        self._quality = RoundQuality(config.models.clip, data.measured, device)
         if self.served not in self._samples:
             raise ConfigError(
                 "tuning needs held-out client data, but every client has too few samples to hold "
@@ -247,9 +247,10 @@ class Recorder:
         if name is not None:
             self.sinks.save_images(name, made["images"], made["labels"], task.classnames)
         if task.synthetic is not None:
-            self.sinks.append("synthetic", quality_rows(self.config, self.data, task.text_features))
+            rows = quality_rows(self.config.cache, self.data, task.text_features)
+            self.sinks.append("synthetic", rows)
         if name is not None and task.text_features is not None:
-            nearest = nearest_real(self.config, self.data)
+            nearest = nearest_real(self.data)
             if nearest is not None:
                 self.sinks.save_nearest(name, self.data.address, nearest)
 
@@ -320,7 +321,10 @@ def about_run(config: Experiment, method: type[Method], device: torch.device) ->
         "study": config.study,
         "method": config.method,
         "dataset": config.data.name,
-        "partition": config.partition.scheme,
+        "pooled": method.pooled,
+        "zero_shot": method.zero_shot,
+        "partition": config.partition.label,
+        "partition_scheme": config.partition.scheme,
         "dirichlet_alpha": config.partition.given().get("dirichlet_alpha"),
         "num_clients": config.partition.num_clients,
         "seed": config.seed,

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientState, ClientStates
@@ -118,17 +117,11 @@ class Federation:
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
         self.sinks.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
-        arrays = self.data.arrays
-        self.split = split_clients(
-            arrays["train_labels"],
-            arrays.get("train_clients"),
-            arrays.get("train_domains"),
-            **config.for_split(),
-        )
+        self.split = self.data.split
         self._fit, self._held = self.split.fit, self.split.held
         if self.cls.pooled:  # a ceiling: one client has everything
             self._fit, self._held = (self.split.fit_rows,), ()
-        task = make_task(config, self.data, self.cls, self.device, server=True)
+        task = make_task(config.for_method(), self.data, self.cls, self.device, server=True)
         self.method = build_method(task.config, task)
         self.record = Recorder(config, self.sinks, self.data, self.split, self.device)
         self.record.describe(self.split.partition)

@@ -8,91 +8,75 @@ alone, so that all runs and seeds share them. Fewer views are the beginning of m
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from fedsim.config import Experiment
-from fedsim.data.from_config import read_dataset
+from fedsim.config.sections import NoiseConfig
+from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
-from fedsim.inputs.encode import Extract, Progress, encode_splits
-from fedsim.methods.base import Method
-from fedsim.models.clip import Clip
+from fedsim.inputs.encode import Encoder
+from fedsim.inputs.step import Step
 from fedsim.models.random_views import RandomViews
-from fedsim.storage.array_cache import Arrays, Parts
+from fedsim.storage.array_cache import Arrays, UnfinishedEntry
 
 VIEWS = "train_views"
 _FORMAT = 1
-"""Raised whenever what `encoded_views` makes changes; older entries are then not found."""
+"""Raised whenever the stored arrays change; older entries are then not found."""
 
 
-def wants_views(config: Experiment, method: type[Method]) -> bool:
-    """Whether clients of this run train on more than the images as they are."""
-    return config.train.augment_views > 1 and method.uses_clients
-
-
-def check_views(config: Experiment, method: type[Method]) -> None:
+def check_views(inputs: str, noise: NoiseConfig, method: str) -> None:
     """Refuse views where there is nothing to encode, or something else than an image.
 
     Raises:
         ConfigError: The method trains on pixels, or noise corrupts images.
     """
-    where = f"methods.{config.method}: train.augment_views"
-    if method.inputs != "features":
+    where = f"methods.{method}: train.augment_views"
+    if inputs != "features":
         raise ConfigError(
-            f"{where} is for methods on features of a frozen encoder, and {config.use} trains on "
+            f"{where} is for methods on features of a frozen encoder, and this one trains on "
             f"pixels: leave it at 1"
         )
-    if config.noise.active and config.noise.images != "none":
+    if noise.active and noise.images != "none":
         raise ConfigError(
             f"{where} crops images as they are, and noise.images corrupts them: leave one of the "
             f"two out"
         )
 
 
-def views_key(config: Experiment, plain: str) -> dict[str, Any]:
-    """Everything that the views depend on; `plain` is the address of the images' own features."""
-    train = config.train
-    return {
-        "kind": "views",
-        "format": _FORMAT,
-        "plain": plain,
-        "views": train.augment_views,
-        "flip": train.augment_flip,
-    }
-
-
-def encoded_views(
-    config: Experiment,
-    clip: Clip,
-    plain: np.ndarray,
-    parts: Parts,
-    extract: Extract,
-    progress: Progress | None = None,
-) -> Arrays:
+def views_step(
+    count: int, flip: bool, plain: Step, source: DataSource, encoder: Encoder, method: str
+) -> Step:
     """Features of all forms of every training image.
 
     Args:
-        config: The resolved experiment.
-        clip: The encoder.
-        plain: float32 `(num_train, d)`, the images' own.
-        parts: Where finished shards are kept.
-        extract: Where views are encoded.
-        progress: Hears how many are.
+        count: V, the forms of each image.
+        flip: Whether half of the crops are flipped left to right.
+        plain: The step with the images' own features, float32 `(num_train, d)`.
+        source: The data set.
+        encoder: The frozen encoder.
+        method: What errors call the run's method.
 
     Returns:
-        `train_views` float32 `(num_train * V, d)` of unit length. Row `sample * V + view`; view 0
-        is `plain`, bit for bit.
-
-    Raises:
-        DataError: An image cannot be decoded, or a shard cannot be kept.
+        A step to `train_views` float32 `(num_train * V, d)` of unit length. View v of a sample is
+        row `sample * V + v`; view 0 is the image's own feature, bit for bit. The step raises
+        `ConfigError` if the data holds features.
     """
-    images, train = read_dataset(config.data, config.partition_seed).train.images, config.train
-    assert images is not None
-    views = {
-        str(number): RandomViews(images, number, clip.image_size, train.augment_flip)
-        for number in range(1, train.augment_views)
-    }
-    found = encode_splits(config, clip, False, views, parts, extract, progress)
-    whole = np.stack([plain, *found.values()], axis=1)
-    return {VIEWS: whole.reshape(-1, plain.shape[1])}
+    key = {"kind": "views", "format": _FORMAT, "plain": plain.address}
+    key |= {"views": count, "flip": flip}
+
+    def make() -> Arrays:
+        images, name = source.dataset.train.images, source.settings.name
+        if images is None:
+            raise ConfigError(
+                f"methods.{method}: train.augment_views encodes views of images, but {name!r} "
+                f"holds precomputed features: leave it at 1"
+            )
+        clip = encoder.load()
+        crops = {
+            str(number): RandomViews(images, number, clip.image_size, flip)
+            for number in range(1, count)
+        }
+        found = encoder.encode(clip, False, crops, UnfinishedEntry(key))
+        whole = np.stack([plain.arrays["train_inputs"], *found.values()], axis=1)
+        return {VIEWS: whole.reshape(-1, whole.shape[-1])}
+
+    return Step(key, make)

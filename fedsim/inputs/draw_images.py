@@ -1,8 +1,8 @@
 """Drawing the images of a synthetic set in batches, each kept as soon as it is finished.
 
-With a large generator this takes hours. A kill costs the batch in flight; whoever makes the set
-next goes on from there. Where batches are drawn is behind `Draw`: this process, or client actors
-that hold GPUs and have nothing to train yet.
+With a large generator this takes hours. A kill costs the batch in flight; the next process that
+makes the set goes on from there. `Draw` hides where batches are drawn: in this process, or on
+client actors, which hold GPUs and have nothing to train yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedsim.errors import ModelError
 from fedsim.models.generator import Generator, load_generator
-from fedsim.storage.array_cache import Parts
+from fedsim.storage.array_cache import UnfinishedEntry
 
 BATCH = 32
 """Images drawn at once. Part of a set's identity: neighbours change a picture by rounding."""
@@ -105,7 +105,7 @@ class DrawnImages:
     """The images of a list of prompts: those stored already, and the others drawn now.
 
     Args:
-        parts: Where finished batches are kept.
+        unfinished: Keeps finished batches.
         recipe: What draws.
         prompts: One per image.
         seeds: One per image.
@@ -114,7 +114,7 @@ class DrawnImages:
 
     def __init__(
         self,
-        parts: Parts,
+        unfinished: UnfinishedEntry,
         recipe: Recipe,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -125,22 +125,20 @@ class DrawnImages:
         for number, start in enumerate(range(0, len(prompts), BATCH)):
             rows = slice(start, start + BATCH)
             job = Job(number, tuple(prompts[rows]), tuple(seeds[rows]))
-            stored = parts.read(number)
+            stored = unfinished.read(number)
             if stored is None or len(stored) != len(job.prompts):
                 missing.append(job)
             else:
                 self._batches[number] = stored
         for number, images in draw(recipe, missing) if missing else ():
-            parts.write(number, images)
-            stored = parts.read(number)  # mapped: the set need not fit into memory
-            self._batches[number] = images if stored is None else stored
+            self._batches[number] = unfinished.kept(number, images)  # mapped, not in memory
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
         """The images at `rows`."""
         return [Image.fromarray(self._pixels(row)) for row in rows]
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
-        """The same as the generator drew them: uint8 (n, height, width, 3)."""
+        """The same images as an array: uint8 (n, height, width, 3)."""
         return np.stack([self._pixels(row) for row in rows])
 
     def _pixels(self, row: int) -> np.ndarray:

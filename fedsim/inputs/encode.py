@@ -1,8 +1,8 @@
 """The frozen encoder over every image, shard by shard, each kept as soon as it is finished.
 
-With a large encoder this takes hours. A kill costs the shards in flight; whoever prepares the same
-data next goes on from there. Where shards are encoded is behind `Extract`: this process, or actors
-that hold GPU fractions. What is in a shard follows from the data alone, and so do the bits.
+With a large encoder this takes hours. A kill costs the shards in flight; the next process that
+prepares the same data goes on from there. `Extract` hides where shards are encoded: in this
+process, or on actors that hold GPU fractions. A shard's bits follow from the data alone.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.config import Experiment
 from fedsim.data.images import ImagePaths
-from fedsim.models.clip import Clip
+from fedsim.errors import ConfigError
+from fedsim.models.clip import Clip, load_clip
 from fedsim.models.random_views import RandomViews
-from fedsim.storage.array_cache import Parts
+from fedsim.storage.array_cache import UnfinishedEntry
 
 SHARD = 1024
 """Images of a shard; the last one of a split may have fewer."""
 BATCH = 256
-"""Images encoded at once. Neighbours change a feature by rounding: see `_FORMAT` of `prepare`."""
+"""Images encoded at once. Neighbours change a feature by rounding: see `_FORMAT` of `data_arrays`.
+"""
 
 Images = np.ndarray | ImagePaths | RandomViews
-"""uint8 (n, height, width) or (n, height, width, 3), or what makes these when it is asked to."""
+"""uint8 (n, height, width) or (n, height, width, 3), or an object that loads these when asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +41,20 @@ class Shard:
     images: Images
 
 
-Extract = Callable[[Experiment, Clip, bool, Sequence[Shard]], Iterator[tuple[int, np.ndarray]]]
+Extract = Callable[[Clip, bool, Sequence[Shard]], Iterator[tuple[int, np.ndarray]]]
 """Encodes every shard, into pixels or features; yields its number and rows, in any order."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of images that are encoded, and of all."""
+
+
+def chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Consecutive parts of at most `size` rows.
+
+    >>> [part.tolist() for part in chunks(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def encode(clip: Clip, pixels: bool, images: Images) -> np.ndarray:
@@ -54,8 +64,7 @@ def encode(clip: Clip, pixels: bool, images: Images) -> np.ndarray:
         DataError: A file cannot be decoded.
     """
     found = []
-    for start in range(0, len(images), BATCH):  # decoded images of a whole shard take gigabytes
-        rows = np.arange(start, min(start + BATCH, len(images)))
+    for rows in chunks(np.arange(len(images)), BATCH):  # a whole decoded shard takes gigabytes
         raw = images[rows] if isinstance(images, np.ndarray) else images.load(rows)
         prepared = clip.prepare(raw)
         found.append((prepared if pixels else clip.encode_images(prepared, BATCH)).cpu().numpy())
@@ -63,68 +72,88 @@ def encode(clip: Clip, pixels: bool, images: Images) -> np.ndarray:
 
 
 def extract_here(
-    config: Experiment, clip: Clip, pixels: bool, shards: Sequence[Shard]
+    clip: Clip, pixels: bool, shards: Sequence[Shard]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode shards in this process, one after the other."""
     for shard in shards:
         yield shard.number, encode(clip, pixels, shard.images)
 
 
-def encode_splits(
-    config: Experiment,
-    clip: Clip,
-    pixels: bool,
-    splits: Mapping[str, Images],
-    parts: Parts,
-    extract: Extract = extract_here,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """What the encoder makes of every split: shards found in `parts`, the others encoded now.
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The frozen encoder of a run, and where it works.
 
-    Args:
-        config: The resolved experiment.
-        clip: The encoder.
-        pixels: Whether its input is wanted, instead of its features.
-        splits: Images by split.
-        parts: Where finished shards are kept.
-        extract: Where the missing ones are encoded.
-        progress: Hears of every finished shard.
-
-    Returns:
-        By split: uint8 `(n, 3, size, size)`, or float32 `(n, d)` of unit length.
-
-    Raises:
-        DataError: An image cannot be decoded, or a shard cannot be kept.
+    Attributes:
+        spec: `models.clip`.
+        user: What errors call the data and the method: "'digits' holds images and 'fedavg' works".
+        device: Where this process loads it.
+        extract: Where shards are encoded.
+        progress: Called after every finished shard.
     """
-    shape = (3, clip.image_size, clip.image_size) if pixels else (clip.embed_dim,)
-    empty = np.empty((0, *shape), np.uint8 if pixels else np.float32)
-    shards = {name: list[Shard]() for name in splits}
-    number = 0
-    for name, split in splits.items():
-        for start in range(0, len(split), SHARD):
-            shards[name].append(Shard(number, split[start : start + SHARD]))
-            number += 1
-    found: dict[int, np.ndarray] = {}
-    missing = []
-    for shard in [shard for name in splits for shard in shards[name]]:
-        stored = parts.read(shard.number)
-        if stored is not None and stored.shape == (len(shard.images), *shape):
-            found[shard.number] = stored
-        else:
-            missing.append(shard)
-    total = sum(map(len, splits.values()))
 
-    def tell() -> None:
-        if progress is not None:
-            progress(sum(map(len, found.values())), total)
+    spec: str | None
+    user: str
+    device: str = "cpu"
+    extract: Extract = extract_here
+    progress: Progress | None = None
 
-    tell()
-    for number, rows in extract(config, clip, pixels, missing):
-        parts.write(number, rows)
-        stored = parts.read(number)  # mapped: what is finished need not stay in memory
-        found[number] = rows if stored is None else stored
-        tell()
-    return {
-        name: np.concatenate([empty, *(found[shard.number] for shard in shards[name])])
-        for name in splits
-    }
+    def load(self) -> Clip:
+        """The encoder itself. No reference is kept, so that its memory is free after use.
+
+        Raises:
+            ConfigError: `models.clip` is null.
+        """
+        if self.spec is None:
+            raise ConfigError(
+                f"models.clip is null, but {self.user} with a frozen encoder: name one, such as "
+                f"tiny-clip or ViT-B-32/openai"
+            )
+        return load_clip(self.spec, self.device)
+
+    def encode(
+        self, clip: Clip, pixels: bool, splits: Mapping[str, Images], unfinished: UnfinishedEntry
+    ) -> dict[str, np.ndarray]:
+        """Every split: shards that are stored already, and the others encoded now.
+
+        Args:
+            clip: The loaded encoder.
+            pixels: Whether its input is wanted, instead of its features.
+            splits: Images by split.
+            unfinished: Keeps finished shards.
+
+        Returns:
+            By split: uint8 `(n, 3, size, size)`, or float32 `(n, d)` of unit length.
+
+        Raises:
+            DataError: An image cannot be decoded, or a shard cannot be kept.
+        """
+        shape = (3, clip.image_size, clip.image_size) if pixels else (clip.embed_dim,)
+        empty = np.empty((0, *shape), np.uint8 if pixels else np.float32)
+        shards = [
+            (name, split[start : start + SHARD])
+            for name, split in splits.items()
+            for start in range(0, len(split), SHARD)
+        ]
+        found: dict[int, np.ndarray] = {}
+        missing = []
+        for number, (_, images) in enumerate(shards):
+            stored = unfinished.read(number)
+            if stored is not None and stored.shape == (len(images), *shape):
+                found[number] = stored
+            else:
+                missing.append(Shard(number, images))
+        self._tell(found, shards)
+        for number, rows in self.extract(clip, pixels, missing):
+            found[number] = unfinished.kept(number, rows)
+            self._tell(found, shards)
+        return {
+            split: np.concatenate(
+                [empty, *(found[n] for n, (name, _) in enumerate(shards) if name == split)]
+            )
+            for split in splits
+        }
+
+    def _tell(self, found: Mapping[int, np.ndarray], shards: Sequence[tuple[str, Images]]) -> None:
+        if self.progress is not None:
+            total = sum(len(images) for _, images in shards)
+            self.progress(sum(map(len, found.values())), total)

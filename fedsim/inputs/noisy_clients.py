@@ -7,72 +7,83 @@ the split is made from. What clients take for labels is `train_labels_observed`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedsim.config import Experiment
-from fedsim.data.from_config import read_dataset, split_clients
+from fedsim.config.sections import NoiseConfig
+from fedsim.data.from_config import ClientSplit, DataSource, split_clients
 from fedsim.data.noise import observed_labels, spoil_features, spoil_images
-from fedsim.models.clip import Clip
+from fedsim.inputs.data_arrays import meta_of
+from fedsim.inputs.encode import Encoder, chunks
+from fedsim.inputs.step import Step
 from fedsim.storage.array_cache import Arrays
 
 OBSERVED = "train_labels_observed"
 _FORMAT = 1
-"""Raised whenever what `spoilt_arrays` makes changes; older entries are then not found."""
+"""Raised whenever the stored arrays change; older entries are then not found."""
 _CHUNK = 1024
 
 
-def spoilt_key(config: Experiment, clean: str) -> dict[str, Any]:
-    """Everything that the spoilt arrays depend on; `clean` is the address of the clean ones."""
-    return {
-        "kind": "spoilt",
-        "format": _FORMAT,
-        "clean": clean,
-        "noise": config.noise.model_dump(mode="json"),
-        "partition": config.partition.model_dump(mode="json"),
-        "seed": config.partition_seed,
-        "holdout_fraction": config.evaluation.holdout_fraction,
-    }
+def split_of(arrays: Arrays, **split_by: Any) -> ClientSplit:
+    """The rows of every client (see `split_clients`)."""
+    return split_clients(
+        arrays["train_labels"],
+        arrays.get("train_clients"),
+        arrays.get("train_domains"),
+        **split_by,
+    )
 
 
-def spoilt_arrays(
-    config: Experiment, arrays: Arrays, num_classes: int, load_clip: Callable[[], Clip] | None
-) -> Arrays:
+def noise_step(
+    clean: Step, source: DataSource, encoder: Encoder, split_by: Mapping[str, Any]
+) -> Step:
     """The arrays that noise changes.
 
     Args:
-        config: The resolved experiment, with `noise` that is active.
-        arrays: The clean ones of `prepare`.
-        num_classes: Of the data.
-        load_clip: The encoder of the images; None where the data holds features.
+        clean: The step with the data's own arrays.
+        source: The data set.
+        encoder: The frozen encoder.
+        split_by: Settings of `split_clients`, with `noise` that is active.
 
     Returns:
-        `train_labels_observed`, and `train_inputs` where images are corrupted.
-
-    Raises:
-        ConfigError: The noise cannot be applied to this data, or to so few clients.
+        A step to `train_labels_observed`, and `train_inputs` where images are corrupted. It raises
+        `ConfigError` if the noise cannot be applied to this data, or to so few clients.
     """
-    labels, seed, noise = np.asarray(arrays["train_labels"]), config.partition_seed, config.noise
-    split = split_clients(
-        labels, arrays.get("train_clients"), arrays.get("train_domains"), **config.for_split()
-    )
-    rows_of = {client: split.fit[client] for client in split.spoilt}
-    changed = {OBSERVED: observed_labels(labels, rows_of, noise.labels, num_classes, seed)}
-    if noise.images == "none":
-        return changed
-    rows = np.sort(np.concatenate(list(rows_of.values())))
-    inputs = np.array(arrays["train_inputs"])
-    if inputs.ndim == 4:  # as the encoder takes them, or at their own size
-        inputs[rows] = spoil_images(inputs[rows], rows, noise, seed)
-    elif load_clip is None:
-        inputs[rows] = spoil_features(inputs[rows], rows, noise, seed)
-    else:
-        clip, train = load_clip(), read_dataset(config.data, config.partition_seed).train
-        for chunk in np.array_split(rows, range(_CHUNK, len(rows), _CHUNK)):
-            pixels = clip.prepare(train.load_images(chunk)).numpy()
-            spoilt = torch.from_numpy(spoil_images(pixels, chunk, noise, seed))
-            inputs[chunk] = clip.encode_images(spoilt).cpu().numpy()
-    return changed | {"train_inputs": inputs}
+    noise: NoiseConfig = split_by["noise"]
+    seed: int = split_by["seed"]
+    key = {
+        "kind": "spoilt",
+        "format": _FORMAT,
+        "clean": clean.address,
+        "noise": noise.model_dump(mode="json"),
+        # Older versions wrote this option for every scheme.
+        "partition": {"samples_per_client": None} | split_by["partition"].model_dump(mode="json"),
+        "seed": seed,
+        "holdout_fraction": split_by["holdout_fraction"],
+    }
+
+    def make() -> Arrays:
+        arrays, meta = clean.arrays, meta_of(clean)
+        split, labels = split_of(arrays, **split_by), np.asarray(arrays["train_labels"])
+        rows_of = {client: split.fit[client] for client in split.spoilt}
+        wrong = observed_labels(labels, rows_of, noise.labels, len(meta["classnames"]), seed)
+        if noise.images == "none":
+            return {OBSERVED: wrong}
+        rows = np.sort(np.concatenate(list(rows_of.values())))
+        inputs = np.array(arrays["train_inputs"])
+        if inputs.ndim == 4:  # as the encoder takes them, or at their own size
+            inputs[rows] = spoil_images(inputs[rows], rows, noise, seed)
+        elif not meta["visual_bytes"]:
+            inputs[rows] = spoil_features(inputs[rows], rows, noise, seed)
+        else:
+            clip = encoder.load()
+            for chunk in chunks(rows, _CHUNK):
+                pixels = clip.prepare(source.dataset.train.load_images(chunk)).numpy()
+                spoilt = torch.from_numpy(spoil_images(pixels, chunk, noise, seed))
+                inputs[chunk] = clip.encode_images(spoilt).cpu().numpy()
+        return {OBSERVED: wrong, "train_inputs": inputs}
+
+    return Step(key, make)

@@ -1,22 +1,21 @@
 """Images for networks trained from scratch: those of the data, and the server's generated ones.
 
-Both are uint8 `(n, c, h, w)` at the data's own size and channels, in the node's shared store.
+Both are uint8 `(n, c, h, w)` at the data's own size and channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from fedsim.data.containers import Split
 from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError
-from fedsim.inputs.encode import Progress
+from fedsim.inputs.encode import Progress, chunks
+from fedsim.inputs.step import Step
 from fedsim.models.image_arrays import channels_first, fit_images
 from fedsim.models.networks import Shape
-from fedsim.storage.array_cache import Arrays, shared_arrays
 
 _FORMAT = 1
 """Raised whenever what is stored here changes; older entries are then not found."""
@@ -31,7 +30,7 @@ def own_pictures(
 
     Args:
         splits: Images by split.
-        progress: Hears how many are decoded.
+        progress: Called with the number of decoded images.
 
     Raises:
         DataError: A file cannot be decoded, or splits have images of different shapes.
@@ -60,8 +59,8 @@ def _read(split: Split) -> np.ndarray:
     if not isinstance(split.images, ImagePaths):
         return channels_first(split.images)
     out = np.zeros((0, 0, 0, 3), np.uint8)
-    for start in range(0, len(split), _CHUNK):
-        chunk = split.images.load(np.arange(start, min(start + _CHUNK, len(split))))
+    for rows in chunks(np.arange(len(split)), _CHUNK):
+        chunk = split.images.load(rows)
         if not len(out):
             out = np.empty((len(split), *chunk.shape[1:]), np.uint8)
         if chunk.shape[1:] != out.shape[1:]:
@@ -69,7 +68,7 @@ def _read(split: Split) -> np.ndarray:
                 f"images are of {_size(chunk.shape[1:])} and of {_size(out.shape[1:])} values: "
                 f"set data.image_size"
             )
-        out[start : start + len(chunk)] = chunk
+        out[rows] = chunk
     return channels_first(out)
 
 
@@ -77,18 +76,20 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def fitted_pictures(made: Arrays, name: str, shape: Shape) -> np.ndarray:
-    """The generated images of a synthetic set, uint8 `(n, c, h, w)`, in its order.
+def fitted_step(made: Step, shape: Shape) -> Step:
+    """The generated images of a synthetic set at the data's size and channels, in its order.
 
     Args:
-        made: The set, as `fedsim.inputs.synthetic_set` makes it.
-        name: Its address.
+        made: The step to the set, with `images`.
         shape: Of the data's images.
+
+    Returns:
+        A step to `images` uint8 `(n, c, h, w)`.
     """
-    key: dict[str, Any] = {
+    key = {
         "kind": "fitted",
         "format": _FORMAT,
-        "synthetic": name,
+        "synthetic": made.address,
         "shape": list(shape),
     }
-    return shared_arrays(key, lambda: {"images": fit_images(made["images"], shape)})["images"]
+    return Step(key, lambda: {"images": fit_images(made.arrays["images"], shape)})

@@ -1,7 +1,7 @@
 """The server's class-balanced synthetic set: drawn or read, chosen, encoded, stored.
 
 Image i of class c is drawn from prompt i (templates taken in turn) and the seed
-`derive(train_seed, "synthetic", c, i)`. Neither depends on how many images are asked for or on the
+`derive(seed, "synthetic", c, i)`. Neither depends on how many images are asked for or on the
 filter: without a filter a smaller set is the beginning of a larger one, and with one the candidates
 are the same images that a larger unfiltered set holds.
 """
@@ -9,162 +9,203 @@ are the same images that a larger unfiltered set holds.
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fedsim.config import Experiment
+from fedsim.config.sections import ModelsConfig, SyntheticConfig
 from fedsim.data.from_config import source_identity
 from fedsim.errors import ConfigError
 from fedsim.inputs.draw_images import BATCH, Draw, Drawer, DrawnImages, Recipe
+from fedsim.inputs.encode import chunks
+from fedsim.inputs.run_inputs import RunInputs
+from fedsim.inputs.step import Step
 from fedsim.models.clip import Clip, load_clip
+from fedsim.models.generator import TINY_DIFFUSION, load_generator
 from fedsim.models.image_arrays import fit_images
 from fedsim.models.image_folder import ImageFolder, is_image_folder
 from fedsim.models.random_views import averaged_features, random_view
 from fedsim.seeding import derive, numpy_rng
-from fedsim.storage.array_cache import Arrays, Parts, address, shared_arrays
+from fedsim.storage.array_cache import Arrays, UnfinishedEntry, is_stored
 
 _FORMAT = 3
-"""Raised whenever what `synthetic_set` stores changes; older entries are then not found."""
+"""Raised whenever the stored arrays change; older entries are then not found."""
 _ENCODE = 256
 """Images, or views, that are encoded at once."""
+_INSTEAD = "for precomputed features choose cache.init: text, public_shots or random"
 
 
-def synthetic_key(config: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a synthetic set depends on; settings without effect are left out."""
-    models, settings = config.models, config.synthetic
-    return {
-        "kind": "synthetic",
-        "format": _FORMAT,
-        "classnames": meta["classnames"],
-        "templates": meta["templates"],
-        "text": meta["text"],
-        "images_per_class": config.cache.images_per_class,
-        "seed": config.train_seed,
-        "batch": BATCH,
-        "steps": models.generator_steps,
-        "guidance": models.generator_guidance,
-        "generator": source_identity(models.generator),
-        "clip": source_identity(models.clip),
-        "prompts": prompt_templates(config, meta),
-        "filter": settings.filter,
-        "drawn": settings.drawn_per_class(config.cache.images_per_class),
-        "views": settings.augment_views,
-        "flip": settings.augment_views > 1 and settings.augment_flip,
-    }
-
-
-def prompt_templates(config: Experiment, meta: dict[str, Any]) -> list[str]:
-    """What is asked for, taken in turn: `synthetic.prompts`, or the data's first template."""
-    return list(config.synthetic.prompts or meta["templates"][:1])
-
-
-def synthetic_set(
-    config: Experiment,
+def synthetic_step(
+    models: ModelsConfig,
+    settings: SyntheticConfig,
+    images_per_class: int,
+    seed: int,
     meta: dict[str, Any],
     text: np.ndarray | None,
-    device: torch.device,
+    device: str = "cpu",
     draw: Draw | None = None,
-) -> tuple[Arrays, str]:
-    """The synthetic set, from the store or made now, and its name.
+) -> Step:
+    """The synthetic set; its key leaves out settings without effect.
 
     Args:
-        config: The resolved experiment.
-        meta: What is known of the data (`TaskData.meta`).
+        models: Encoder and generator.
+        settings: How images are asked for and chosen.
+        images_per_class: K.
+        seed: Of the images, an experiment's `train_seed`.
+        meta: What is known of the data (`RunInputs.meta`).
         text: `(num_classes, d)` class embeddings, which a filter judges by.
         device: Where the encoder runs.
         draw: Where images are drawn; by default here, on `device`.
 
     Returns:
-        `images` uint8 `(n, H, W, 3)`; `inputs` float32 `(n, d)`, one key per image; `features`
-        float32 `(n, d)` of the images as they are (equal to `inputs` with one view); `labels`;
-        `index`, their numbers among the candidates of their class; `drawn_agreement`
+        A step to `images` uint8 `(n, H, W, 3)`; `inputs` float32 `(n, d)`, one key per image;
+        `features` float32 `(n, d)` of the images as they are (equal to `inputs` with one view);
+        `labels`; `index`, their numbers among the candidates of their class; `drawn_agreement`
         `(num_classes,)`, the share of all candidates that the encoder reads as their class;
         `draw_s`, the time that drawing them took. K images per class, sorted by class; a filter's
         choice comes best first. Without an encoder there are neither `inputs` nor `features`, and
-        agreement is NaN.
-
-    Raises:
-        ConfigError: No generator, or a filter without class embeddings.
-        ModelError: The generator cannot be loaded, or a folder of images lacks some.
+        agreement is NaN. The step raises `ConfigError` without a generator, or for a filter without
+        class embeddings, and `ModelError` if the generator cannot be loaded, or if a folder of
+        images lacks some.
     """
-    models = config.models
-    if models.generator is None:
-        raise ConfigError(f"method {config.method!r} needs models.generator")
-    if text is None and config.synthetic.filter != "none":
-        raise ConfigError("synthetic.filter compares with class embeddings: the data has none")
-    key = synthetic_key(config, meta)
+    names, drawn = meta["classnames"], settings.drawn_per_class(images_per_class)
+    prompts = list(settings.prompts or meta["templates"][:1])
+    key = {
+        "kind": "synthetic",
+        "format": _FORMAT,
+        "classnames": names,
+        "templates": meta["templates"],
+        "text": meta["text"],
+        "images_per_class": images_per_class,
+        "seed": seed,
+        "batch": BATCH,
+        "steps": models.generator_steps,
+        "guidance": models.generator_guidance,
+        "generator": source_identity(models.generator),
+        "clip": source_identity(models.clip),
+        "prompts": prompts,
+        "filter": settings.filter,
+        "drawn": drawn,
+        "views": settings.augment_views,
+        "flip": settings.augment_views > 1 and settings.augment_flip,
+    }
 
     def make() -> Arrays:
+        if models.generator is None:
+            raise ConfigError("a generated set needs models.generator")
+        if text is None and settings.filter != "none":
+            raise ConfigError("synthetic.filter compares with class embeddings: the data has none")
         begun = time.perf_counter()
-        source = _source(config, meta, key, draw or Drawer(str(device)))
+        candidates: _Candidates
+        if is_image_folder(models.generator):
+            candidates = _FolderImages(models.generator, names, drawn)
+        else:
+            recipe = Recipe(models.generator, models.generator_steps, models.generator_guidance)
+            places = [divmod(row, drawn) for row in range(len(names) * drawn)]
+            candidates = DrawnImages(
+                UnfinishedEntry(key),
+                recipe,
+                [prompts[i % len(prompts)].replace("{}", _words(names[c])) for c, i in places],
+                [derive(seed, "synthetic", c, i) for c, i in places],
+                draw or Drawer(device),
+            )
         took = {"draw_s": np.array([time.perf_counter() - begun])}
-        num_classes = len(meta["classnames"])
         if models.clip is None:
-            return _unjudged(config, num_classes, source) | took
-        clip = load_clip(models.clip, str(device))
-        return _chosen(config, num_classes, text, source, clip) | took
+            return _unjudged(candidates, len(names), images_per_class) | took
+        clip = load_clip(models.clip, device)
+        labels = np.repeat(np.arange(len(names)), drawn)
+        return _chosen(candidates, labels, settings, images_per_class, seed, text, clip) | took
 
-    return shared_arrays(key, make), address(key)
+    return Step(key, make)
 
 
-class _Source(Protocol):
-    """The candidates, by row: all of class 0, then all of class 1, ..."""
+def check_models(inputs: str, models: ModelsConfig, filter: str, method: str) -> None:
+    """Refuse a generated set that nothing can draw, encode or judge.
+
+    Raises:
+        ConfigError: Encoder or generator is missing.
+    """
+    where = f"methods.{method}"
+    if inputs != "images" and None in (models.clip, models.generator):
+        raise ConfigError(
+            f"{where}: a generated set needs models.clip and models.generator; {_INSTEAD}"
+        )
+    if models.generator is None:
+        raise ConfigError(f"{where}: a generated set needs models.generator")
+    if models.clip is None and filter != "none":
+        raise ConfigError(
+            f"{where}: synthetic.filter {filter!r} lets models.clip judge the images, which is "
+            f"null: name an encoder, or set synthetic.filter to none"
+        )
+
+
+def check_generator(
+    made: Step, models: ModelsConfig, data: RunInputs, method: str, device: str, loaded: set[str]
+) -> None:
+    """Load the models that draw and encode a set, unless it is stored: a wrong name is told now.
+
+    Args:
+        made: The step to the set.
+        models: Encoder and generator.
+        data: The run's arrays.
+        method: What errors call the run's method.
+        device: Where they are loaded.
+        loaded: Models that are not loaded again; newly loaded ones are added.
+
+    Raises:
+        ConfigError: The data's features are not those of the encoder.
+        ModelError: Encoder or generator cannot be loaded, or a folder of images lacks some.
+    """
+    clip, generator, meta = models.clip, models.generator, data.meta
+    assert generator is not None
+    if clip is not None and meta["visual_bytes"] == 0 and clip not in loaded:  # data of features
+        width = load_clip(clip, device).embed_dim
+        if width != meta["embed_dim"]:
+            raise ConfigError(
+                f"methods.{method}: generated images need the encoder of "
+                f"{data.source.settings.name!r}, whose features have {meta['embed_dim']} numbers; "
+                f"models.clip {clip!r} makes {width}; {_INSTEAD}"
+            )
+        loaded.add(clip)
+    if is_image_folder(generator):
+        ImageFolder(generator, meta["classnames"], made.key["drawn"])
+    elif generator not in (TINY_DIFFUSION, *loaded) and not is_stored(made.key):
+        load_generator(generator, device)
+        loaded.add(generator)
+
+
+class _FolderImages(ImageFolder):
+    """Candidates from a folder of images made elsewhere, with the methods of `DrawnImages`."""
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """The images at `rows`, in their own size."""
+        return [self.image(*divmod(int(row), self.per_class)) for row in rows]
 
-    def pixels(self, rows: np.ndarray) -> np.ndarray | None:
-        """The same as uint8 `(n, H, W, 3)`; None where sizes may differ."""
-
-
-class _FolderImages:
-    """Candidates from a folder of images made elsewhere."""
-
-    def __init__(self, folder: ImageFolder, drawn: int) -> None:
-        self._folder, self._drawn = folder, drawn
-
-    def images(self, rows: np.ndarray) -> list[Image.Image]:
-        return [self._folder.image(*divmod(int(row), self._drawn)) for row in rows]
-
-    def pixels(self, rows: np.ndarray) -> np.ndarray | None:
-        return None
+    def pixels(self, rows: np.ndarray) -> None:
+        """None: sizes may differ."""
 
 
-def _source(config: Experiment, meta: dict[str, Any], key: dict[str, Any], draw: Draw) -> _Source:
-    models, names = config.models, meta["classnames"]
-    drawn = config.synthetic.drawn_per_class(config.cache.images_per_class)
-    assert models.generator is not None
-    if is_image_folder(models.generator):
-        return _FolderImages(ImageFolder(models.generator, names, drawn), drawn)
-    templates, rows = prompt_templates(config, meta), range(len(names) * drawn)
-    places = [divmod(row, drawn) for row in rows]
-    return DrawnImages(
-        Parts(key),
-        Recipe(models.generator, models.generator_steps, models.generator_guidance),
-        [templates[i % len(templates)].replace("{}", _words(names[c])) for c, i in places],
-        [derive(config.train_seed, "synthetic", c, i) for c, i in places],
-        draw,
-    )
+_Candidates = DrawnImages | _FolderImages
+"""By row: all candidates of class 0, then all of class 1, ..."""
 
 
 def _chosen(
-    config: Experiment, num_classes: int, text: np.ndarray | None, source: _Source, clip: Clip
+    candidates: _Candidates,
+    labels: np.ndarray,
+    settings: SyntheticConfig,
+    k: int,
+    seed: int,
+    text: np.ndarray | None,
+    clip: Clip,
 ) -> Arrays:
     """Encode all candidates, keep K of each class, make their keys."""
-    settings, k = config.synthetic, config.cache.images_per_class
-    drawn = settings.drawn_per_class(k)
-    labels = np.repeat(np.arange(num_classes), drawn)
-    features = np.concatenate(
-        [
-            clip.encode_images(clip.prepare(source.images(rows))).cpu().numpy()
-            for rows in _chunks(np.arange(len(labels)), _ENCODE)
-        ]
-    )
+    rows, drawn = np.arange(len(labels)), settings.drawn_per_class(k)
+    num_classes = len(labels) // drawn
+    encoded = [clip.encode_images(part).cpu() for part in _prepared(candidates, rows, clip)]
+    features = torch.cat(encoded).numpy()
     agreement = np.full(num_classes, np.nan)
-    rows = np.arange(len(labels))
     if text is not None:
         similarity = features.astype(np.float64) @ np.asarray(text, dtype=np.float64).T
         agrees = similarity.argmax(1) == labels
@@ -173,11 +214,10 @@ def _chosen(
             rows = choose(similarity[rows, labels], agrees, labels, k, settings.filter)
     keys = features[rows]
     if settings.augment_views > 1:
-        keys = _keys_of_views(config, source, clip, rows, drawn)
-    pixels = source.pixels(rows)
+        keys = _keys_of_views(candidates, rows, drawn, settings, seed, clip)
+    pixels = candidates.pixels(rows)
     if pixels is None:
-        chunks = [clip.prepare(source.images(part)) for part in _chunks(rows, _ENCODE)]
-        pixels = torch.cat(chunks).permute(0, 2, 3, 1).numpy()
+        pixels = torch.cat([*_prepared(candidates, rows, clip)]).permute(0, 2, 3, 1).numpy()
     return {
         "images": pixels,
         "inputs": keys,
@@ -188,15 +228,19 @@ def _chosen(
     }
 
 
-def _unjudged(config: Experiment, num_classes: int, source: _Source) -> Arrays:
+def _prepared(candidates: _Candidates, rows: np.ndarray, clip: Clip) -> Iterator[torch.Tensor]:
+    """Candidates as the encoder takes them, a few at a time."""
+    return (clip.prepare(candidates.images(part)) for part in chunks(rows, _ENCODE))
+
+
+def _unjudged(candidates: _Candidates, num_classes: int, k: int) -> Arrays:
     """K images of each class, as they come."""
-    k = config.cache.images_per_class
     rows = np.arange(num_classes * k)
-    pixels = source.pixels(rows)
+    pixels = candidates.pixels(rows)
     if pixels is None:  # all as large as the smallest
-        parts = _chunks(rows, _ENCODE)
-        side = min(min(image.size) for part in parts for image in source.images(part))
-        found = (np.asarray(image) for part in parts for image in source.images(part))
+        parts = chunks(rows, _ENCODE)
+        side = min(min(image.size) for part in parts for image in candidates.images(part))
+        found = (np.asarray(image) for part in parts for image in candidates.images(part))
         pixels = fit_images(found, (3, side, side)).transpose(0, 2, 3, 1)
     return {
         "images": pixels,
@@ -232,30 +276,26 @@ def choose(
 
 
 def _keys_of_views(
-    config: Experiment, source: _Source, clip: Clip, rows: np.ndarray, drawn: int
+    candidates: _Candidates,
+    rows: np.ndarray,
+    drawn: int,
+    settings: SyntheticConfig,
+    seed: int,
+    clip: Clip,
 ) -> np.ndarray:
     """`(n, d)`: the mean feature of the views of each image."""
-    settings, seed = config.synthetic, config.train_seed
+    size, flip, count = clip.image_size, settings.augment_flip, settings.augment_views
+
+    def views(row: int, image: Image.Image) -> list[Image.Image]:
+        place = divmod(row, drawn)
+        rngs = (numpy_rng(seed, "synthetic_view", *place, view) for view in range(count))
+        return [random_view(image, size, rng, flip) for rng in rngs]
+
     found = []
-    for part in _chunks(rows, max(1, _ENCODE // settings.augment_views)):
-        views = [
-            [
-                random_view(
-                    image,
-                    clip.image_size,
-                    numpy_rng(seed, "synthetic_view", int(row // drawn), int(row % drawn), view),
-                    settings.augment_flip,
-                )
-                for view in range(settings.augment_views)
-            ]
-            for row, image in zip(part, source.images(part), strict=True)
-        ]
-        found.append(averaged_features(clip, views).cpu().numpy())
-    return np.concatenate(found)
-
-
-def _chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    for part in chunks(rows, max(1, _ENCODE // count)):
+        images = zip(part.tolist(), candidates.images(part), strict=True)
+        found.append(averaged_features(clip, [views(row, image) for row, image in images]).cpu())
+    return torch.cat(found).numpy()
 
 
 def _words(classname: str) -> str:

@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.config import Experiment
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
-from fedsim.inputs.prepare import TaskData, public_rows
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.methods.base import Labelled, Method, Task
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.image_arrays import to_unit_range
+from fedsim.seeding import numpy_rng
+
+_PUBLIC_SHOTS_LIMIT = 4
+"""CoOp's validation protocol (Zhou et al., 2022): at most 4 labelled images per class."""
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -27,8 +31,8 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def make_task(
-    config: Experiment,
-    data: TaskData,
+    config: MethodConfig,
+    data: RunInputs,
     method: type[Method],
     device: torch.device,
     server: bool,
@@ -39,15 +43,15 @@ def make_task(
     if server and data.synthetic:
         inputs = data.synthetic["fitted" if images else "inputs"]
         synthetic = _labelled(inputs, data.synthetic["labels"], device)
-    if server and method.needs_public(config.for_method()):
+    if server and method.needs_public(config):
         labels = np.asarray(data.arrays["val_labels"])
         rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
         public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
-    text = class_embeddings(config, data)
+    text = class_embeddings(data, config.data.prototype_shots, config.partition_seed)
     load = _clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None
     shape = data.arrays["train_inputs"].shape[1:]
     return Task(
-        config=config.for_method(),
+        config=config,
         classnames=tuple(data.meta["classnames"]),
         embed_dim=data.meta["embed_dim"],
         logit_scale=data.meta["logit_scale"],
@@ -72,18 +76,42 @@ def _preparation(
     return lambda x: x
 
 
-def class_embeddings(config: Experiment, data: TaskData) -> Tensor | None:
+def public_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Rows of a few public labelled samples of the validation split, sorted by class."""
+    rng = numpy_rng(seed, "public")
+    shots = min(shots, _PUBLIC_SHOTS_LIMIT)
+    rows = [
+        rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(int(labels.max()) + 1)
+    ]
+    return np.concatenate(rows)
+
+
+def check_text(task: Task) -> None:
+    """Refuse features that come with neither text features nor prototypes."""
+    if task.image_shape is None and task.text_features is None:
+        raise ConfigError(
+            f"methods.{task.config.method}: the features of {task.config.data.name!r} come without "
+            f"text features: add text_features (num_classes, d) to the file, or set "
+            f"data.prototype_shots"
+        )
+
+
+def class_embeddings(data: RunInputs, prototype_shots: int | None, seed: int) -> Tensor | None:
     """Unit rows `(num_classes, d)`: text features, or class means of public labelled features.
 
     The means are public knowledge: every method starts from them, as it would from text.
+
+    Args:
+        data: The run's arrays.
+        prototype_shots: Labelled val samples of each class that make its mean, or None.
+        seed: These samples are drawn with it.
     """
     if "text_features" in data.arrays:
         return as_tensor(data.arrays["text_features"])
-    shots = config.data.prototype_shots
-    if shots is None or data.arrays["val_inputs"].ndim != 2:  # of images there are no means
+    if prototype_shots is None or data.arrays["val_inputs"].ndim != 2:  # images have no means
         return None
     labels = np.asarray(data.arrays["val_labels"])
-    rows = public_rows(labels, shots, config.partition_seed)
+    rows = public_rows(labels, prototype_shots, seed)
     one_hot = F.one_hot(as_tensor(labels[rows]), len(data.meta["classnames"])).float()
     counts = one_hot.sum(0)
     if not counts.all():

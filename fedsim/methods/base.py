@@ -224,6 +224,8 @@ class Method:
     """Whether the ghost beside a client alone (see `Batches`) is trained on the same axis."""
     pooled: ClassVar[bool] = False
     """True for ceilings: one client holds all clients' data."""
+    zero_shot: ClassVar[bool] = False
+    """True for the level that sees no sample: targets of a comparison start from it."""
     personal: ClassVar[bool] = False
     """True for methods without a global model. A round's figures are means over clients' models."""
     role: ClassVar[Literal["method", "control", "floor"]] = "method"

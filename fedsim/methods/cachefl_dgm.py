@@ -39,7 +39,7 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
-from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
 from fedsim.distill.dual_keys import CacheModel
 from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
@@ -169,7 +169,7 @@ class CacheDGM(CacheFL):
         sets = [self._entry(s, moves[s.client_id][1], received.round) for s in whole]
         return sets, events_of(list(found.values()))
 
-    def _source(self, state: State, client: int, move: Tensor) -> Source:
+    def _source(self, state: State, client: int, move: Tensor) -> ClientMove:
         """A client's move, which the student has to make, and the start of its set."""
         sent, labels = state["sent"], state["labels"]
         classes = held_classes(sent, move, labels)
@@ -180,10 +180,12 @@ class CacheDGM(CacheFL):
             first = [directions(rows[labels == c], per_class) for c in classes]
             latents = {"latent": torch.cat(first)} if first else {}
         segment = ({"keys": sent}, {"keys": sent + move})
-        return to_device(Source(client, (segment,), tuple(classes), latents), "cpu")
+        return to_device(ClientMove(client, (segment,), tuple(classes), latents), "cpu")
 
-    def _work(self, state: State, sources: tuple[Source, ...], round: int, device: str) -> Work:
-        return Work(
+    def _work(
+        self, state: State, sources: tuple[ClientMove, ...], round: int, device: str
+    ) -> Distillation:
+        return Distillation(
             sources,
             to_device(self._student(state), "cpu"),
             self.config.distill.model_copy(update={"augment": ()}),  # augmentation is for images

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from fedsim.config import MethodConfig
-from fedsim.distill.client_sets import Source, Work, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, distil
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.feddgm import client_set
@@ -120,8 +120,8 @@ class DynaFed(FromPrior):
         if not segments:
             return {}, [("distillation", "the global network has not moved: no set", -1)]
         classes = tuple(range(self.task.num_classes))
-        source = to_device(Source(-1, segments, classes), "cpu")
-        work = Work(
+        source = to_device(ClientMove(-1, segments, classes), "cpu")
+        work = Distillation(
             (source,),
             self.net,
             self.config.distill,

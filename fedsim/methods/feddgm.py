@@ -32,7 +32,7 @@ from pydantic import Field
 
 from fedsim.config import MethodConfig
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
 from fedsim.methods.shared.client_paths import read_paths, train_paths
@@ -184,7 +184,7 @@ class FedDGM(FromPrior, TrainsOnSets):
         return super().finish_round(state, received, executor, rng)
 
     def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
-        sources: dict[str, list[Source]] = {name: [] for name in self.surrogates}
+        sources: dict[str, list[ClientMove]] = {name: [] for name in self.surrogates}
         for client, update in received.kept:
             source = self._source(state, client, update)
             if source.classes and source.segments:
@@ -193,7 +193,7 @@ class FedDGM(FromPrior, TrainsOnSets):
             alike.sort(key=lambda source: len(source.classes))
         size = self.config.distill.clients_at_once
         items = [
-            Work(
+            Distillation(
                 tuple(alike[i : i + size]),
                 self.surrogates[name],
                 self.config.distill,
@@ -227,7 +227,7 @@ class FedDGM(FromPrior, TrainsOnSets):
         rngs = [torch_rng(seed, "start", rounds_done, n) for n in range(1, self.options.starts)]
         return [weights, *(to_device(net.init(rng), self.task.device) for rng in rngs)]
 
-    def _source(self, state: State, client: int, update: Update) -> Source:
+    def _source(self, state: State, client: int, update: Update) -> ClientMove:
         """A client's update as the stretches of its path on which it moved."""
         name = self._name(client)
         weights: Params = state["nets"][name] if name else state["surrogate"]
@@ -244,7 +244,7 @@ class FedDGM(FromPrior, TrainsOnSets):
             if known and set(known[-1]["labels"].tolist()) == set(classes):
                 memory = known[-1]["memory"]
         latents, lr = memory.get("latents", {}), memory.get("lr")
-        return to_device(Source(client, tuple(segments), tuple(classes), latents, lr), "cpu")
+        return to_device(ClientMove(client, tuple(segments), tuple(classes), latents, lr), "cpu")
 
 
 def client_set(made: SyntheticSet) -> ClientSet:

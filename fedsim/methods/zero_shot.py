@@ -18,6 +18,7 @@ class ZeroShot(Method):
     role = "floor"
     trains = False
     uses_clients = False
+    zero_shot = True
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return {"text": require_text(task)}

@@ -39,11 +39,11 @@ class Classifier:
     Args:
         settings: Which network.
         image_shape: `(c, h, w)`.
-        num_classes: Of the data.
+        num_classes: Classes of the data.
 
     Attributes:
-        embed_dim: Length of an embedding, which is what the last layer reads.
-        names: Of its weights.
+        embed_dim: Length of an embedding, the input of the last layer.
+        names: Names of its weights.
         num_params: How many numbers its weights are.
 
     Raises:
@@ -67,9 +67,9 @@ class Classifier:
         self.num_params = sum(p.numel() for p in self._net.parameters())
 
     def body(self) -> nn.Module:
-        """What makes flat embeddings `(B, d)` of images, before any projection.
+        """The module that makes flat embeddings `(B, d)` of images, before any projection.
 
-        A network of one's own goes here. A sequence of torch's usual layers is trained faster for
+        A subclass may return another one. A sequence of torch's usual layers is trained faster for
         many clients at once than a module with code of its own (`fedsim.models.folded`).
         """
         body: nn.Module = self.settings.module().build(self.settings.options(), self.image_shape)

@@ -43,7 +43,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path | str, classnames: Sequence[str], per_class: int) -> None:
-        self.root = Path(root).expanduser()
+        self.root, self.per_class = Path(root).expanduser(), per_class
         folders: dict[str, list[Path]] = {}
         for folder in _folders(self.root):
             folders.setdefault(_plain(folder.name), []).append(folder)

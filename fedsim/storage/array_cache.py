@@ -3,7 +3,7 @@
 An entry is a folder of `.npy` files named by the hash of its key. Readers map the files into
 memory, so all actors of a node share one copy in the page cache; a lock lets the first process
 compute while the others wait. Entries appear by one rename and never change. What takes hours to
-make is stored in parts on the way (`Parts`), so that a kill costs the part in flight.
+make is stored in parts on the way (`UnfinishedEntry`): a kill costs the part in flight.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
                 arrays = make()  # whatever fails in there is not the cache's fault
                 with _blamed_on(folder.parent):
                     _write(folder, key, arrays)
-                Parts(key).remove()
+                UnfinishedEntry(key).remove()
         finally:
             lock.release()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
-class Parts:
-    """Finished parts of an entry that is still being made, by number.
+class UnfinishedEntry:
+    """The finished parts, by number, of an entry that is still being made.
 
     A part appears by one rename, beside the entry, and ends with a checksum: after a crash of the
-    machine a file may have its name and not its bytes. They are for the process that makes the
-    entry, inside `make` of `shared_arrays`, which removes them once the entry is whole.
+    machine a file may have its name and not its bytes. Only `make` of `shared_arrays` reads and
+    writes parts; they are removed once the entry is whole.
 
     Args:
         key: The entry's.
@@ -104,8 +104,8 @@ class Parts:
             return None
         return np.load(path, mmap_mode="r")  # what follows the array is not looked at
 
-    def write(self, number: int, array: np.ndarray) -> None:
-        """Keep a part.
+    def kept(self, number: int, array: np.ndarray) -> np.ndarray:
+        """Write a part; returns it mapped into memory, so that `array` itself can be freed.
 
         Raises:
             DataError: If the cache folder cannot be written.
@@ -116,6 +116,8 @@ class Parts:
                 np.save(file, array, allow_pickle=False)
                 file.seek(0)
                 file.write(hashlib.file_digest(file, _checksum).digest())
+        stored = self.read(number)
+        return array if stored is None else stored
 
     def remove(self) -> None:
         """Forget all of them."""

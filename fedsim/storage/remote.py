@@ -3,9 +3,10 @@
     output: runs                a folder, on a cluster one that all nodes see
     output: s3://bucket/runs    object storage: everything fedsim does, it does in a copy
 
-A study on object storage has a copy on every machine that works on it, in fedsim's cache. Whoever
-is about to read pulls; who has written pushes: a run after each of its commits, tables before the
-checkpoint, so that another machine can go on from there. Hidden files stay where they are.
+A study on object storage has a copy on every machine that works on it, in fedsim's cache. A
+process pulls before it reads and pushes after it has written: a run after each of its commits,
+tables before the checkpoint, so that another machine can go on from there. Hidden files are not
+copied.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Stamp = tuple[int, int]
 
 
 def cache_folder() -> Path:
-    """What this machine keeps between runs: `$FEDSIM_CACHE`, or the user's cache folder.
+    """The folder that outlives runs on this machine: `$FEDSIM_CACHE`, or the user's cache folder.
 
     On a cluster, point it at node-local disk for speed, or at shared storage so that features are
     computed once for all nodes.
@@ -53,8 +54,8 @@ def cache_folder() -> Path:
 def local_folder(folder: str | Path, reading: bool = False) -> Path:
     """Where a study lies on this machine: the folder itself, or the copy of a URL.
 
-    Who only reads has a copy of his own: to bring that of a running study up to date would take
-    from it what it has not pushed yet.
+    A reader works on its own copy. Updating the copy of a running study would delete the files that
+    the study has not pushed yet.
 
     >>> local_folder("runs/quickstart").as_posix()
     'runs/quickstart'
@@ -84,10 +85,10 @@ def url_of(folder: Path) -> str | None:
 
 
 class Copy:
-    """This machine's copy of a study on object storage; of a folder that is no copy, nothing to do.
+    """This machine's copy of a study on object storage; for any other folder nothing is done.
 
-    Of a run, which has one writer, it has all files, and those that runs share. Of a whole study
-    the checkpoints stay away: only who goes on with a run needs them.
+    The copy of a run, which has one writer, holds all its files and those that runs share. The copy
+    of a whole study holds no checkpoints: only a process that continues a run needs them.
 
     Args:
         folder: The study's folder, from `local_folder`.
@@ -100,7 +101,7 @@ class Copy:
         self._same: dict[str, Stamp] = {}  # files here that are as they are there
 
     def pull(self) -> None:
-        """Make the copy what the storage holds; what only the copy has is gone.
+        """Make the copy equal to the storage; files that only the copy has are deleted.
 
         Raises:
             ResultsError: The storage cannot be reached, or its URL is wrong.
@@ -118,10 +119,10 @@ class Copy:
     def push(self) -> None:
         """Bring to the storage what has changed here.
 
-        Of a run its tables before its checkpoints, and what these refer to before them, so that
-        whatever is there at any moment is a run to go on from. What is gone here goes there, but
-        only if it was pulled: else nobody knows whose it is. Without a run only what no run writes,
-        such as the plan and the report.
+        A run's tables go before its checkpoints, and files that a checkpoint names go before it:
+        at any moment the storage holds a run that can be continued. Files deleted locally are
+        deleted remotely, but only if they were pulled: others may belong to another machine.
+        Without a run, only files that no run writes are sent, such as the plan and the report.
 
         Raises:
             ResultsError: The storage cannot be reached or written.
@@ -151,7 +152,7 @@ class Copy:
                 storage.probe()
 
     def _downloaded(self, storage: _Storage) -> set[str]:
-        """What the storage holds, all of it downloaded; files may be replaced meanwhile."""
+        """Download everything; the names of it. Files may be replaced meanwhile."""
         for attempt in range(_ATTEMPTS):
             there, here = storage.stamps(), self._here()
             wanted = {name: stamp for name, stamp in there.items() if self._wants(name)}

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from fedsim.cli.app import app
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.cli.place import STUDY, Fedsim, contents
 from tests.cluster.drivers import times_asked, write_nvidia_smi
 
@@ -112,7 +112,7 @@ def test_an_error_of_ours_is_not_hidden(place: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fedsim.driver.launch.check_data", broken)
+    monkeypatch.setattr("fedsim.driver.carry_out.check_data", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", "study.yaml"], leave=lambda code: None)
 
@@ -337,21 +337,21 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(fedsim: Fedsim, plac
 
 @pytest.mark.usefixtures("no_report")
 def test_the_bytes_of_a_dry_run_are_those_of_the_run(fedsim: Fedsim, place: Path):
-    from fedsim.cli.dry_run import _bytes, _ever_sampled
     from fedsim.config.study import load_study
+    from fedsim.driver.traffic import traffic
     from fedsim.methods import METHODS
 
-    words = ["method=cachefl", "cache.init=random", "train.participation=0.5", "train.rounds=3"]
     text = STUDY.replace("{fedavg_head: {}}", "{random: {use: cachefl, cache.init: random}}")
     Path("random.yaml").write_text(text)
-    words = words[2:]
+    words = ["train.participation=0.5", "train.rounds=3"]
     (config,) = load_study("random.yaml", words).experiments(METHODS)
-    rounds, up, down, once, early = _bytes(config)
-    assert early == 0
+    sent = traffic(config)
+    assert sent.early == 0
     assert fedsim("run", "random.yaml", *words).code == 0
     table = load(RUNS).rounds
-    assert table.bytes_up.sum() == rounds * 2 * up
-    assert table.bytes_down.sum() == rounds * 2 * down + once * _ever_sampled(config, rounds)
+    assert table.bytes_up.sum() == sent.num_rounds * 2 * sent.up
+    total = sent.of_a_run(num_clients=4, cohort_size=2, train_seed=config.train_seed)
+    assert table.bytes_up.sum() + table.bytes_down.sum() == total
 
 
 def test_a_dry_run_shows_the_arithmetic_of_the_placement(fedsim: Fedsim, place: Path):

@@ -32,7 +32,7 @@ def test_elsewhere_a_single_run_tells_every_round():
     file = StringIO()
     with Display([run], console=Console(file=file)) as display:
         for round in range(3):
-            display.hear(run, told(round, round / 4))
+            display.hear(run.run_id, told(round, round / 4))
     lines = file.getvalue().splitlines()
     assert [line.split("round")[1].split() for line in lines] == [
         ["0", "accuracy", "0.0", "%"],
@@ -46,10 +46,10 @@ def test_elsewhere_a_sweep_tells_every_end():
     first, second, third = runs()
     file = StringIO()
     with Display([first, second, third], done=2, console=Console(file=file, width=40)) as display:
-        display.hear(first, told(1))
-        display.hear(first, told(2))
-        display.hear(second, {"error": "ValueError: [no]\nand a traceback"})
-        display.hear(third, told(2))
+        display.hear(first.run_id, told(1))
+        display.hear(first.run_id, told(2))
+        display.hear(second.run_id, {"error": "ValueError: [no]\nand a traceback"})
+        display.hear(third.run_id, told(2))
     assert [line.partition("s  ")[2] or line for line in file.getvalue().splitlines()] == [
         "[3/5] fedavg_head | iid | seed 0  round 2  accuracy  50.0 %",
         "failed: fedavg_head | iid | seed 1: ValueError: [no]",
@@ -64,19 +64,19 @@ def test_on_a_terminal_there_are_bars(width: int):
     file = StringIO()
     console = Console(file=file, force_terminal=True, width=width)
     with Display([first, second, third], console=console) as display:
-        display.hear(first, told(0))
-        display.hear(second, told(1))
+        display.hear(first.run_id, told(0))
+        display.hear(second.run_id, told(1))
         display._progress.refresh()
         shown = plain(file.getvalue())
         assert "runs" in shown
         assert "0/3" in shown
         assert "1/2" in shown
-        display.hear(first, told(2))
-        display.hear(second, {"error": "ValueError: no"})
+        display.hear(first.run_id, told(2))
+        display.hear(second.run_id, {"error": "ValueError: no"})
         display._progress.refresh()
         assert "2/3" in plain(file.getvalue())
         assert len(display._progress.tasks) == 1  # those that ended are gone
-        display.hear(third, told(2))
+        display.hear(third.run_id, told(2))
     text = plain(file.getvalue())
     assert text.count("failed: fedavg_head | iid | seed 1: ValueError: no") == 1
     assert "3/3" in text
@@ -86,10 +86,10 @@ def test_on_a_terminal_a_single_run_shows_its_rounds():
     (run,) = runs(1)
     file = StringIO()
     with Display([run], console=Console(file=file, force_terminal=True, width=120)) as display:
-        display.hear(run, told(0))
-        display.hear(run, told(1, 0.75))
+        display.hear(run.run_id, told(0))
+        display.hear(run.run_id, told(1, 0.75))
         display._progress.refresh()
-        display.hear(run, told(2))
+        display.hear(run.run_id, told(2))
     text = plain(file.getvalue())
     assert "fedavg_head | iid | seed 0" in text
     assert "accuracy  75.0 %" in text
@@ -100,13 +100,13 @@ def test_on_a_terminal_encoding_has_a_bar_until_it_is_done():
     (run,) = runs(1)
     file = StringIO()
     with Display([run], console=Console(file=file, force_terminal=True, width=120)) as display:
-        display.hear(run, {"encoded": 1024, "images": 5000})
+        display.hear(run.run_id, {"encoded": 1024, "images": 5000})
         display._progress.refresh()
         assert "encoding images" in plain(file.getvalue())
         assert "1024/5000" in plain(file.getvalue())
-        display.hear(run, {"encoded": 5000, "images": 5000})
+        display.hear(run.run_id, {"encoded": 5000, "images": 5000})
         assert len(display._progress.tasks) == 1  # that of all runs
-        display.hear(run, {"encoded": 70, "images": 70})  # found finished: nothing to show
+        display.hear(run.run_id, {"encoded": 70, "images": 70})  # found finished: nothing to show
         assert len(display._progress.tasks) == 1
 
 
@@ -117,7 +117,7 @@ def test_elsewhere_encoding_tells_only_if_it_takes_long(monkeypatch: pytest.Monk
     monkeypatch.setattr("fedsim.cli.display.time", ticking)
     with Display([run], console=Console(file=file)) as display:
         for encoded in range(1000, 6000, 1000):
-            display.hear(run, {"encoded": encoded, "images": 5000})
+            display.hear(run.run_id, {"encoded": encoded, "images": 5000})
     assert [line.split() for line in file.getvalue().splitlines()] == [
         ["11.0", "s", "encoded", "3,000", "of", "5,000", "images"],
         ["22.0", "s", "encoded", "5,000", "of", "5,000", "images"],

@@ -64,37 +64,36 @@ def main(folder: Path) -> None:
 def look(folder: Path) -> dict[str, Any]:
     """Everything that the tests ask."""
     from fedsim.cluster.encoding import ExtractionPool
-    from fedsim.cluster.placement import place
+    from fedsim.cluster.placement import place_each
     from fedsim.cluster.remote_preflight import Preflight, preflight_on_ray
     from fedsim.data.datasets import load_dataset
     from fedsim.errors import DataError
     from fedsim.inputs import encode
     from fedsim.inputs.encode import Shard, extract_here
-    from fedsim.inputs.prepare import entry_keys
+    from fedsim.inputs.prepare import InputSteps
     from fedsim.methods import method_class
     from fedsim.models.clip import load_clip
     from fedsim.models.random_views import RandomViews
     from fedsim.process import settle_process
-    from fedsim.storage.array_cache import address
 
     settle_process(1)
     data = write_images(folder)
     asked = config(data)
-    clip, placement = load_clip("tiny-clip"), place(asked, nodes())
+    clip, (placement,) = load_clip("tiny-clip"), place_each([asked], nodes())
     images = load_dataset(str(data)).train.load_images()
     shards = [Shard(n, rows) for n, rows in enumerate(np.split(images, range(SHARD, 800, SHARD)))]
-    expected = dict(extract_here(asked, clip, False, shards))
+    expected = dict(extract_here(clip, False, shards))
     found: dict[str, Any] = {"num_extractors": placement.num_extractors}
 
     pool, seen = ExtractionPool(placement, worth_s=0), {}
-    for number, rows in pool(asked, clip, False, shards):
+    for number, rows in pool(clip, False, shards):
         seen[number] = rows
         if len(pool.where) < 3:
             time.sleep(5)  # the first ones would finish before the last one has started
     found["equal"], found["where"], found["lost"] = same(seen, expected), pool.where, pool.lost
 
     pool, seen = ExtractionPool(placement, worth_s=0), {}
-    for number, rows in pool(asked, clip, False, shards[:6]):
+    for number, rows in pool(clip, False, shards[:6]):
         seen[number] = rows
         if pool.where and not found.get("killed"):
             found["killed"] = pool.where[0]["pid"]
@@ -103,12 +102,12 @@ def look(folder: Path) -> dict[str, Any]:
     found["equal after a kill"] = same(seen, {number: expected[number] for number in range(6)})
 
     pool = ExtractionPool(placement)  # so little work is not worth a start
-    found["equal without"] = same(dict(pool(asked, clip, False, shards)), expected)
+    found["equal without"] = same(dict(pool(clip, False, shards)), expected)
     found["none started"] = pool.where
 
     broken = Shard(1, np.zeros((3, 8, 8)))  # not of 8 bits
     try:
-        list(ExtractionPool(placement, worth_s=0)(asked, clip, False, [shards[0], broken, broken]))
+        list(ExtractionPool(placement, worth_s=0)(clip, False, [shards[0], broken, broken]))
     except DataError as error:
         found["refused"] = str(error)
 
@@ -122,13 +121,13 @@ def look(folder: Path) -> dict[str, Any]:
         for s in shards
     ]
     plain = np.concatenate([expected[shard.number] for shard in shards])
-    views = np.concatenate([rows for _, rows in extract_here(asked, clip, False, crops)])
-    keys = entry_keys(viewed, method_class(viewed.use))
+    views = np.concatenate([rows for _, rows in extract_here(clip, False, crops)])
+    steps = InputSteps(viewed, method_class(viewed.use)).real
     wanted = {"train_inputs": plain, "train_views": np.stack([plain, views], 1).reshape(1600, -1)}
     found["in both stores"] = [
-        np.load(folder / store / address(key) / f"{name}.npy").tobytes() == rows.tobytes()
+        np.load(folder / store / step.address / f"{name}.npy").tobytes() == rows.tobytes()
         for store in ("first", "second")
-        for key, (name, rows) in zip(keys, wanted.items(), strict=True)
+        for step, (name, rows) in zip(steps, wanted.items(), strict=True)
     ]
 
     large = folder / "large"

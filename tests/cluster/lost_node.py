@@ -74,14 +74,15 @@ def run(study: Path, folder: Path, cluster: Cluster, joins: bool) -> dict[str, A
 
     The others go on when it is dead, or when clients train on a node that has joined.
     """
-    from fedsim.driver.launch import launch, study_lock
+    from fedsim.driver.launch import Launcher
+    from fedsim.driver.plan import study_lock
     from tests.integration.studies import experiments
 
     here, hold = study.parent, study.parent / "hold"
     todo = experiments(study, "resources.num_actors=2")
     found: dict[str, Any] = {"offered": sorted(node.cpus for node in nodes()), "error": ""}
 
-    def watch(config: Any, seen: dict[str, Any]) -> None:
+    def hear(run_id: str, seen: dict[str, Any]) -> None:
         if seen["round"] == ROUND - 1:  # the next one begins when this returns
             for file in here.glob("at-*"):
                 file.unlink()
@@ -89,8 +90,8 @@ def run(study: Path, folder: Path, cluster: Cluster, joins: bool) -> dict[str, A
 
     def compute() -> None:
         try:
-            with study_lock(folder):
-                launch(todo, folder, watch)
+            with study_lock(folder), Launcher(folder) as launcher:
+                launcher.run(todo, hear)
         except Exception as error:
             found["error"] = f"{type(error).__name__}: {error}"
 

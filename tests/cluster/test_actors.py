@@ -17,17 +17,16 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
-from fedsim.cluster.sweep import Gate
-from fedsim.config import Experiment
 from fedsim.distill.client_sets import SyntheticSet, Work, distil
-from fedsim.driver.launch import launch, study_lock, unfinished
+from fedsim.driver.launch import Launcher
+from fedsim.driver.plan import study_lock, unfinished
 from fedsim.engine.local import drive
 from fedsim.errors import DataError, ExecutionError
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.methods import cachefl_dgm, feddgm
 from fedsim.process import settle_process
+from fedsim.results.study import Study, load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import Study, load
 from tests.helpers import experiment, federation, run, write_features
 from tests.integration.studies import experiments, local, run_all, write_study
 from tests.methods.test_cachefl_dgm import config as on_features
@@ -122,19 +121,20 @@ def test_a_sweep_goes_on_when_a_trials_actors_are_killed(tmp_path: Path, ray_clu
     expected = local(study, tmp_path / "local")
     died.unlink()
     todo = experiments(study, "resources.num_actors=1")
-    heard: list[tuple[str, int, str]] = []
+    heard: list[tuple[str, str]] = []
 
-    def watch(config: Experiment, seen: dict[str, Any]) -> None:
+    def hear(run_id: str, seen: dict[str, Any]) -> None:
         if seen.get("error"):
-            heard.append((config.method, config.seed, seen["error"]))
+            heard.append((run_id, seen["error"]))
 
-    with study_lock(folder):
-        launch(todo, folder, watch)
+    with study_lock(folder), Launcher(folder) as launcher:
+        launcher.run(todo, hear)
     assert died.exists()
-    ((method, seed, error),) = heard
-    assert (method, error.startswith("the trial's actor failed")) == ("mortal", True)
+    ((run_id, error),) = heard
+    assert error.startswith("the trial's actor failed")
     runs = load(folder).runs
-    lost = (runs.method == method) & (runs.seed == seed)
+    lost = runs.run_id == run_id
+    assert runs.method[lost].tolist() == ["mortal"]
     assert runs.status[lost].tolist() == ["interrupted"]
     assert set(runs.status[~lost]) == {"finished"}
     assert len(runs) == len(todo)
@@ -269,15 +269,6 @@ def _refuse_two(n: int) -> int:
 
 def _divide(n: int) -> float:
     return 1 / n
-
-
-def test_the_gate_opens_when_all_have_arrived():
-    gate = Gate(2)
-    assert not gate.is_open()
-    gate.arrive()
-    assert not gate.is_open()
-    gate.arrive()
-    assert gate.is_open()
 
 
 def test_logical_gpus_without_a_device_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import load
 from tests.cluster.raylets import seen_by
 from tests.integration.studies import local
 

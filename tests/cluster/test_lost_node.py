@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from fedsim.results.study import Study, load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import Study, load
 from tests.cluster.raylets import seen_by
 from tests.integration.studies import local
 

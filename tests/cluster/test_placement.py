@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,21 +10,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedsim.cluster.placement import Node, Placement, place, plans_memory
-from fedsim.config import Experiment
-from fedsim.config.sections import PartitionConfig, ResourcesConfig
+from fedsim.config.sections import ResourcesConfig
 from fedsim.errors import PlacementError
 
 GIB = 2**30
 
 
-def config(num_clients: int = 8, **resources: Any) -> Experiment:
-    return Experiment(
-        study="tests",
-        method="m",
-        use="m",
-        partition=PartitionConfig(scheme="iid", num_clients=num_clients),
-        resources=ResourcesConfig(**resources),
-    ).resolved()
+def asked(num_clients: int = 8, **resources: Any) -> tuple[ResourcesConfig, int, int]:
+    """What `place` reads of a run whose cohort is all clients, in four groups or a few more."""
+    return ResourcesConfig(**resources), num_clients, max(2, math.ceil(num_clients / 4))
 
 
 def actors_per_gpu(placement: Placement) -> list[int]:
@@ -32,7 +27,7 @@ def actors_per_gpu(placement: Placement) -> list[int]:
 
 
 def test_a_laptop_gets_one_actor_per_cpu():
-    placement = place(config(), [Node(cpus=2)])
+    placement = place(*asked(), [Node(cpus=2)])
     assert (placement.num_actors, placement.gpus_per_actor) == (2, 0)
     assert placement.bundles == ({"CPU": 1.0}, {"CPU": 1.0})
     assert placement.head == {}
@@ -40,38 +35,38 @@ def test_a_laptop_gets_one_actor_per_cpu():
 
 
 def test_more_actors_than_groups_would_idle():
-    assert place(config(num_clients=8), [Node(cpus=64)]).num_actors == 4  # groups of 2
+    assert place(*asked(num_clients=8), [Node(cpus=64)]).num_actors == 4  # groups of 2
 
 
 def test_a_sweep_fills_the_cluster_with_runs_before_it_splits_one():
     nodes = [Node(cpus=8)]
-    shapes = {runs: place(config(), nodes, runs) for runs in (1, 2, 4, 100)}
+    shapes = {runs: place(*asked(), nodes, runs) for runs in (1, 2, 4, 100)}
     assert {runs: p.num_actors for runs, p in shapes.items()} == {1: 4, 2: 4, 4: 2, 100: 1}
     assert {runs: p.concurrent_runs for runs, p in shapes.items()} == {1: 2, 2: 2, 4: 4, 100: 8}
 
 
 def test_clients_per_actor_means_what_it_says():
-    assert place(config(clients_per_actor=1), [Node(cpus=8)]).num_actors == 8
-    assert place(config(clients_per_actor=3), [Node(cpus=8)]).num_actors == 3
+    assert place(*asked(clients_per_actor=1), [Node(cpus=8)]).num_actors == 8
+    assert place(*asked(clients_per_actor=3), [Node(cpus=8)]).num_actors == 3
 
 
 def test_gpus_are_shared_in_quarters_unless_told_otherwise():
-    placement = place(config(), [Node(cpus=8, gpus=1)])
+    placement = place(*asked(), [Node(cpus=8, gpus=1)])
     assert placement.gpus_per_actor == 0.25
 
 
 def test_measured_memory_settles_the_fraction():
     node = Node(cpus=16, gpus=1, gpu_memory_bytes=24 * GIB)
     need = {"gpu_memory_bytes_per_client": 7 * GIB}
-    assert place(config(**need), [node]).gpus_per_actor == pytest.approx(1 / 3)  # 21.6 / 7 = 3.08
+    assert place(*asked(**need), [node]).gpus_per_actor == pytest.approx(1 / 3)  # 21.6 / 7 = 3.08
 
 
 def test_the_smallest_known_memory_counts_and_the_unknown_is_told():
     nodes = [Node(8, 1, 80 * GIB), Node(8, 1, 24 * GIB), Node(8, 1), Node(8)]
-    placement = place(config(gpu_memory_bytes_per_client=7 * GIB), nodes)
+    placement = place(*asked(gpu_memory_bytes_per_client=7 * GIB), nodes)
     assert placement.gpus_per_actor == pytest.approx(1 / 3)
     assert "; 3 x 7.0 GiB on a GPU of 24.0 GiB; GPU memory of 1 node(s)" in placement.arithmetic
-    assert "GiB" not in place(config(), nodes).arithmetic  # nothing was asked
+    assert "GiB" not in place(*asked(), nodes).arithmetic  # nothing was asked
 
 
 @pytest.mark.parametrize(
@@ -86,24 +81,24 @@ def test_the_smallest_known_memory_counts_and_the_unknown_is_told():
 def test_memory_matters_where_clients_on_gpus_say_what_they_need(
     resources: dict[str, Any], matters: bool
 ):
-    assert plans_memory([config(), config(**resources)]) is matters
+    assert plans_memory([asked()[0], asked(**resources)[0]]) is matters
 
 
 def test_actors_are_spread_over_gpus_before_they_are_packed():
     node = Node(cpus=16, gpus=4)
     for actors, expected in ((3, [1, 1, 1]), (4, [1] * 4), (6, [2, 2, 1, 1]), (8, [2] * 4)):
-        placement = place(config(num_actors=actors, gpus_per_client=0.5), [node])
+        placement = place(*asked(num_actors=actors, gpus_per_client=0.5), [node])
         assert actors_per_gpu(placement) == expected
 
 
 def test_a_single_run_holds_its_gpus_whole_so_that_ray_cannot_pack_it():
-    placement = place(config(num_actors=2, gpus_per_client=0.25), [Node(cpus=8, gpus=2)])
+    placement = place(*asked(num_actors=2, gpus_per_client=0.25), [Node(cpus=8, gpus=2)])
     assert placement.head == {"GPU": 0.25}
     assert placement.bundles == ({"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0, "GPU": 1.0})
 
 
 def test_runs_that_would_wait_for_each_other_share_gpus():
-    placement = place(config(gpus_per_client=0.25), [Node(cpus=8, gpus=1)], num_runs=2)
+    placement = place(*asked(gpus_per_client=0.25), [Node(cpus=8, gpus=1)], num_runs=2)
     assert (placement.num_actors, placement.concurrent_runs) == (1, 2)
     assert (placement.head, placement.bundles) == ({"GPU": 0.25}, ({"CPU": 1.0, "GPU": 0.25},))
 
@@ -111,33 +106,33 @@ def test_runs_that_would_wait_for_each_other_share_gpus():
 def test_the_coordinators_share_is_not_forgotten_when_runs_are_counted():
     nodes = [Node(cpus=16, gpus=2)]
     for runs in (1, 2, 4):
-        placement = place(config(num_clients=40, gpus_per_client=0.25), nodes, runs)
+        placement = place(*asked(num_clients=40, gpus_per_client=0.25), nodes, runs)
         assert placement.concurrent_runs == runs
 
 
 def test_bundles_fit_nodes_that_differ():
     nodes = [Node(cpus=7, gpus=2), Node(cpus=1, gpus=2)]
-    placement = place(config(24, gpus_per_client=0.25, num_actors=8), nodes)
+    placement = place(*asked(24, gpus_per_client=0.25, num_actors=8), nodes)
     assert grant(nodes, placement)
 
 
 def test_whole_gpus_are_never_shared():
-    placement = place(config(num_actors=2, gpus_per_client=2), [Node(cpus=8, gpus=4)])
+    placement = place(*asked(num_actors=2, gpus_per_client=2), [Node(cpus=8, gpus=4)])
     assert placement.bundles == ({"CPU": 1.0, "GPU": 2.0},) * 2
     with pytest.raises(PlacementError, match=r"room for 1"):
-        place(config(num_actors=2, gpus_per_client=2), [Node(cpus=8, gpus=3)])
+        place(*asked(num_actors=2, gpus_per_client=2), [Node(cpus=8, gpus=3)])
 
 
 def test_a_fraction_never_spans_two_gpus():
     # 0.6 of each of two GPUs is free twice over 1.2, but a client needs one device.
-    placement = place(config(gpus_per_client=0.6), [Node(cpus=8, gpus=2)])
+    placement = place(*asked(gpus_per_client=0.6), [Node(cpus=8, gpus=2)])
     assert placement.num_actors == 2
 
 
 def test_nodes_count_by_what_runs_short_on_each():
     nodes = [Node(cpus=2, gpus=4), Node(cpus=16, gpus=1), Node(cpus=16, gpus=0)]
     with pytest.raises(PlacementError, match="room for 6"):  # 2 by its CPUs, 4 by its GPU, none
-        place(config(num_clients=20, clients_per_actor=1, gpus_per_client=0.25), nodes)
+        place(*asked(num_clients=20, clients_per_actor=1, gpus_per_client=0.25), nodes)
 
 
 @pytest.mark.parametrize(
@@ -180,13 +175,13 @@ def test_over_commit_is_refused_with_the_arithmetic(
     resources: dict[str, Any], nodes: list[Node], words: list[str]
 ):
     with pytest.raises(PlacementError) as caught:
-        place(config(**resources), nodes)
+        place(*asked(**resources), nodes)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_the_arithmetic_is_said_in_words():
-    text = place(config(), [Node(cpus=4), Node(cpus=4)], 3).arithmetic
+    text = place(*asked(), [Node(cpus=4), Node(cpus=4)], 3).arithmetic
     assert "2 node(s) with 8 CPUs and 0 GPUs hold 8 client actors of 1 CPU and 0 GPUs" in text
     assert "2 client actor(s) hosting up to 4 of its 8 clients" in text
     assert "3 run(s) at once" in text
@@ -246,9 +241,9 @@ nodes = st.lists(
 def test_what_is_granted_always_fits(
     nodes: list[Node], gpus: Any, cpus: float, actors: Any, num_runs: int
 ):
-    given = config(24, gpus_per_client=gpus, cpus_per_client=cpus, num_actors=actors)
+    given = asked(24, gpus_per_client=gpus, cpus_per_client=cpus, num_actors=actors)
     try:
-        placement = place(given, nodes, num_runs)
+        placement = place(*given, nodes, num_runs)
     except PlacementError:
         assume(False)
         return

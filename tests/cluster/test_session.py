@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.cluster.session import Interrupted, Stop
 from fedsim.cluster.single_run import mark_ended
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from fedsim.results.tables.writer import TableWriter
 
 

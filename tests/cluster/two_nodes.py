@@ -26,10 +26,10 @@ from ray.util.placement_group import placement_group, remove_placement_group  # 
 
 def pool_of(config: Any) -> list[dict[str, Any]]:
     """Where the client actors of a run are."""
-    from fedsim.cluster.placement import place, plans_memory
+    from fedsim.cluster.placement import place_each, plans_memory
     from fedsim.cluster.pool import ActorPool
 
-    placement = place(config, nodes(plans_memory([config])))
+    (placement,) = place_each([config], nodes(plans_memory([config.resources])))
     group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
     ray.get(group.ready())
     pool = ActorPool(placement, group)
@@ -74,7 +74,7 @@ def memory_of(config: Any, folder: Path, driver: Path, address: str) -> dict[str
 
 def main(folder: Path) -> None:
     from fedsim.cluster import doctor
-    from fedsim.cluster.placement import place
+    from fedsim.cluster.placement import place_each
     from tests.integration.studies import experiments, run_all, write_study
 
     path = os.environ["PATH"]
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         halves = "resources.gpus_per_client=0.5"
         found["three halves"] = pool_of(config("resources.num_actors=3", halves))
         every = config("resources.clients_per_actor=1", halves)
-        found["refused"] = refusal(lambda: place(every, nodes()))
+        found["refused"] = refusal(lambda: place_each([every], nodes()))
         on_cpus = ["resources.gpus_per_client=0", "resources.cpus_per_client=2"]
         found["on both nodes"] = pool_of(config("resources.num_actors=3", *on_cpus))
         run_all(experiments(study, "resources.num_actors=2", *on_cpus), folder / "ray")
@@ -111,7 +111,8 @@ def main(folder: Path) -> None:
         silent = {"PATH": f"{broken}{os.pathsep}{path}"}
         cluster.add_node(num_cpus=1, num_gpus=1, env_vars=silent)
         needs = config(f"resources.gpu_memory_bytes_per_client={7 * 2**30}")
-        found["with a silent node"] = place(needs, nodes(gpu_memory=True)).arithmetic
+        (silent_too,) = place_each([needs], nodes(gpu_memory=True))
+        found["with a silent node"] = silent_too.arithmetic
         found["silent node asked"] = times_asked(broken)
     cluster.shutdown()
     sys.stdout.write(json.dumps(found) + "\n")

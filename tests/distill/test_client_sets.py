@@ -11,32 +11,34 @@ import torch
 
 from fedsim.config.distill import DistillConfig
 from fedsim.distill import client_sets
-from fedsim.distill.client_sets import Source, SyntheticSet, Work, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
 from fedsim.distill.priors.pixels import NoisePixels
 from fedsim.distill.trajectory import train_student
 from fedsim.params import unstack
 from tests.distill.nets import SIDE, network, weights
 
 
-def work(num_clients: int = 5, **settings: Any) -> Work:
+def work(num_clients: int = 5, **settings: Any) -> Distillation:
     shape = (1, SIDE, SIDE)
     start = {k: v[0].float() for k, v in weights(1).items()}
     moved = weights(num_clients, seed=1)
     sources = tuple(
-        Source(c, ((start, {k: v + 0.1 * moved[k][c].float() for k, v in start.items()}),), (0, 2))
+        ClientMove(
+            c, ((start, {k: v + 0.1 * moved[k][c].float() for k, v in start.items()}),), (0, 2)
+        )
         for c in range(num_clients)
     )
     given = {"prior": "pixels", "init": "noise", "images_per_class": 1, "latent_steps": 2}
     config = DistillConfig(**(given | {"student_steps": 2, "student_lr": 0.05} | settings))
     prior = lambda: NoisePixels(shape)  # noqa: E731
-    return Work(sources, network, config, prior, prior, seed=0, round=1)
+    return Distillation(sources, network, config, prior, prior, seed=0, round=1)
 
 
 def test_what_does_not_fit_in_memory_is_made_in_parts(monkeypatch: pytest.MonkeyPatch):
     whole, together = distil(work()), client_sets._together
     sizes: list[int] = []
 
-    def small(item: Work) -> list[SyntheticSet]:
+    def small(item: Distillation) -> list[SyntheticSet]:
         sizes.append(len(item.sources))
         if len(item.sources) > 2:
             raise torch.OutOfMemoryError("3 do not fit")
@@ -53,7 +55,7 @@ def test_what_does_not_fit_in_memory_is_made_in_parts(monkeypatch: pytest.Monkey
 
 
 def test_a_single_client_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    def full(item: Work) -> list[SyntheticSet]:
+    def full(item: Distillation) -> list[SyntheticSet]:
         raise torch.OutOfMemoryError("1 does not fit")
 
     monkeypatch.setattr(client_sets, "_together", full)
@@ -77,7 +79,7 @@ def test_noise_is_judged_at_a_step_size_that_suits_it():
     start, moved = run._segments[0]
     lesson = run._lesson(run.noise(), run._fixed_steps(), start, moved)
     end = train_student(network, lesson)[-1]
-    explained = Source(0, ((unstack(start, 0), unstack(end, 0)),), (0, 2), lr=0.08 / 64)
+    explained = ClientMove(0, ((unstack(start, 0), unstack(end, 0)),), (0, 2), lr=0.08 / 64)
     (found,) = distil(replace(item, sources=(explained,)))
     assert found.lr == pytest.approx(0.08 / 64)  # the control leaves the set's alone
     assert found.loss_noise == pytest.approx(0, abs=1e-6)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.results.report.terminal import half_text, percent
-from fedsim.results.tables.reader import Study
+from fedsim.results.report.numbers import half_text, percent
+from fedsim.results.study import Study
 from tests.conftest import ROOT
 from tests.helpers import experiment, feature_arrays, run
 

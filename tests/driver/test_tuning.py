@@ -13,8 +13,7 @@ from fedsim.config.study import parse_study
 from fedsim.driver import tuning
 from fedsim.driver.tuning import Score
 from fedsim.errors import ConfigError, ExecutionError
-from fedsim.methods import METHODS
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.cli.place import STUDY, Fedsim
 
 RUNS = Path("runs/trial")
@@ -112,7 +111,7 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
             }
 
         monkeypatch.setattr(tuning, "_scores", scores)
-        return tuning.tune_study(study, METHODS, lambda asked, _: trials.asked.append(asked))
+        return tuning.tune_study(study, lambda asked, _: trials.asked.append(asked))
 
     return run
 

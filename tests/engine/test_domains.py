@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import fedsim
-from fedsim.results.tables.reader import Study
+from fedsim.results.study import Study
 from tests.helpers import experiment, feature_arrays, run
 
 DOMAINS = np.array(["ink", "oil", "wax"])

@@ -17,7 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
 from fedsim.models.clip import PRETRAINED
-from fedsim.results.tables.reader import Study
+from fedsim.results.study import Study
 from tests.helpers import experiment, write_features
 
 CLASSIFIER = {

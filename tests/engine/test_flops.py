@@ -16,7 +16,7 @@ from fedsim.engine.flops import CountedOperations
 from fedsim.engine.local import drive
 from fedsim.methods import method_class
 from fedsim.methods.cachefl import CacheFL
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.helpers import experiment, federation, run, write_features
 from tests.methods.test_feddgm import TINY
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.config.families import SINKS
 from fedsim.engine.sinks import Sink, Sinks
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from fedsim.results.tables.writer import TableWriter
 from tests.helpers import experiment, federation, run, write_features
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli.app import main
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.integration.studies import write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

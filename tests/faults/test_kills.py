@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedsim.cli.app import main
+from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import load
 from tests.integration.studies import (
     Command,
     at_random_round,

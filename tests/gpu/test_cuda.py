@@ -16,7 +16,7 @@ from fedsim.engine.round import Federation
 from fedsim.engine.sinks import open_sinks
 from fedsim.inputs.prepare import prepare
 from fedsim.methods import METHODS, method_class
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from tests.helpers import experiment, write_features
 from tests.methods.test_feddgm import config as distilling
 

@@ -17,11 +17,13 @@ from fedsim.errors import ConfigError
 from fedsim.inputs import encode as encode_module
 from fedsim.inputs.encode import Shard, extract_here
 from fedsim.inputs.preflight import preflight
-from fedsim.inputs.prepare import TaskData, entry_keys, inputs_key, prepare
+from fedsim.inputs.prepare import InputSteps, prepare
+from fedsim.inputs.run_inputs import RunInputs
+from fedsim.inputs.step import Step
 from fedsim.methods import method_class
 from fedsim.models.random_views import RandomViews
 from fedsim.results.tables.equality import equal_results
-from fedsim.storage.array_cache import address, is_stored
+from fedsim.storage.array_cache import is_stored
 from tests.helpers import experiment, run, write_features
 
 CPU = torch.device("cpu")
@@ -33,8 +35,12 @@ def config(method: str = "fedavg_head", **settings: Any) -> Experiment:
     return experiment("digits", method, **(given | settings))
 
 
-def prepared(asked: Experiment, **how: Any) -> TaskData:
+def prepared(asked: Experiment, **how: Any) -> RunInputs:
     return prepare(asked, method_class(asked.use), CPU, synthetic=False, **how)
+
+
+def steps(asked: Experiment) -> tuple[Step, ...]:
+    return InputSteps(asked, method_class(asked.use)).real
 
 
 # --- what is encoded -----------------------------------------------------------------------------
@@ -56,8 +62,7 @@ def test_the_first_view_is_the_image_and_the_others_are_crops_of_it():
 def test_all_but_the_views_is_what_it_is_without_them():
     asked, plain = config(**VIEWS), config()
     with_views, without = prepared(asked), prepared(plain)
-    cls = method_class(plain.use)
-    assert inputs_key(asked, cls) == inputs_key(plain, cls)
+    assert [step.key for step in steps(plain)] == [steps(asked)[0].key]
     assert with_views.address == without.address
     assert set(with_views.arrays) == set(without.arrays) | {"train_views"}
     for name, array in without.arrays.items():
@@ -103,14 +108,12 @@ def test_a_kill_costs_the_shard_in_flight(tmp_path: Path, monkeypatch: pytest.Mo
     prepared(config())
     sizes: list[int] = []
 
-    def dying(
-        asked: Experiment, clip: Any, pixels: bool, shards: Sequence[Shard]
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def dying(clip: Any, pixels: bool, shards: Sequence[Shard]) -> Iterator[tuple[int, np.ndarray]]:
         for shard in shards:
             if len(sizes) == 3:
                 raise KeyboardInterrupt
             sizes.append(len(shard.images))
-            yield from extract_here(asked, clip, pixels, [shard])
+            yield from extract_here(clip, pixels, [shard])
 
     with pytest.raises(KeyboardInterrupt):
         prepared(config(**VIEWS), extract=dying)
@@ -120,16 +123,6 @@ def test_a_kill_costs_the_shard_in_flight(tmp_path: Path, monkeypatch: pytest.Mo
     assert told == [(100, 120), (120, 120)]
     np.testing.assert_allclose(found["train_views"], whole, atol=1e-6)
     assert not list((tmp_path / "cache").glob(".parts-*"))
-
-
-def test_what_is_encoded_has_names_under_which_it_is_stored():
-    asked = config(**VIEWS)
-    cls = method_class(asked.use)
-    prepared(asked)
-    keys = entry_keys(asked, cls)
-    assert len({address(key) for key in keys}) == 2
-    assert all(map(is_stored, keys))
-    assert entry_keys(config(), cls) == [inputs_key(config(), cls)]
 
 
 # --- what clients train on -----------------------------------------------------------------------
@@ -213,4 +206,4 @@ def test_refused_before_anything_is_encoded(tmp_path: Path, monkeypatch: pytest.
 def test_preflight_encodes_views_before_the_first_run():
     asked = config(train__augment_views=5)
     preflight([config(), asked, config("zero_shot", train__augment_views=5)])
-    assert all(map(is_stored, entry_keys(asked, method_class(asked.use))))
+    assert [is_stored(step.key) for step in steps(asked)] == [True, True]

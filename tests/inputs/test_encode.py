@@ -16,11 +16,12 @@ from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError
 from fedsim.inputs import encode as encode_module
 from fedsim.inputs.encode import Shard, extract_here
-from fedsim.inputs.prepare import TaskData, inputs_key, prepare
+from fedsim.inputs.prepare import InputSteps, prepare
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.methods import method_class
 from fedsim.models.clip import Clip, load_clip
 from fedsim.process import settle_process
-from fedsim.storage.array_cache import Parts
+from fedsim.storage.array_cache import UnfinishedEntry
 from tests.helpers import experiment
 
 SIZES = {"train": 45, "val": 6, "test": 10}
@@ -79,9 +80,9 @@ class Dying:
         self._left = after
 
     def __call__(
-        self, config: Experiment, clip: Clip, pixels: bool, shards: Sequence[Shard]
+        self, clip: Clip, pixels: bool, shards: Sequence[Shard]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        for done in extract_here(config, clip, pixels, shards[::-1]):
+        for done in extract_here(clip, pixels, shards[::-1]):
             if self._left == 0:
                 raise KeyboardInterrupt
             self._left -= 1
@@ -93,7 +94,7 @@ def config(data: Path | str) -> Experiment:
     return experiment(data, "fedavg_head", models=models)
 
 
-def prepared(data: Path | str, method: str = "fedavg_head", **how: object) -> TaskData:
+def prepared(data: Path | str, method: str = "fedavg_head", **how: object) -> RunInputs:
     return prepare(config(data), method_class(method), CPU, synthetic=False, **how)  # type: ignore[arg-type]
 
 
@@ -185,8 +186,8 @@ def test_a_damaged_shard_is_encoded_again(file: Path, damage: str, encoded: list
         content[len(content) // 2] ^= 1
         second.write_bytes(content)
     else:
-        key = inputs_key(config(file), method_class("fedavg_head"))
-        Parts(key).write(1, np.zeros((SHARD, 3), np.float32))
+        (step,) = InputSteps(config(file), method_class("fedavg_head")).real
+        UnfinishedEntry(step.key).kept(1, np.zeros((SHARD, 3), np.float32))
     encoded.clear()
     found = prepared(file).arrays
     assert encoded == [SHARD, SHARD]  # the one that was in flight, and the damaged one

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.config.sections import CacheConfig
 from fedsim.data.containers import Split
 from fedsim.inputs import measured_sets
 from fedsim.inputs.measured_sets import nearest_real, quality_rows
-from fedsim.inputs.prepare import TaskData
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.models.set_quality import MEASURES, USE
-from tests.helpers import experiment, unit
+from tests.helpers import unit
 
 NAMES = ["ant", "bee", "cat"]
 
 
-def task_data(name: str, inputs: np.ndarray | None = None) -> TaskData:
+def run_inputs(name: str, inputs: np.ndarray | None = None, train: Any = None) -> RunInputs:
     def features(count: int, seed: int) -> np.ndarray:
         return unit(count, 8, seed=seed).numpy()
 
@@ -34,15 +35,17 @@ def task_data(name: str, inputs: np.ndarray | None = None) -> TaskData:
         "drawn_agreement": np.array([0.5, 1.0, 0.0]),
         "draw_s": np.array([6.0]),
     }
-    return TaskData(arrays, {"classnames": NAMES, "logit_scale": 10.0}, made, name, "data")
+    meta = {"classnames": NAMES, "logit_scale": 10.0}
+    source: Any = SimpleNamespace(dataset=SimpleNamespace(train=train))
+    return RunInputs(arrays, meta, "data", source, {}, made, name)
 
 
-def rows(data: TaskData, **settings: Any) -> list[dict[str, Any]]:
-    return quality_rows(experiment("x.npz", **settings), data, unit(3, 8, seed=5))
+def rows(data: RunInputs, **settings: Any) -> list[dict[str, Any]]:
+    return quality_rows(CacheConfig(**settings), data, unit(3, 8, seed=5))
 
 
 def test_a_row_per_class_and_one_for_the_set():
-    found = rows(task_data("set"))
+    found = rows(run_inputs("set"))
     assert [row["class_name"] for row in found] == [*NAMES, None]
     assert [row["label"] for row in found] == [0, 1, 2, None]
     assert [row["num_images"] for row in found] == [4, 4, 4, 12]
@@ -54,32 +57,29 @@ def test_a_row_per_class_and_one_for_the_set():
 
 
 def test_real_images_as_pixels_are_not_compared_with():
-    found = rows(task_data("pixels", np.zeros((60, 3, 4, 4), np.uint8)))
+    found = rows(run_inputs("pixels", np.zeros((60, 3, 4, 4), np.uint8)))
     assert "kid" not in found[-1]
     assert "clip_agreement" in found[-1]
 
 
-def test_nearest_real_images_are_known_and_the_closest_shown(monkeypatch: pytest.MonkeyPatch):
+def test_nearest_real_images_are_known_and_the_closest_shown():
     pictures = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(6, 2)
-    dataset = SimpleNamespace(train=Split(pictures, None, np.arange(60) % 3))
-    monkeypatch.setattr(measured_sets, "read_dataset", lambda *settings: dataset)
-    data = task_data("neighbours")
+    data = run_inputs("neighbours", train=Split(pictures, None, np.arange(60) % 3))
     cosines = data.synthetic["features"] @ data.arrays["train_inputs"].T
-    found = nearest_real(experiment("x.npz"), data)
+    found = nearest_real(data)
     assert found is not None
     assert found["rows"].tolist() == cosines.argmax(1).tolist()
     np.testing.assert_allclose(found["similarity"], cosines.max(1), rtol=1e-6)
     assert found["closest"].tolist() == np.argsort(-cosines.max(1))[:8].tolist()
     assert found["pixels"].shape == (8, 4, 4, 3)  # the middle, in colour
     assert found["pixels"][:, 0, 0, 0].tolist() == found["rows"][found["closest"]].tolist()
-    pixels = task_data("pixels", np.zeros((60, 3, 4, 4), np.uint8))
-    assert nearest_real(experiment("x.npz"), pixels) is None
+    pixels = run_inputs("pixels", np.zeros((60, 3, 4, 4), np.uint8))
+    assert nearest_real(pixels) is None
 
 
-def test_features_have_no_pixels_to_show(monkeypatch: pytest.MonkeyPatch):
-    dataset = SimpleNamespace(train=Split(None, np.zeros((60, 8), np.float32), np.arange(60) % 3))
-    monkeypatch.setattr(measured_sets, "read_dataset", lambda *settings: dataset)
-    found = nearest_real(experiment("x.npz"), task_data("features"))
+def test_features_have_no_pixels_to_show():
+    train = Split(None, np.zeros((60, 8), np.float32), np.arange(60) % 3)
+    found = nearest_real(run_inputs("features", train=train))
     assert found is not None
     assert set(found) == {"rows", "similarity"}
 
@@ -92,10 +92,10 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch):
         return compute(*args)
 
     monkeypatch.setattr(measured_sets, "set_quality", counting)
-    first = rows(task_data("once"))
-    assert rows(task_data("once"), seed=3) == first
+    first = rows(run_inputs("once"))
+    assert rows(run_inputs("once"), images_per_class=3) == first
     assert len(calls) == 1
-    other = rows(task_data("once"), cache__sharpness=6.0, cache__residual_ratio=1e3)
+    other = rows(run_inputs("once"), sharpness=6.0, residual_ratio=1e3)
     assert len(calls) == 1  # settings of the cache matter for its use alone
     for one, two in zip(first, other, strict=True):
         assert {k: v for k, v in one.items() if k not in USE} == {
@@ -103,7 +103,7 @@ def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch):
         }
     use = [[row["cache_accuracy"] for row in found] for found in (first, other)]
     assert use[0] != use[1]
-    rows(task_data("another"))
-    quality_rows(experiment("x.npz"), task_data("once"), -unit(3, 8, seed=5))
+    rows(run_inputs("another"))
+    quality_rows(CacheConfig(), run_inputs("once"), -unit(3, 8, seed=5))
     assert len(calls) == 3
     assert torch.get_num_threads() == 1

@@ -103,8 +103,8 @@ def test_both_kinds_of_methods_see_the_same_corrupted_images():
 
 def test_settings_that_spoil_nothing_cost_nothing(data: Path, monkeypatch: pytest.MonkeyPatch):
     clean = arrays(experiment(data))
-    monkeypatch.setattr("fedsim.inputs.prepare._inputs", None)  # all of it is in the store
-    monkeypatch.setattr("fedsim.inputs.prepare.spoilt_arrays", None)
+    monkeypatch.setattr("fedsim.data.from_config.read_dataset", None)  # all of it is in the store
+    monkeypatch.setattr("fedsim.inputs.prepare.noise_step", None)
     for idle in ({"noise__clients": 0.5}, {"noise__labels": 0.5}):
         found = arrays(experiment(data, **idle))
         assert OBSERVED not in found

@@ -15,7 +15,8 @@ from fedsim.driver.traffic import traffic
 from fedsim.engine.local import LocalPool
 from fedsim.errors import ConfigError, DataError
 from fedsim.inputs.preflight import preflight
-from fedsim.inputs.prepare import TaskData, prepare
+from fedsim.inputs.prepare import prepare
+from fedsim.inputs.run_inputs import RunInputs
 from fedsim.inputs.task import make_task
 from fedsim.methods import method_class
 from fedsim.methods.base import Method, Predictor, State
@@ -65,7 +66,7 @@ def on_digits(use: str | type[Method] = "fedavg", data: str = "digits", **own: A
     return experiment(data, use, **(given | own))
 
 
-def prepared(config: Experiment, synthetic: bool = True) -> TaskData:
+def prepared(config: Experiment, synthetic: bool = True) -> RunInputs:
     return prepare(config, method_class(config.use), CPU, synthetic=synthetic)
 
 
@@ -76,7 +77,7 @@ def test_images_keep_their_size_and_channels():
     assert inputs.dtype == np.uint8
     assert np.array_equal(inputs[:, 0], images)
     assert isinstance(inputs, np.memmap), "mapped: all processes of a node share it"
-    task = make_task(config, data, method_class(config.use), CPU, server=False)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=False)
     assert task.image_shape == (1, 8, 8)
     assert (task.embed_dim, task.text_features, task.load_clip) == (0, None, None)
     torch.testing.assert_close(
@@ -88,7 +89,7 @@ def test_an_encoder_is_there_for_those_who_ask():
     config = on_digits(models__clip="tiny-clip")
     data = prepared(config)
     assert data.arrays["train_inputs"].shape == (60, 1, 8, 8)
-    task = make_task(config, data, method_class(config.use), CPU, server=True)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=True)
     assert task.load_clip is not None
     assert task.text_features is not None
     assert task.text_features.shape == (10, task.embed_dim)
@@ -159,7 +160,7 @@ def test_generated_images_are_like_the_datas(tmp_path: Path, clip: str | None):
     config = on_digits(FromSynthetic, models__clip=clip, **given)
     preflight([config])
     data = prepared(config)
-    task = make_task(config, data, method_class(config.use), CPU, server=True)
+    task = make_task(config.for_method(), data, method_class(config.use), CPU, server=True)
     assert task.synthetic is not None
     assert task.synthetic.inputs.dtype == torch.uint8
     assert task.synthetic.inputs.shape == (20, 1, 8, 8)

@@ -13,7 +13,8 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ModelError
 from fedsim.inputs import draw_images
 from fedsim.inputs.draw_images import BATCH, Drawer, Job, Recipe
-from fedsim.inputs.synthetic_set import choose, synthetic_key, synthetic_set
+from fedsim.inputs.step import Step
+from fedsim.inputs.synthetic_set import choose, synthetic_step
 from fedsim.models.clip import Clip, load_clip
 from fedsim.seeding import derive
 from fedsim.storage.array_cache import Arrays
@@ -25,7 +26,6 @@ META: dict[str, Any] = {
     "templates": ["a photo of a {}", "a drawing of a {}"],
     "text": None,
 }
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,18 @@ def config(k: int = 2, **settings: Any) -> Experiment:
     return experiment("digits", "cachefl", models=models, cache__images_per_class=k, **settings)
 
 
+def step(
+    asked: Experiment,
+    text: np.ndarray | None = None,
+    pens: Pens | None = None,
+    meta: dict[str, Any] = META,
+) -> Step:
+    k, seed = asked.cache.images_per_class, asked.train_seed
+    return synthetic_step(asked.models, asked.synthetic, k, seed, meta, text, draw=pens or Pens())
+
+
 def made(text: np.ndarray | None, pens: Pens | None = None, **settings: Any) -> Arrays:
-    return synthetic_set(config(**settings), META, text, CPU, pens or Pens())[0]
+    return step(config(**settings), text, pens).arrays
 
 
 def test_the_set_is_balanced_sorted_and_encoded(clip: Clip, text: np.ndarray):
@@ -111,7 +121,7 @@ def test_templates_are_taken_in_turn(text: np.ndarray):
 
 def test_underscores_are_spaces_and_braces_are_left_alone(text: np.ndarray):
     pens, meta = Pens(), META | {"classnames": ["{a}", "b_c", "d"]}
-    synthetic_set(config(1), meta, text, CPU, pens)
+    assert step(config(1), text, pens, meta).arrays
     assert sorted(pens.asked.values()) == ["a photo of a " + n for n in ("b c", "d", "{a}")]
 
 
@@ -190,7 +200,7 @@ def test_keys_are_means_of_views_that_belong_to_their_image(text: np.ndarray):
 
 def test_the_name_follows_what_has_an_effect():
     def key(**settings: Any) -> dict[str, Any]:
-        return synthetic_key(config(**settings), META)
+        return step(config(**settings)).key
 
     same: list[dict[str, Any]] = [
         {"synthetic__candidates_per_image": 5},
@@ -218,7 +228,7 @@ def test_the_name_follows_what_has_an_effect():
     assert all(key(**settings) == key() for settings in same)
     keys = [repr(key(**settings)) for settings in [{}, *other]]
     assert len(set(keys)) == len(keys)
-    assert synthetic_key(config(), META | {"text": "digest"}) != key()
+    assert step(config(), meta=META | {"text": "digest"}).key != key()
 
 
 def test_images_from_elsewhere(tmp_path: Path, clip: Clip, text: np.ndarray):

@@ -19,9 +19,10 @@ import yaml
 
 from fedsim.config import Experiment
 from fedsim.config.study import load_study
-from fedsim.driver.launch import launch, study_lock
+from fedsim.driver.launch import Launcher
+from fedsim.driver.plan import study_lock
 from fedsim.methods import METHODS
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from tests.helpers import write_features
 
 DEADLINE_S = 180.0
@@ -58,12 +59,12 @@ def run_all(todo: Sequence[Experiment], folder: Path, keep_going: bool = False) 
     """Run experiments in this process or on the Ray that it is connected to."""
     failures: list[str] = []
 
-    def watch(config: Experiment, seen: dict[str, Any]) -> None:
+    def hear(run_id: str, seen: dict[str, Any]) -> None:
         if seen.get("error"):
-            failures.append(f"{config.method}: {seen['error']}")
+            failures.append(f"{run_id}: {seen['error']}")
 
-    with study_lock(folder):
-        launch(todo, folder, watch, keep_going=keep_going)
+    with study_lock(folder), Launcher(folder) as launcher:
+        launcher.run(todo, hear, keep_going)
     assert failures == []
     return load(folder)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedsim.config import Experiment
+from fedsim.results.study import Study
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import Study
 from tests.integration.studies import experiments, local, run_all, write_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -9,11 +9,11 @@ import psutil
 import pytest
 import ray
 
-from fedsim.cluster.placement import place
+from fedsim.cluster.placement import place_each
 from fedsim.cluster.session import Stop, nodes
 from fedsim.cluster.single_run import run_on_ray
-from fedsim.config import Experiment
-from fedsim.driver.launch import launch, study_lock
+from fedsim.driver.launch import Launcher
+from fedsim.driver.plan import study_lock
 from fedsim.engine.local import drive
 from tests.helpers import experiment, federation, write_features
 from tests.integration.studies import experiments, write_study
@@ -82,7 +82,8 @@ def test_of_a_run_in_this_process(tmp_path: Path):
 @pytest.mark.ray
 def test_of_a_runs_actors_and_of_their_driver(tmp_path: Path, ray_cluster: None):
     made, sizes = config(tmp_path), Sizes()
-    run_on_ray(made, place(made, nodes()), tmp_path, Stop(), lambda progress: sizes.look())
+    (placement,) = place_each([made], nodes())
+    run_on_ray(made, placement, tmp_path, Stop(), lambda seen: sizes.look())
     check(sizes.slopes(ROUNDS), "driver", "ray::Coordina", "ray::ClientAct")
     assert ray.is_initialized()
 
@@ -100,11 +101,12 @@ def test_of_a_sweeps_actors_and_of_their_driver(tmp_path: Path, ray_cluster: Non
     )
     sizes = Sizes()
 
-    def watch(config: Experiment, seen: dict[str, Any]) -> None:
+    def hear(run_id: str, seen: dict[str, Any]) -> None:
         assert not seen.get("error")
         if seen.get("finished"):
             sizes.look()
 
-    with study_lock(tmp_path / "runs" / "small"):
-        launch(experiments(study), tmp_path / "runs" / "small", watch)
+    folder = tmp_path / "runs" / "small"
+    with study_lock(folder), Launcher(folder) as launcher:
+        launcher.run(experiments(study), hear)
     check(sizes.slopes(TRIALS), "driver", "ray::Cell", "ray::ClientAct")

@@ -20,7 +20,7 @@ from fedsim.methods.base import Received, State, Update
 from fedsim.methods.cachefl_dgm import CacheDGM, directions, held_classes
 from fedsim.methods.training import Optimizer
 from fedsim.params import unstack
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.helpers import (
     batches_of,
     experiment,

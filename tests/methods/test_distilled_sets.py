@@ -18,7 +18,8 @@ from fedsim.inputs.preflight import preflight
 from fedsim.methods import feddgm, feddm
 from fedsim.methods.shared import trains_on_sets
 from fedsim.results.report.synthetic_sets import synthetic_quality
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.study import load
+from fedsim.results.tables.equality import equal_results
 from tests.helpers import federation, run
 from tests.methods.test_feddgm import config
 

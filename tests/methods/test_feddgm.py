@@ -17,7 +17,8 @@ from fedsim.errors import ClientError, ConfigError, ResultsError
 from fedsim.methods import feddgm
 from fedsim.methods.feddgm import COUNTS, FedDGM
 from fedsim.models.classifiers import Classifier
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.study import load
+from fedsim.results.tables.equality import equal_results
 from tests.helpers import experiment, federation, run
 
 TINY: dict[str, Any] = {

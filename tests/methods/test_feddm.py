@@ -15,7 +15,8 @@ from fedsim.errors import ConfigError
 from fedsim.methods import feddm
 from fedsim.methods.feddm import IMAGES, LABELS, FedDM
 from fedsim.models.image_arrays import to_unit_range
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.study import load
+from fedsim.results.tables.equality import equal_results
 from fedsim.seeding import torch_rng
 from tests.helpers import batches_of, experiment, federation, rngs, run, write_features
 from tests.methods.test_feddgm import config as distilling

@@ -15,7 +15,8 @@ from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.feddm_sums import ROUND, FedDMSums
 from fedsim.models.image_arrays import to_unit_range
 from fedsim.params import Params
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.study import load
+from fedsim.results.tables.equality import equal_results
 from fedsim.seeding import torch_rng
 from tests.helpers import batches_of, federation, rngs, run
 from tests.methods.test_feddgm import config as distilling

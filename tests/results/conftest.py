@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter, write_synthetic_images
 
 CLASSES = ["airplane", "cat", "dog", "ship", "truck"]
@@ -39,6 +39,7 @@ def write_run(
     num_clients: int = 6,
     shift: float = 0.0,
     config: dict[str, Any] | None = None,
+    label: str | None = None,
     synthetic: Sequence[dict[str, Any]] = (),
     **columns: Any,
 ) -> str:
@@ -54,7 +55,9 @@ def write_run(
         settings: dict[str, Any] = {"method": {"name": method}, "train": {"lr": 0.1, "steps": 4}}
         writer.update_run(
             config=settings | {"seed": seed} | (config or {}),
-            study=folder.name, method=method, dataset=dataset, partition=partition,
+            study=folder.name, method=method, dataset=dataset, partition_scheme=partition,
+            partition=label or (partition if alpha is None else f"{partition} {alpha:g}"),
+            pooled=method.startswith("centralised"), zero_shot=method == "zero_shot",
             dirichlet_alpha=alpha, num_clients=num_clients, seed=seed, status="running",
             phase=phase, num_rounds=num_rounds, started_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
             partition_total_variation=0.0 if alpha is None else 0.3 / (1 + alpha),

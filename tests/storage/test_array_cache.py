@@ -11,7 +11,7 @@ import pytest
 
 from fedsim.errors import DataError
 from fedsim.storage.array_cache import (
-    Parts,
+    UnfinishedEntry,
     address,
     file_identity,
     is_stored,
@@ -170,15 +170,15 @@ def test_parts_outlive_a_kill_and_leave_with_the_whole(store: Path):
     key, calls = {"k": "parts"}, list[int]()
 
     def make(die_at: int) -> dict[str, np.ndarray]:
-        parts, found = Parts(key), []
+        unfinished, found = UnfinishedEntry(key), []
         for number in range(3):
-            part = parts.read(number)
+            part = unfinished.read(number)
             if part is None:
                 if number == die_at:
                     raise KeyboardInterrupt
                 calls.append(number)
-                parts.write(number, np.full(2, number))
-                part = parts.read(number)
+                part = unfinished.kept(number, np.full(2, number))
+                assert isinstance(part, np.memmap)
             found.append(part)
         return {"x": np.stack(found)}
 
@@ -192,15 +192,15 @@ def test_parts_outlive_a_kill_and_leave_with_the_whole(store: Path):
 
 
 def test_a_part_cut_short_is_no_part(store: Path):
-    parts = Parts({"k": 1})
-    parts.write(3, np.arange(100))
+    parts = UnfinishedEntry({"k": 1})
+    parts.kept(3, np.arange(100))
     (file,) = store.rglob("000003.npy")
     file.write_bytes(file.read_bytes()[:200])
     assert parts.read(3) is None
     file.write_bytes(b"")
     assert parts.read(3) is None
     assert parts.read(4) is None
-    parts.write(3, np.arange(2))
+    parts.kept(3, np.arange(2))
     found = parts.read(3)
     assert found is not None
     assert found.tolist() == [0, 1]
@@ -212,4 +212,4 @@ def test_a_part_cut_short_is_no_part(store: Path):
 def test_parts_that_cannot_be_written_are_explained(store: Path):
     store.write_text("a file where the cache folder should be")
     with pytest.raises(DataError, match="set FEDSIM_CACHE"):
-        Parts({"k": 1}).write(0, np.zeros(1))
+        UnfinishedEntry({"k": 1}).kept(0, np.zeros(1))

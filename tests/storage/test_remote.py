@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.driver.launch import read_plan, study_lock, write_plan
+from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.engine.local import drive
 from fedsim.errors import ResultsError
-from fedsim.results.tables.reader import equal_results
+from fedsim.results.tables.equality import equal_results
 from fedsim.storage.remote import Copy, _Storage, local_folder, url_of
 from tests.helpers import experiment, feature_arrays, federation, run
 

@@ -27,7 +27,7 @@ class GeneratorOptions(Section):
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` is a control: the generator's architecture without what it has learned."""
     words: tuple[str, ...] | None = Field(None, strict=False)
-    """What the generator is asked for, one per class, instead of the classes' names: other words
+    """Words that the generator draws, one per class, instead of the classes' names: other words
     make a mismatched prior, a control."""
 
 
@@ -74,7 +74,7 @@ class Prior(Protocol):
     maps: frozenset[str] = frozenset()
     """Names of latents that are pixels or feature maps: their rate is `distill.feature_lr`."""
     weights: tuple[Tensor, ...] = ()
-    """Of the generator, where they are to be fine-tuned: the way back leaves their `grad`."""
+    """Weights of the generator that are fine-tuned: the way back leaves their `grad`."""
     generator_lr: float = 0.0
     """Learning rate of a thawed prior's weights; 0 keeps them frozen."""
     at_once: int = 32
@@ -87,7 +87,7 @@ class Prior(Protocol):
         """Latents -> images `(n, c, h, w)` in [-1, 1], with gradients."""
 
     def thawed(self) -> Prior:
-        """The same images, from `weights` of its own; a prior that has none is its own copy."""
+        """The same prior with `weights` of its own; a prior without weights returns itself."""
         return self
 
 

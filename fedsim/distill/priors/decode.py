@@ -13,7 +13,7 @@ from fedsim.models.networks import Shape
 from fedsim.params import Params
 
 WayBack = Callable[[Tensor], Params]
-"""Gradient by images -> gradient by their latents; to be called once."""
+"""Gradient by images -> gradient by their latents; call it once."""
 
 
 def fit(x: Tensor, shape: Shape) -> Tensor:
@@ -37,10 +37,10 @@ def decode_all(prior: Prior, latents: Params) -> Tensor:
 
 
 def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack]:
-    """Images of all latents, and what pulls a gradient by them back to the latents.
+    """Images of all latents, and the way back from a gradient by them to the latents.
 
-    One chunk's graph is alive at a time: it is kept where there is but one, and of several each
-    is decoded anew on the way back.
+    One chunk's graph is alive at a time. A single chunk keeps its graph; of several chunks each is
+    decoded anew on the way back.
     """
     chunks = _chunks(prior, latents)
     if len(chunks) > 1:
@@ -63,7 +63,7 @@ def _leaves(latents: Params) -> Params:
 
 
 def _pulled(prior: Prior, images: Tensor, leaves: Params, gradient: Tensor) -> Params:
-    """From the gradient by the images to that by the latents; 0 by those that play no part."""
+    """The gradient by the latents from that by the images; 0 for latents without a part."""
     torch.autograd.backward(images, gradient, inputs=[*leaves.values(), *prior.weights])
     return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.items()}
 

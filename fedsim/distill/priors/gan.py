@@ -14,14 +14,14 @@ Both w and f are optimised, as FedDGM does (`--space wp --layer L`), with `disti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from fedsim.config.base import Section
-from fedsim.config.families import load_module
+from fedsim.config.families import load_part
 from fedsim.distill.priors.base import Prior, Request
-from fedsim.errors import ConfigError, did_you_mean
+from fedsim.errors import ConfigError
 from fedsim.models.networks import Shape
 
 if TYPE_CHECKING:
@@ -53,13 +53,9 @@ def load(options: Options, request: Request) -> Prior:
     if not name:
         raise ConfigError(f"distill.prior: say which function of {file}, as {file}:FUNCTION")
     try:
-        functions = {k: v for k, v in vars(load_module(file)).items() if callable(v)}
+        gan = load_part(spec)(request.device)
     except ConfigError as error:
         raise ConfigError(f"distill.prior: {error}") from error
-    if name not in functions:
-        raise ConfigError(f"distill.prior: {file} has no {name!r}; {did_you_mean(name, functions)}")
-    try:
-        gan: Any = functions[name](request.device)
     except Exception as error:
         raise ConfigError(f"distill.prior: {spec}: {type(error).__name__}: {error}") from error
     missing = [part for part in _PARTS if not callable(getattr(gan, part, None))]

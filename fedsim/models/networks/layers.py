@@ -38,7 +38,7 @@ class Norm(nn.GroupNorm):
 
 
 def norm_layers(norm: NormName, channels: int) -> list[nn.Module]:
-    """The norm layer after a convolution; none where `norm` says so."""
+    """The norm layer after a convolution, if any."""
     if norm == "none":
         return []
     if norm == "instance":
@@ -93,10 +93,10 @@ class Mean(nn.Module):
 
 
 def flat_length(module: nn.Module, shape: Shape) -> int:
-    """Length of what a module on the meta device makes of an image of shape `(c, h, w)`.
+    """Length of the output of a module on the meta device for an image of shape `(c, h, w)`.
 
-    It is asked with real weights, of any values: on the meta device it would load torch's compiler,
-    1.5 s and 70 MB in every process.
+    The module runs with weights of zeros on the CPU. A run on the meta device would load torch's
+    compiler, 1.5 s and 70 MB in every process.
     """
     named = (*module.named_parameters(), *module.named_buffers())
     weights = {k: torch.zeros(v.shape, dtype=v.dtype, device="cpu") for k, v in named}

@@ -4,7 +4,7 @@ A run counts when its phase is `final` (or not said). Partitions are named by th
 number (`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by what else differs
 in the data or, as an axis of the study, for every method (`dirichlet_label 0.05, shots=4`). Methods
 are named by their own name, and by the settings that tell them apart where a study still holds one
-method in several versions. Of several studies (`fedsim.results.analysis.several`) each is named by
+method in several versions. Of several studies (`fedsim.results.several`) each is named by
 itself, and methods that meet under one name get that of their study: `cachefl [quickstart]`.
 """
 
@@ -13,84 +13,74 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+import pandas as pd
 
 from fedsim.errors import ResultsError, did_you_mean
+from fedsim.methods.shown import CONTROLS, REFERENCE
 from fedsim.results.tables.columns import CONFIG_PREFIX
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.tables.reader import Selection, Tables
 
 __all__ = [
-    "CEILINGS",
     "CELL",
     "curves",
     "final_runs",
-    "keep_only",
+    "final_scores",
     "last_rounds",
     "method_order",
+    "select",
     "setting_text",
 ]
 
-CEILINGS = (
-    "centralised",
-    "centralized",
-    "centralised_head",
-    "centralised_cache",
-    "centralised_classifier",
-)
-LEVELS = ("zero_shot", *CEILINGS)  # not federated: levels that curves are seen against
+T = TypeVar("T", bound=Tables)
 CELL = ["dataset", "partition"]  # what a comparison is made within
-_FIRST = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")
 # Settings that say where or how a run was computed, or what has a column of its own.
 _ASIDE = {
     "study", "output", "method", "use", "phase", "seed", "report", "engine", "resources",
     "failures", "evaluation",
 }  # fmt: skip
 _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
-_NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # where it is not alpha
 USE = CONFIG_PREFIX + "use"
 SEEN = CONFIG_PREFIX + "distill.prior_saw_data"
 
 
-def _once(compute: Callable[[Study], pd.DataFrame]) -> Callable[[Study], pd.DataFrame]:
+def _once(compute: Callable[[Tables], pd.DataFrame]) -> Callable[[Tables], pd.DataFrame]:
     """Compute once per loaded study; callers get a copy that they may add columns to."""
 
     @wraps(compute)
-    def get(study: Study) -> pd.DataFrame:
-        if compute.__name__ not in study.derived:
-            study.derived[compute.__name__] = compute(study)
-        frame: pd.DataFrame = study.derived[compute.__name__]
-        return frame.copy(deep=False)
+    def get(study: Tables) -> pd.DataFrame:
+        return study.once(compute).copy(deep=False)
 
     return get
 
 
 @_once
-def final_runs(study: Study) -> pd.DataFrame:
-    """The runs that count, as in `study.runs`, with names to show.
+def final_runs(study: Tables) -> pd.DataFrame:
+    """The runs that count and that the study's selection shows, with names to show.
 
     Returns:
         `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
-        `base_method` (what it is: `config.use` for zero-shot and the ceiling, whatever their name),
-        `bound` (a ceiling, or a prior that has seen the data: never the best) and `scheme`, sorted
-        by data set, partition, method and seed.
+        `base_method` (what it is: the built-in zero-shot or ceiling behind a method, whatever its
+        name), `bound` (a ceiling, or a prior that has seen the data: never the best) and `level`
+        (zero-shot or a ceiling: curves are seen against it), sorted by data set, partition, method
+        and seed.
     """
-    import pandas as pd
-
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
     runs["method"] = runs["method"].fillna("method").astype(object)
     runs["base_method"] = runs["method"]
+    runs["level"] = runs["pooled"] | runs["zero_shot"]
     if USE in runs:
-        runs["base_method"] = runs["method"].where(~runs[USE].isin(LEVELS), runs[USE])
+        built_in = runs["level"] & ~runs[USE].astype(str).str.contains(".py", regex=False)
+        runs["base_method"] = runs["method"].where(~built_in, runs[USE])
     leaks = runs[SEEN].eq(True) if SEEN in runs else pd.Series(False, runs.index)
-    runs["bound"] = runs["base_method"].isin(CEILINGS) | leaks
-    runs["scheme"] = runs["partition"].fillna("data").astype(object)
+    runs["bound"] = runs["pooled"] | leaks
+    for name in ("partition", "partition_scheme"):
+        runs[name] = runs[name].fillna("data").astype(object)
     studies = [group for _, group in runs.groupby("study", sort=False, dropna=False)]
     axes = dict.fromkeys(column for group in studies for column in _axes(group))
+    numbers = _numbers(runs)
     runs["partition"] = _partition_names(runs, axes)
     for group in studies:
         own = runs.loc[group.index]
@@ -100,19 +90,25 @@ def final_runs(study: Study) -> pd.DataFrame:
     shared = runs["method"].isin(homes.index[homes > 1].get_level_values("method"))
     runs["method"] = runs["method"].where(~shared, runs["method"] + " [" + runs["study"] + "]")
     keys = {
-        "_last": runs["scheme"].eq("iid").astype(int),
+        "_last": runs["partition_scheme"].eq("iid").astype(int),
         "_alpha": runs["dirichlet_alpha"].fillna(float("inf")),
-        "_number": _numbers(runs),
+        "_number": numbers,
         "_method": runs["method"].map(method_order),
     }
-    order = ["dataset", "_last", "_alpha", "_number", "partition", "_method", "seed", "run_id"]
-    return runs.assign(**keys).sort_values(order).drop(columns=list(keys)).reset_index(drop=True)
+    order = [
+        "dataset", "_last", "_alpha", "_number", "partition", "pooled", "_method", "seed", "run_id"
+    ]  # fmt: skip
+    runs = runs.assign(**keys).sort_values(order).drop(columns=list(keys))
+    methods, partitions = study.selection
+    if methods:
+        runs = runs[runs["method"].isin(methods) | runs["base_method"].isin(methods)]
+    if partitions:
+        runs = runs[runs["partition"].isin(partitions)]
+    return runs.reset_index(drop=True)
 
 
-def keep_only(
-    study: Study, methods: Collection[str] = (), partitions: Collection[str] = ()
-) -> None:
-    """From here on, count only the runs of these methods and partitions in a loaded study.
+def select(study: T, methods: Collection[str] = (), partitions: Collection[str] = ()) -> T:
+    """The same study, of which only the runs of these methods and partitions count.
 
     Args:
         study: The study, or several.
@@ -129,45 +125,32 @@ def keep_only(
             if name not in known:
                 hint = did_you_mean(name, known) if known else "the study has no runs"
                 raise ResultsError(f"there is no {columns[0]} {name!r} in the study; {hint}")
-    if methods:
-        runs = runs[runs["method"].isin(methods) | runs["base_method"].isin(methods)]
-    if partitions:
-        runs = runs[runs["partition"].isin(partitions)]
-    study.derived.clear()
-    study.derived["final_runs"] = runs.reset_index(drop=True)
+    return study.showing(Selection(tuple(methods), tuple(partitions)))
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sort key: controls first, then FedAvg, the others by name, the ceiling last."""
+    """Sort key: controls first, then FedAvg, then the others by name."""
     base = method.split(" ")[0]
-    if base in _FIRST:
-        return _FIRST.index(base), method
-    if base in CEILINGS:
-        return 99, method
-    return (10 if base.startswith("fedavg") else 11), method
+    if base in CONTROLS:
+        return CONTROLS.index(base), method
+    return (10 if base.startswith(REFERENCE) else 11), method
+
+
+_OF_RUNS = [
+    "run_id", *CELL, "dirichlet_alpha", "partition_scheme", "method", "base_method", "pooled",
+    "zero_shot", "level", "bound", "seed", "status",
+]  # fmt: skip
 
 
 @_once
-def curves(study: Study) -> pd.DataFrame:
+def curves(study: Tables) -> pd.DataFrame:
     """Accuracy and cumulative cost of every round of the runs that count.
 
     Returns:
-        One row per run and round: `run_id, dataset, partition, dirichlet_alpha, scheme, method,
-        base_method, bound, seed, status, round, accuracy` (test split; NaN where not evaluated),
-        and `bytes` and `flops` since the start, set-up included.
+        One row per run and round: the columns `_OF_RUNS` of `final_runs`, `round`, `accuracy` (test
+        split; NaN where not evaluated), and `bytes` and `flops` since the start, set-up included.
     """
-    names = [
-        "run_id",
-        *CELL,
-        "dirichlet_alpha",
-        "scheme",
-        "method",
-        "base_method",
-        "bound",
-        "seed",
-        "status",
-    ]
-    runs = final_runs(study)[names]
+    runs = final_runs(study)[_OF_RUNS]
     rounds = study.rounds.sort_values(["run_id", "round"])
     bytes_round = rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)
     flops_round = rounds["train_flops"].fillna(0)
@@ -183,7 +166,7 @@ def curves(study: Study) -> pd.DataFrame:
 
 
 @_once
-def last_rounds(study: Study) -> pd.DataFrame:
+def last_rounds(study: Tables) -> pd.DataFrame:
     """One row per run that counts and has rounds: `curves` at its last round.
 
     Accuracy is that of the last round that was evaluated.
@@ -191,6 +174,24 @@ def last_rounds(study: Study) -> pd.DataFrame:
     table = curves(study)
     table["accuracy"] = table.groupby("run_id")["accuracy"].ffill()
     return table.groupby("run_id", sort=False).tail(1).reset_index(drop=True)
+
+
+def final_scores(study: Tables, **where: str) -> pd.DataFrame:
+    """Rows of `evaluations` in the last round of the finished runs, and whose they are.
+
+    Args:
+        study: The study, or several.
+        **where: Values that columns of `evaluations` must have, such as `scope="client"`.
+
+    Returns:
+        `dataset, partition, method, seed` beside the columns of `evaluations`.
+    """
+    rows = study.evaluations
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    runs = last_rounds(study)
+    runs = runs.loc[runs["status"] == "finished", ["run_id", "round", *CELL, "method", "seed"]]
+    return runs.merge(rows, on=["run_id", "round"])
 
 
 def setting_text(value: Any) -> str:
@@ -202,7 +203,7 @@ def setting_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _test_accuracy(study: Study, rounds: pd.DataFrame) -> pd.Series:
+def _test_accuracy(study: Tables, rounds: pd.DataFrame) -> pd.Series:
     """`rounds.accuracy` where it is of the test split, else what `evaluations` says of it."""
     on_test = rounds["split"].fillna("test") == "test"
     accuracy = rounds["accuracy"].where(on_test)
@@ -218,21 +219,17 @@ def _test_accuracy(study: Study, rounds: pd.DataFrame) -> pd.Series:
 
 
 def _numbers(runs: pd.DataFrame) -> pd.Series:
-    """The number that a scheme is known by, as in `PartitionConfig.label`; NaN where none."""
-    import pandas as pd
-
-    numbers = runs["dirichlet_alpha"].astype("float64")
-    for scheme, leaf in _NUMBERS.items():
-        if (column := f"{CONFIG_PREFIX}partition.{leaf}") in runs:
-            own = pd.to_numeric(runs[column], errors="coerce").astype("float64")
-            numbers = own.where(runs["scheme"].eq(scheme) & own.notna(), numbers)
-    return numbers
+    """The number that ends the label of a partition, to sort by; NaN where none does."""
+    ends = [
+        label.removeprefix(scheme)
+        for label, scheme in zip(runs["partition"], runs["partition_scheme"], strict=True)
+    ]
+    return pd.to_numeric(pd.Series(ends, runs.index, dtype=object), errors="coerce")
 
 
-def _partition_names(runs: pd.DataFrame, axes: Iterable[str] = ()) -> pd.Series:
-    """Scheme and number, and the values of the columns in `axes`."""
-    numbers, names = _numbers(runs), runs["scheme"].astype(object)
-    names = names.where(numbers.isna(), names + " " + numbers.map("{:g}".format))
+def _partition_names(runs: pd.DataFrame, axes: Iterable[str]) -> pd.Series:
+    """The labels of the partitions, and the values of the columns in `axes`."""
+    names = runs["partition"]
     for column in axes:
         if column == "num_clients":
             names = names + ", " + runs[column].astype(str) + " clients"

@@ -8,15 +8,14 @@ and so are the samples of each class that every client got.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
+from fedsim.config.sections import DataConfig, PartitionConfig
 from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
 from fedsim.results.tables.columns import CONFIG_PREFIX
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.tables.reader import Tables
 
 __all__ = ["pair_keys", "why_unpaired"]
 
@@ -24,15 +23,13 @@ _SOURCE = {"data.name", "data.path"}  # where the data lies: its name and its co
 _SEED = "partition.seed"  # by default the run's own
 
 
-def pair_keys(study: Study) -> pd.Series:
+def pair_keys(study: Tables) -> pd.Series:
     """What two runs of one data set and partition have to share to be a pair.
 
     Returns:
         Indexed by run id: seed, settings of the split and a digest of the clients' label counts,
         as text; missing for a run without a seed.
     """
-    import pandas as pd
-
     runs = final_runs(study).set_index("run_id")
     counts, settings = _counts(study), _split_settings(runs)
     parts = zip(runs["seed"].map(str), *settings.values(), map(counts.get, runs.index), strict=True)
@@ -40,7 +37,7 @@ def pair_keys(study: Study) -> pd.Series:
     return keys.where(runs["seed"].notna())
 
 
-def why_unpaired(study: Study, dataset: str, partition: str, mine: str, other: str) -> str:
+def why_unpaired(study: Tables, dataset: str, partition: str, mine: str, other: str) -> str:
     """Why a method has no pairs with the reference in a cell, for a note."""
     runs = final_runs(study).set_index("run_id")
     cell = runs[(runs[CELL[0]] == dataset) & (runs[CELL[1]] == partition)]
@@ -57,8 +54,6 @@ def why_unpaired(study: Study, dataset: str, partition: str, mine: str, other: s
 
 def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
     """The settings of data and partition as texts, by name; what a run does not say is default."""
-    from fedsim.config.sections import DataConfig, PartitionConfig
-
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
         options: dict[str, object] = getattr(model, "known", dict)()  # of every partition scheme
@@ -75,10 +70,8 @@ def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
     return found
 
 
-def _counts(study: Study) -> dict[str, str]:
+def _counts(study: Tables) -> dict[str, str]:
     """A digest of round 0 of `clients`: run id -> who holds how many samples of which class."""
-    import numpy as np
-
     rows = study.clients
     rows = rows[(rows["round"] == 0) & rows["label_counts"].notna()]
     found = {}

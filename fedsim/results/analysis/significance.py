@@ -2,26 +2,20 @@
 
 Two methods are compared by the differences of their pairs (runs of one seed on one split). Where
 there are no such pairs, both samples are taken as independent, with unequal variances (Welch).
+The tests are SciPy's and statsmodels'; this module decides which one applies, and refuses a p value
+where the numbers have no spread.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+import numpy as np
+import pandas as pd
+from scipy import stats
 
-__all__ = [
-    "Difference",
-    "difference_of",
-    "holm",
-    "mean_interval",
-    "non_inferiority_test",
-    "paired_test",
-    "welch_test",
-]
+__all__ = ["Difference", "difference_of", "holm", "mean_interval", "non_inferiority_test", "t_test"]
 
 _NO_SPREAD = 1e-12  # relative to the mean; what floating point leaves of equal numbers
 
@@ -58,20 +52,12 @@ def difference_of(mine: pd.Series, other: pd.Series, confidence: float = 0.95) -
         other: The same of the method it is compared with.
         confidence: Coverage of the interval.
     """
-    pairs = sorted(set(mine.index) & set(other.index))
-    counts = (len(pairs), len(set(mine.index) ^ set(other.index)))
+    a, b, paired = _samples(mine, other)
+    counts = (len(set(mine.index) & set(other.index)), len(set(mine.index) ^ set(other.index)))
     if not len(mine) or not len(other):
         return Difference(math.nan, math.nan, math.nan, math.nan, *counts, None)
-    if uses_pairs(len(pairs), len(mine), len(other)):
-        d = mine.loc[pairs].to_numpy() - other.loc[pairs].to_numpy()
-        return Difference(*mean_interval(d, confidence), paired_test(d), *counts, "paired")
-    a, b = mine.to_numpy(), other.to_numpy()
-    return Difference(*_welch_interval(a, b, confidence), welch_test(a, b), *counts, "unpaired")
-
-
-def uses_pairs(num_pairs: int, num_mine: int, num_other: int) -> bool:
-    """Whether pairs are compared rather than samples."""
-    return num_pairs > 1 or (num_pairs == 1 and min(num_mine, num_other) == 1)
+    numbers = t_test(a, b, paired, confidence)
+    return Difference(*numbers, *counts, "paired" if paired else "unpaired")
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -80,9 +66,6 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     >>> [round(float(x), 3) for x in mean_interval([0.5, 0.6, 0.7])]
     [0.6, 0.352, 0.848]
     """
-    import numpy as np
-    from scipy import stats
-
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n == 0:
@@ -90,27 +73,35 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     mean = float(values.mean())
     if n == 1:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(values))
     return mean, mean - half, mean + half
 
 
-def paired_test(differences: np.ndarray) -> float:
-    """Two-sided p value of the paired t test.
+def t_test(
+    first: np.ndarray, second: np.ndarray, paired: bool, confidence: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Difference of two means, its t interval, and its two-sided p value.
 
-    NaN for fewer than two pairs, and where all differences are one number other than 0: without
-    spread the test has nothing to measure by.
+    Args:
+        first: (n,)
+        second: (m,), with m = n for pairs.
+        paired: The test of pairs, else Welch's test of independent samples.
+        confidence: Coverage of the interval.
+
+    Returns:
+        Mean, low, high and p. Low, high and p are NaN for fewer than two numbers on a side. Without
+        spread, a test has nothing to measure by: the interval is the mean alone, and p is 1 for
+        equal means and NaN for others.
     """
-    mean, error, df = _of_pairs(differences)
-    return _two_sided(mean, error, df)
-
-
-def welch_test(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p value of Welch's t test of two independent samples.
-
-    NaN for a sample of fewer than two, and where neither has any spread but their means differ.
-    """
-    mean, error, df = _of_samples(first, second)
-    return _two_sided(mean, error, df)
+    mean = float((first - second).mean() if paired else first.mean() - second.mean())
+    spread = _spread(first, second, paired)
+    if math.isnan(spread):
+        return mean, math.nan, math.nan, math.nan
+    if spread == 0:
+        return mean, mean, mean, 1.0 if abs(mean) <= _NO_SPREAD else math.nan
+    found = _scipy_test(first, second, paired, "two-sided")
+    low, high = found.confidence_interval(confidence)
+    return mean, float(low), float(high), float(found.pvalue)
 
 
 def non_inferiority_test(
@@ -131,24 +122,18 @@ def non_inferiority_test(
         The difference, its one-sided lower bound (above -margin exactly where p is below
         1 - `confidence`), and the p value; NaN without enough numbers or spread.
     """
-    from scipy import stats
-
-    found = difference_of(mine, other, confidence)
-    if found.test == "paired":
-        pairs = sorted(set(mine.index) & set(other.index))
-        mean, error, df = _of_pairs(mine.loc[pairs].to_numpy() - other.loc[pairs].to_numpy())
-    else:
-        mean, error, df = _of_samples(mine.to_numpy(), other.to_numpy())
-    if math.isnan(error) or error == 0:
-        return found, math.nan, math.nan
-    bound = mean - float(stats.t.ppf(confidence, df)) * error
-    return found, bound, float(stats.t.sf((mean + margin) / error, df))
+    difference = difference_of(mine, other, confidence)
+    a, b, paired = _samples(mine, other)
+    if not _spread(a, b, paired) > 0:
+        return difference, math.nan, math.nan
+    found = _scipy_test(a + margin, b, paired, "greater")
+    bound = float(found.confidence_interval(confidence).low) - margin
+    return difference, bound, float(found.pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's correction over all p values that are not NaN."""
-    import numpy as np
-    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.multitest import multipletests  # takes half a second to import
 
     p = np.asarray(p_values, dtype=float)
     corrected = np.full_like(p, np.nan)
@@ -158,51 +143,32 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _of_pairs(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean, its standard error (0 without spread, NaN for fewer than two), degrees of freedom."""
-    import numpy as np
-
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2:
-        return (float(d.mean()) if len(d) else math.nan), math.nan, math.nan
-    mean, spread = float(d.mean()), float(d.std(ddof=1))
-    if spread <= _NO_SPREAD * max(1.0, abs(mean)):
-        return (0.0 if abs(mean) <= _NO_SPREAD else mean), 0.0, len(d) - 1
-    return mean, spread / math.sqrt(len(d)), len(d) - 1
+def _samples(mine: pd.Series, other: pd.Series) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The numbers to test, and whether they are pairs: two of them, or one that is all there is."""
+    pairs = sorted(set(mine.index) & set(other.index))
+    if len(pairs) > 1 or (len(pairs) == 1 and min(len(mine), len(other)) == 1):
+        return mine.loc[pairs].to_numpy(dtype=float), other.loc[pairs].to_numpy(dtype=float), True
+    return mine.to_numpy(dtype=float), other.to_numpy(dtype=float), False
 
 
-def _of_samples(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """The same for the difference of two means; degrees of freedom by Welch and Satterthwaite."""
-    import numpy as np
-
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    mean = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
-    if min(len(a), len(b)) < 2:
-        return mean, math.nan, math.nan
-    u, v = float(a.var(ddof=1) / len(a)), float(b.var(ddof=1) / len(b))
-    if math.sqrt(u + v) <= _NO_SPREAD * max(1.0, abs(float(a.mean()))):
-        return (0.0 if abs(mean) <= _NO_SPREAD else mean), 0.0, len(a) + len(b) - 2
-    df = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
-    return mean, math.sqrt(u + v), df
+def _scipy_test(
+    first: np.ndarray,
+    second: np.ndarray,
+    paired: bool,
+    alternative: Literal["two-sided", "greater"],
+) -> Any:
+    if paired:
+        return stats.ttest_rel(first, second, alternative=alternative)
+    return stats.ttest_ind(first, second, equal_var=False, alternative=alternative)
 
 
-def _two_sided(mean: float, error: float, df: float) -> float:
-    from scipy import stats
-
-    if math.isnan(error):
+def _spread(first: np.ndarray, second: np.ndarray, paired: bool) -> float:
+    """Scale of what a test measures by: 0 if that is rounding, NaN for too few numbers."""
+    if min(len(first), len(second)) < 2:
         return math.nan
-    if error == 0:
-        return 1.0 if mean == 0 else math.nan
-    return float(2 * stats.t.sf(abs(mean) / error, df))
-
-
-def _welch_interval(
-    first: np.ndarray, second: np.ndarray, confidence: float
-) -> tuple[float, float, float]:
-    from scipy import stats
-
-    mean, error, df = _of_samples(first, second)
-    if math.isnan(error):
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
-    return mean, mean - half, mean + half
+    if paired:
+        spread, size = (first - second).std(ddof=1), (first - second).mean()
+    else:
+        spread = math.hypot(stats.sem(first), stats.sem(second))
+        size = first.mean()
+    return 0.0 if spread <= _NO_SPREAD * max(1.0, abs(size)) else float(spread)

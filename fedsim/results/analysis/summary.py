@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
 
 from fedsim.errors import ResultsError, did_you_mean
+from fedsim.methods.shown import REFERENCE
 from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds
 from fedsim.results.analysis.pairing import pair_keys, why_unpaired
 from fedsim.results.analysis.significance import (
@@ -23,17 +28,13 @@ from fedsim.results.analysis.significance import (
 )
 from fedsim.results.analysis.targets import costs_to_targets, targets_of
 from fedsim.results.tables.columns import CONFIG_PREFIX
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.tables.reader import Tables
 
 __all__ = ["non_inferiority", "rank_methods", "reference_of", "summarise"]
 
 
 def summarise(
-    study: Study,
+    study: Tables,
     reference_method: str | None = None,
     targets: Sequence[float] | None = None,
     confidence: float = 0.95,
@@ -58,14 +59,12 @@ def summarise(
         (median over runs, infinite if not reached by half of them). `attrs` has `reference`,
         `confidence`, `shares` (the targets asked for), `targets` (one dict per data set and
         partition, which says where zero-shot and ceiling come from), `unfinished` (one dict per
-        run), `unpaired` (reason -> methods), `ceilings` (methods that are never the best) and
-        `seeds`.
+        run), `unpaired` (reason -> methods), `ceilings` (methods that are never the best), `levels`
+        (zero-shot and methods on pooled data) and `seeds`.
 
     Raises:
         ResultsError: The study has no such reference method.
     """
-    import pandas as pd
-
     runs, table, last = final_runs(study), curves(study), last_rounds(study)
     finished = _finished(study)
     reference = reference_of(study, reference_method)
@@ -112,6 +111,7 @@ def summarise(
         "shares": [float(share) for share in targets],
         "targets": list(goals.values()),
         "ceilings": sorted(ceilings),
+        "levels": sorted(set(runs.loc[runs["level"], "method"])),
         "seeds": sorted({int(seed) for seed in runs["seed"].dropna()}),
         "unpaired": _unpaired(study, rows, reference),
         "unfinished": [
@@ -133,7 +133,7 @@ def summarise(
 
 
 def non_inferiority(
-    study: Study,
+    study: Tables,
     margin: float,
     confidence: float = 0.95,
     methods: Collection[str] | None = None,
@@ -157,8 +157,6 @@ def non_inferiority(
     Raises:
         ResultsError: The margin is negative or 1 or more.
     """
-    import pandas as pd
-
     if not 0 <= margin < 1:
         raise ResultsError(f"the margin is {100 * margin:g} points; it must be from 0 to below 100")
     columns = [*CELL, "method", "rival", "margin", "margin_difference", "margin_low",
@@ -196,10 +194,6 @@ def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> 
         `num_datasets, wins, losses` (data sets, against the reference), `difference` (median),
         `p_value, p_holm` (NaN for the reference and for one data set).
     """
-    import numpy as np
-    import pandas as pd
-    from scipy import stats
-
     reference = reference_method or summary.attrs.get("reference")
     wide = summary.pivot_table(index=CELL, columns="method", values="accuracy_mean", sort=False)
     datasets = set(summary["dataset"])
@@ -226,7 +220,7 @@ def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> 
     return frame
 
 
-def _finished(study: Study) -> pd.DataFrame:
+def _finished(study: Tables) -> pd.DataFrame:
     """Last rounds of the finished runs, and what makes them pairs."""
     last = last_rounds(study)
     finished = last[(last["status"] == "finished") & last["accuracy"].notna()]
@@ -251,7 +245,7 @@ def _against(
 
 
 def _unpaired(
-    study: Study, rows: list[dict[str, Any]], reference: str | None
+    study: Tables, rows: list[dict[str, Any]], reference: str | None
 ) -> dict[str, list[str]]:
     """Why rows are not compared by pairs: reason -> methods."""
     reasons: dict[str, list[str]] = {}
@@ -270,7 +264,7 @@ def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
     return list(runs[column].dropna()) if column in runs else []
 
 
-def reference_of(study: Study, asked: str | None) -> str | None:
+def reference_of(study: Tables, asked: str | None) -> str | None:
     """The name, as shown, of the reference method; of several studies the first decides."""
     places = {name: place for place, name in enumerate(dict.fromkeys(study.runs["study"]))}
     runs = final_runs(study).sort_values("study", key=lambda s: s.map(places), kind="stable")
@@ -280,7 +274,7 @@ def reference_of(study: Study, asked: str | None) -> str | None:
         if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:
-        candidates = [name for name in names if name.startswith("fedavg")]
+        candidates = [name for name in names if name.startswith(REFERENCE)]
         bases = {name: name.partition(" [")[0] for name in candidates}
         return min(candidates, key=lambda n: (len(bases[n]), bases[n]), default=None)
     if asked in names:

@@ -1,22 +1,23 @@
 """What it costs to get somewhere: rounds, bytes and FLOPs to a target that all methods share.
 
 The target of a data set and partition lies a share of the way (50 %, 90 %) from zero-shot accuracy
-to a ceiling. Zero-shot is the method `zero_shot`, there or, as it does not depend on the split, in
-another partition of the data set; without it, the lowest accuracy before training. The ceiling is
-the better of the centralised methods; without one, the best mean of the partition. Bytes count
-everything sent and received since the start, downloads of the set-up included.
+to a ceiling. Zero-shot is the method that saw no sample (`runs.zero_shot`), there or, as it does
+not depend on the split, in another partition of the data set; without it, the lowest accuracy
+before training. The ceiling is the better of the methods on pooled data (`runs.pooled`); without
+one, the best mean of the partition. Bytes count everything sent and received since the start,
+downloads of the set-up included.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import Literal, TypedDict
 
-from fedsim.results.analysis.named_runs import CEILINGS, CELL
+import numpy as np
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from fedsim.results.analysis.named_runs import CELL
 
 __all__ = ["Goal", "cost_to_reach", "costs_to_targets", "target_name", "targets_of"]
 
@@ -56,18 +57,17 @@ def targets_of(
     for (dataset, partition), group in curves.groupby(CELL, sort=False):
         done = finished[finished["dataset"] == dataset]
         here = done[done["partition"] == partition]
-        zero_shot, zero_from = _mean_of(here, done, ("zero_shot",))
+        zero_shot, zero_from = _mean_of(here, done, "zero_shot")
         if math.isnan(zero_shot):
             start = group[group["round"] == 0].groupby("method")["accuracy"].mean()
             zero_shot, zero_from = float(start.min()), "the lowest accuracy before training"
-        ceiling, ceiling_from = _mean_of(here, done, CEILINGS)
+        ceiling, ceiling_from = _mean_of(here, done, "pooled")
         if math.isnan(ceiling):
             best = here.groupby("method")["accuracy"].mean()
             ceiling = float(best.max())
             if not math.isnan(ceiling):
-                ceiling_from = (
-                    f"the best method here, {best.idxmax()}, for want of a centralised run"
-                )
+                reason = "because the study has no centralised run"
+                ceiling_from = f"the best method here, {best.idxmax()}, {reason}"
         way = ceiling - zero_shot
         levels = {s: zero_shot + s * way if way > 0 else math.nan for s in shares}
         goals[dataset, partition] = {
@@ -111,8 +111,6 @@ def costs_to_targets(
         goals: From `targets_of`.
         shares: The targets asked for.
     """
-    import numpy as np
-
     row: dict[str, float] = {}
     runs = [run for _, run in curves.groupby("run_id", sort=False)]
     for share in shares:
@@ -131,11 +129,11 @@ def costs_to_targets(
 
 
 def _mean_of(
-    here: pd.DataFrame, dataset: pd.DataFrame, methods: tuple[str, ...]
+    here: pd.DataFrame, dataset: pd.DataFrame, fact: Literal["zero_shot", "pooled"]
 ) -> tuple[float, str]:
-    """Best mean final accuracy of some methods in the partition, or else in the data set."""
+    """Best mean final accuracy of such methods in the partition, or else in the data set."""
     for runs, where in ((here, ""), (dataset, ", other partitions")):
-        mine = runs[runs["base_method"].isin(methods)]
+        mine = runs[runs[fact]]
         if len(mine):
             means = mine.groupby("base_method")["accuracy"].mean()
             return float(means.max()), f"{means.idxmax()}{where}"

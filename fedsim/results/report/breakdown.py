@@ -1,24 +1,22 @@
-"""Accuracy in parts: by domain on the test split, by client on what it held out, by network.
+"""Accuracy in parts, and what mean accuracy hides.
 
-A mean over all samples hides who pays for it: a method may win on average and lose a domain. And a
-server may hold several networks, of which the main table shows one.
+Parts: by domain on the test split, by client on what it held out, by network. A mean over all
+samples hides who pays for it: a method may win on average and lose a domain. And a server may hold
+several networks, of which the main table shows one. Beyond accuracy: classes that are missed, and
+probabilities that do not mean what they say.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from fedsim.results.analysis.named_runs import CELL, last_rounds
-from fedsim.results.analysis.significance import mean_interval
-from fedsim.results.report.sections import Grid
-from fedsim.results.report.terminal import NONE, half_text
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from fedsim.results.analysis.named_runs import CELL, final_scores
+from fedsim.results.report.grid import Grid, grids_by_cell, over_seeds
+from fedsim.results.study import Study
 
-    from fedsim.results.tables.reader import Study
-
-__all__ = ["accuracy_by", "breakdown_grids"]
+__all__ = ["accuracy_by", "beyond_accuracy", "breakdown_grids"]
 
 Part = Literal["domain", "client", "model"]
 _WHERE: dict[Part, tuple[str, str, str]] = {
@@ -27,6 +25,14 @@ _WHERE: dict[Part, tuple[str, str, str]] = {
     "model": ("global", "test", "model"),
 }
 """Of the table `evaluations`: the scope, the split, and the column that names the part."""
+
+_BEYOND = {
+    "balanced_accuracy": ("balanced accuracy, %", ""),
+    "worst_class": ("worst class, %", ""),
+    "nll": ("NLL, nats", ".3f"),
+    "ece": ("ECE, %", ""),
+}
+"""Metrics of the table `evaluations`: title, and format where it is no share."""
 
 
 def accuracy_by(study: Study, part: Part) -> pd.DataFrame:
@@ -43,23 +49,15 @@ def accuracy_by(study: Study, part: Part) -> pd.DataFrame:
         domain or network, number of the client), `accuracy` (0..1) and `num_samples` behind it.
     """
     scope, split, column = _WHERE[part]
-    rows = study.evaluations
-    rows = rows[
-        (rows["scope"] == scope) & (rows["split"] == split) & (rows["metric"] == "accuracy")
-    ]
+    rows = final_scores(study, scope=scope, split=split, metric="accuracy")
     if part == "model":
         rows = rows[rows.groupby("run_id")["model"].transform("nunique") > 1]
     else:
         served = rows["model"] == "global"
         rows = rows[served | ~rows["run_id"].isin(rows.loc[served, "run_id"])]
     rows = rows.rename(columns={column: "part", "value": "accuracy"})
-    runs = last_rounds(study)
-    runs = runs.loc[runs["status"] == "finished", ["run_id", "round", *CELL, "method", "seed"]]
-    found = runs.merge(
-        rows[["run_id", "round", "part", "accuracy", "num_samples"]], on=["run_id", "round"]
-    )
     columns = [*CELL, "method", "seed", "run_id", "part", "accuracy", "num_samples"]
-    return found[columns].reset_index(drop=True)
+    return rows[columns].reset_index(drop=True)
 
 
 def breakdown_grids(study: Study, part: Part) -> list[Grid]:
@@ -67,26 +65,35 @@ def breakdown_grids(study: Study, part: Part) -> list[Grid]:
 
     The worst part is that of each run, averaged over seeds; of networks nobody needs the worst.
     """
-    table = accuracy_by(study, part)
+    table = accuracy_by(study, part).rename(columns={"accuracy": "value"})
+    worst = [] if part == "model" else ["worst"]
     grids = []
-    for cell, here in table.groupby(CELL, sort=False):
+    for _, here in table.groupby(CELL, sort=False):
         parts = sorted(set(here["part"]))
         names = [f"client {int(name)}" if part == "client" else str(name) for name in parts]
-        worst = [] if part == "model" else ["worst"]
-        rows = []
-        for method, mine in here.groupby("method", sort=False):
-            cells = [_over_seeds(mine[mine["part"] == name]) for name in parts]
-            if worst:
-                lowest = mine.groupby(["run_id", "seed"], as_index=False)["accuracy"].min()
-                cells.append(_over_seeds(lowest))
-            rows.append([str(method), *cells])
-        grids.append(Grid(", ".join(cell), ["method", *names, *worst], rows))
+
+        def cells(mine: pd.DataFrame, parts: list[str] = parts) -> list[str]:
+            lowest = [
+                mine.groupby(["run_id", "seed"], as_index=False)["value"].min() for _ in worst
+            ]
+            return [over_seeds(m) for m in [*(mine[mine["part"] == p] for p in parts), *lowest]]
+
+        grids += grids_by_cell(here, [*names, *worst], cells)
     return grids
 
 
-def _over_seeds(rows: pd.DataFrame) -> str:
-    values = rows.groupby("seed")["accuracy"].mean().to_numpy()
-    if not len(values):
-        return NONE
-    mean, _, high = mean_interval(values)
-    return half_text(mean, high)
+def beyond_accuracy(study: Study) -> list[Grid]:
+    """Balanced accuracy, worst class, NLL and ECE on the test split, one table per cell.
+
+    Of the served model in the last round of the finished runs; mean and half the t interval.
+    """
+    rows = final_scores(study, scope="global", split="test", model="global")
+    rows = rows[rows["metric"].isin(_BEYOND)]
+
+    def cells(mine: pd.DataFrame) -> list[str]:
+        return [
+            over_seeds(mine[mine["metric"] == metric], form=form)
+            for metric, (_, form) in _BEYOND.items()
+        ]
+
+    return grids_by_cell(rows, [title for title, _ in _BEYOND.values()], cells)

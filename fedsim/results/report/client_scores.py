@@ -6,21 +6,25 @@ accuracy of a split. The worst tenth is the mean over the worst tenth of clients
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from fedsim.results.analysis.named_runs import CELL, curves, last_rounds
+from fedsim.results.analysis.named_runs import CELL, final_scores
 from fedsim.results.analysis.significance import mean_interval
-from fedsim.results.report.sections import Grid
-from fedsim.results.report.style import GREY, MethodStyle, method_styles, panels
-from fedsim.results.report.terminal import NONE, half_text, percent
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.report.grid import Grid, grids_by_cell, over_seeds
+from fedsim.results.report.numbers import half_text, percent
+from fedsim.results.report.style import (
+    GREY,
+    MethodStyle,
+    cell_titles,
+    cells_of,
+    panels,
+    study_styles,
+    styled,
+)
+from fedsim.results.study import Study
 
 __all__ = ["client_accuracy", "client_grids", "client_scores"]
 
@@ -38,8 +42,8 @@ def client_scores(study: Study) -> pd.DataFrame:
         (`global`: the served one, `personal`: the client's own after its last training),
         `client_id, accuracy` (0..1) and `num_samples` (held out).
     """
-    rows = _last(study, "client")
-    rows = rows[rows["metric"] == "accuracy"].rename(columns={"value": "accuracy"})
+    rows = final_scores(study, scope="client", split=_SPLIT, metric="accuracy")
+    rows = rows.rename(columns={"value": "accuracy"})
     columns = [*CELL, "method", "seed", "run_id", "model", "client_id", "accuracy", "num_samples"]
     return rows[columns].reset_index(drop=True)
 
@@ -49,33 +53,32 @@ def client_grids(study: Study) -> list[Grid]:
 
     The gain is the mean difference of own and served model, over the clients that have both.
     """
-    import numpy as np
-
-    spread, gains = _last(study, "global"), _gains(client_scores(study))
+    spread = final_scores(study, scope="global", split=_SPLIT)
     spread = spread[spread["metric"].isin(_METRICS)]
+    gains = _gains(client_scores(study))
     models = [model for model in _MODELS if (spread["model"] == model).any()]
-    header = ["method"]
-    for model in models:
-        header += [f"{_MODELS[model]}: {name}" for name in _METRICS.values()]
+    header = [f"{_MODELS[model]}: {name}" for model in models for name in _METRICS.values()]
     header += ["gain"] if len(gains) else []
-    grids = []
-    for (dataset, partition), cell in spread.groupby(CELL, sort=False):
-        rows = []
-        for method, group in cell.groupby("method", sort=False):
-            row = [str(method)]
-            for model in models:
-                mine = group[group["model"] == model]
-                for metric in _METRICS:
-                    row.append(_over_seeds(mine[mine["metric"] == metric], metric))
-            if len(gains):
-                own = gains.get((dataset, partition, method), np.empty(0))
-                mean, _, high = mean_interval(own)
-                row.append(half_text(mean, high, sign=True))
-            rows.append(row)
-        grids.append(Grid(f"{dataset}, {partition}", header, rows))
-    return grids
+
+    def cells(mine: pd.DataFrame) -> list[str]:
+        texts = []
+        for model in models:
+            for metric in _METRICS:
+                rows = mine[(mine["model"] == model) & (mine["metric"] == metric)]
+                if metric == "client_std":  # a spread is shown without one of its own
+                    texts.append(percent(rows.groupby("seed")["value"].mean().mean()))
+                else:
+                    texts.append(over_seeds(rows))
+        if len(gains):
+            own = gains.get(tuple(mine[[*CELL, "method"]].iloc[0]), np.empty(0))
+            mean, _, high = mean_interval(own)
+            texts.append(half_text(mean, high, sign=True))
+        return texts
+
+    return grids_by_cell(spread, header, cells)
 
 
+@styled
 def client_accuracy(study: Study) -> Figure:
     """Accuracy of every client, one panel per data set and partition, one row per method.
 
@@ -83,14 +86,12 @@ def client_accuracy(study: Study) -> Figure:
     third quartile, with the median; marks are larger for clients that held out more samples.
     """
     scores = client_scores(study)
-    cells = list(dict.fromkeys(map(tuple, scores[CELL].to_numpy())))
-    several = len({dataset for dataset, _ in cells}) > 1
-    titles = [", ".join(cell) if several else cell[1] for cell in cells]
-    styles = method_styles(curves(study)["method"])
+    cells = cells_of(scores)
+    styles = study_styles(study)
     methods = [method for method in styles if method in set(scores["method"])][::-1]
     height = 0.7 + 0.5 * max(len(methods), 3)
     figure, axes = panels(
-        titles or ["no client was measured"], "accuracy of a client, %", "", height
+        cell_titles(cells) or ["no client was measured"], "accuracy of a client, %", "", height
     )
     both = set(_MODELS) <= set(scores["model"])
     for axis, (dataset, partition) in zip(axes, cells, strict=False):
@@ -115,8 +116,6 @@ def _strip(
     axis: Axes, clients: pd.DataFrame, place: float, style: MethodStyle, filled: bool
 ) -> None:
     """The clients of one method as points around a line, and their quartiles."""
-    import numpy as np
-
     values = 100 * clients["accuracy"].to_numpy()
     weight = np.sqrt(clients["num_samples"].fillna(1).to_numpy(dtype=float))
     spread = (np.arange(len(values)) * _GOLDEN) % 1 - 0.5
@@ -135,16 +134,6 @@ def _strip(
     axis.plot(middle, place, marker="|", markersize=11, markeredgewidth=2, color=style.color)
 
 
-def _last(study: Study, scope: str) -> pd.DataFrame:
-    """Evaluations on held-out client data in the last round of the finished runs, and whose."""
-    rows = study.evaluations
-    rows = rows[(rows["scope"] == scope) & (rows["split"] == _SPLIT)]
-    rows = rows[["run_id", "round", "model", "client_id", "metric", "value", "num_samples"]]
-    runs = last_rounds(study)
-    runs = runs.loc[runs["status"] == "finished", ["run_id", "round", *CELL, "method", "seed"]]
-    return runs.merge(rows, on=["run_id", "round"])
-
-
 def _gains(scores: pd.DataFrame) -> dict[tuple[str, str, str], np.ndarray]:
     """Mean gain of own over served model, run by run, of clients that have both: by method."""
     keys = [*CELL, "method", "seed", "run_id"]
@@ -154,11 +143,3 @@ def _gains(scores: pd.DataFrame) -> dict[tuple[str, str, str], np.ndarray]:
     by_run = (wide["personal"] - wide["global"]).dropna().groupby(level=keys, sort=False).mean()
     by_method = by_run.groupby(level=[*CELL, "method"])
     return {method: gains.to_numpy() for method, gains in by_method}
-
-
-def _over_seeds(rows: pd.DataFrame, metric: str) -> str:
-    values: np.ndarray = rows.groupby("seed")["value"].mean().to_numpy()
-    if not len(values):
-        return NONE
-    mean, _, high = mean_interval(values)
-    return percent(mean) if metric == "client_std" else half_text(mean, high)

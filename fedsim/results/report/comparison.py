@@ -7,19 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from fedsim.errors import ConfigError, ResultsError
-from fedsim.results.analysis.named_runs import CELL, final_runs, keep_only
-from fedsim.results.analysis.several import load_several
+from fedsim.results.analysis.named_runs import CELL, final_runs, select
 from fedsim.results.analysis.summary import non_inferiority, reference_of, summarise
+from fedsim.results.report.grid import Grid, grids_by_cell
+from fedsim.results.report.numbers import p_text, percent
 from fedsim.results.report.sections import ranks
-from fedsim.results.report.terminal import format_summary, layout, p_text, percent, wrapped
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.analysis.several import Studies
+from fedsim.results.report.terminal import format_summary, layout, wrapped
+from fedsim.results.several import Studies, load_several
 
 __all__ = ["Comparison", "compare", "margin_of"]
 
@@ -67,7 +65,7 @@ def compare(
     reference_method = reference_of(studies, reference_method)
     if methods and reference_method is not None:
         methods = [*methods, reference_method]
-    keep_only(studies, methods, partitions)
+    studies = select(studies, methods, partitions)
     if partitions and reference_method not in {None, *final_runs(studies)["method"]}:
         raise ResultsError(
             f"{reference_method}, which the others are compared with, was not run in "
@@ -86,7 +84,7 @@ def compare(
         note = (
             "Average ranks over data sets (1 is best), each data set once; Wilcoxon's signed-rank"
         )
-        parts.append("\n".join([*layout(grid.header, grid.rows), "", wrapped(f"{note} test.")]))
+        parts.append("\n".join([*layout([grid._replace(title="")]), "", wrapped(f"{note} test.")]))
         if grid.title:
             parts[-1] += f"\n{wrapped(grid.title)}."
     return Comparison(studies.name, summary, _warnings(studies, summary), "\n\n".join(parts))
@@ -114,21 +112,22 @@ def margin_of(points: str | None) -> float | None:
 
 def _margin_text(tested: pd.DataFrame, margin: float) -> str:
     """The table of the one-sided tests."""
-    header = ["method", "against", "difference", "lower bound", "p (Holm)"]
-    body: list[list[str] | str] = []
-    for cell, group in tested.groupby(CELL, sort=False):
-        body.append("\n" + ", ".join(cell))
-        for row in group.to_dict("records"):
-            numbers = [percent(row[name], True) for name in ("margin_difference", "margin_low")]
-            p = p_text(row["margin_p_holm"]) + (" w" if row["margin_test"] == "unpaired" else "")
-            body.append([row["method"], row["rival"], *numbers, p])
+    header = ["against", "difference", "lower bound", "p (Holm)"]
+
+    def cells(mine: pd.DataFrame) -> list[str]:
+        row = mine.iloc[0]
+        numbers = [percent(row[name], True) for name in ("margin_difference", "margin_low")]
+        p = p_text(row["margin_p_holm"]) + (" w" if row["margin_test"] == "unpaired" else "")
+        return [row["rival"], *numbers, p]
+
+    grids = grids_by_cell(tested, header, cells) or [Grid("", ["method", *header], [])]
     points = f"{100 * margin:g}"
     note = (
         f"Is a method no more than {points} points below the best other one (the ceiling aside)? "
         f"One-sided t test of a difference of -{points} or less; a lower bound above -{points} "
         "(95 %, one-sided) and a small p say yes. p is Holm-corrected over this table; w: unpaired."
     )
-    return "\n".join([*layout(header, body, names=2), "", wrapped(note)])
+    return "\n".join([*layout([grid._replace(names=2) for grid in grids]), "", wrapped(note)])
 
 
 def _warnings(studies: Studies, summary: pd.DataFrame) -> list[str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
@@ -19,14 +20,11 @@ from fedsim.config.problems import messages, shown
 from fedsim.config.sections import Section
 from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.analysis.named_runs import CELL, final_runs
-from fedsim.results.report.sections import Grid
-from fedsim.results.report.terminal import human_bytes, human_flops, human_time, layout, wrapped
+from fedsim.results.report.grid import Grid, grids_by_cell
+from fedsim.results.report.numbers import human_bytes, human_flops, human_time
+from fedsim.results.report.terminal import layout, wrapped
+from fedsim.results.study import Study
 from fedsim.results.tables.columns import CONFIG_PREFIX
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
 
 __all__ = ["Prices", "cost_grids", "cost_sheet", "format_costs", "read_prices"]
 
@@ -149,17 +147,11 @@ def cost_grids(sheet: pd.DataFrame, part: Literal["client", "all"] | None = None
         if part in (None, which) and name in sheet
         if (sheet[name].fillna(0) != 0).any()  # a column of nothing says nothing
     ]
-    return [
-        Grid(
-            ", ".join(cell),
-            ["method", *(title for _, title, _ in shown)],
-            [
-                [row["method"], *(text(float(row[name])) for name, _, text in shown)]
-                for row in group.to_dict("records")
-            ],
-        )
-        for cell, group in sheet.groupby(CELL, sort=False)
-    ]
+    return grids_by_cell(
+        sheet,
+        [title for _, title, _ in shown],
+        lambda row: [text(float(row[name].iloc[0])) for name, _, text in shown],
+    )
 
 
 def format_costs(sheet: pd.DataFrame) -> str:
@@ -167,11 +159,7 @@ def format_costs(sheet: pd.DataFrame) -> str:
     lines = []
     parts: dict[Literal["client", "all"], str] = {"client": "Each client", "all": "All together"}
     for part, title in parts.items():
-        grids = cost_grids(sheet, part)
-        body: list[list[str] | str] = []
-        for grid in grids:
-            body += [f"\n{grid.title}", *grid.rows]
-        lines += [title, *layout(grids[0].header, body), ""]
+        lines += [title, *layout(cost_grids(sheet, part)), ""]
     return "\n".join([*lines, wrapped(NOTE)])
 
 
@@ -190,8 +178,6 @@ _PEAKS = ["peak_memory_bytes", "peak_resident_bytes"]
 
 def _of_runs(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
     """The same numbers of every run."""
-    import pandas as pd
-
     rounds, clients = study.rounds, study.clients[study.clients["round"] > 0]
     on_gpu = clients["device"].astype(str).str.startswith("cuda")
     parts = {
@@ -234,7 +220,6 @@ def _sum(table: pd.DataFrame, column: str) -> pd.Series:
 
 def _held(runs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """What a client actor holds, by run id: its share of a GPU, and CPU cores."""
-    import pandas as pd
 
     def setting(path: str) -> pd.Series:
         column = CONFIG_PREFIX + path

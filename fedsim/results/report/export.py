@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from fedsim.errors import ResultsError
 from fedsim.results.report.latex import latex_table
 from fedsim.storage.atomic import whole_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["check_targets", "export", "write_csv"]
 

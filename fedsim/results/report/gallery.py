@@ -7,17 +7,15 @@ Sets beside each other are those of a run's rounds, or of several methods. Bars 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
 
 from fedsim.results.report.style import DARK, GREY
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fedsim.results.tables.reader import NearestReal, SyntheticImages
+from fedsim.results.study import NearestReal, SyntheticImages
 
 __all__ = ["BARS", "drawn_bars", "nearest_pairs", "sets_beside", "synthetic_gallery"]
 
@@ -57,9 +55,6 @@ def synthetic_gallery(
         max_classes: Rows, at most.
         side: Images are shrunk to this many pixels.
     """
-    import numpy as np
-    from matplotlib.figure import Figure
-
     classes = [int(label) for label in np.unique(images.labels)][:max_classes]
     names = [_name(images.classnames, label) for label in classes]
     canvas, h, gap = _canvas(images, classes, per_class, side)
@@ -70,22 +65,14 @@ def synthetic_gallery(
     top = 0.5 if bars else 0.1  # their titles
     size = (left + wide * scale + len(bars) * (bar + between) + 0.1, top + high * scale + 0.15)
     figure = Figure(figsize=size)
-
-    def box(x: float, width: float) -> tuple[float, float, float, float]:
-        """Inches -> the figure's units."""
-        return x / size[0], 0.15 / size[1], width / size[0], high * scale / size[1]
-
-    axis = figure.add_axes(box(left, wide * scale))
+    axis = _axes(figure, left, 0.15, wide * scale, high * scale)
     axis.imshow(canvas, interpolation="nearest", aspect="auto")
     middles = [place * (h + gap) + h / 2 for place in range(len(classes))]
     axis.set_yticks(middles, names)
-    axis.set_xticks([])
-    axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
-    axis.spines[:].set_visible(False)
     for place, measure in enumerate(bars):
         assert quality is not None
         x = left + wide * scale + place * (bar + between) + between
-        beside = figure.add_axes(box(x, bar))
+        beside = _axes(figure, x, 0.15, bar, high * scale)
         beside.set_ylim(axis.get_ylim())
         values = quality[measure].reindex(names).to_numpy(dtype=float)
         _bars(beside, middles, values, 0.24 * (h + gap), measure)
@@ -103,9 +90,6 @@ def sets_beside(
         max_classes: Rows, at most.
         side: Images are shrunk to this many pixels.
     """
-    import numpy as np
-    from matplotlib.figure import Figure
-
     labels = sorted({int(label) for one in sets.values() for label in np.unique(one.labels)})
     classes = labels[:max_classes]
     names = [_name(next(iter(sets.values())).classnames, label) for label in classes]
@@ -115,20 +99,14 @@ def sets_beside(
     left = 0.3 + 0.075 * max(map(len, names), default=4)
     high = drawn[0][0].shape[0] * scale
     widths = [canvas.shape[1] * scale for canvas, _, _ in drawn]
-    size = (left + sum(widths) + apart * len(widths), top + high + 0.1)
-    figure = Figure(figsize=size)
+    figure = Figure(figsize=(left + sum(widths) + apart * len(widths), top + high + 0.1))
     x = left
     for (canvas, _, _), title, width in zip(drawn, sets, widths, strict=True):
-        box = (x / size[0], 0.1 / size[1], width / size[0], high / size[1])
-        axis = figure.add_axes(box)
+        axis = _axes(figure, x, 0.1, width, high)
         axis.imshow(canvas, interpolation="nearest", aspect="auto")
         axis.set_title(title, fontsize=8.5, color=DARK, pad=4)
-        axis.set_xticks([])
-        axis.set_yticks([])
         if x == left:
             axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
-        axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
-        axis.spines[:].set_visible(False)
         x += width + apart
     return figure
 
@@ -141,9 +119,6 @@ def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96)
         nearest: From `Study.nearest_real`, of the same set and with pixels.
         side: Images are brought to this many pixels.
     """
-    import numpy as np
-    from matplotlib.figure import Figure
-
     assert nearest.closest is not None
     assert nearest.pixels is not None
     gap, pairs = max(1, side // 16), len(nearest.closest)
@@ -154,19 +129,25 @@ def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96)
         canvas[-side:, columns] = _resized(real, side, side)
     inch = 1.3 * _INCH / side
     left, top, high, wide = 0.9, 0.35, canvas.shape[0] * inch, canvas.shape[1] * inch
-    size = (left + wide + 0.1, top + high + 0.1)
-    figure = Figure(figsize=size)
-    axis = figure.add_axes(
-        (left / size[0], 0.1 / size[1], wide / size[0], high / size[1]),
-    )
+    figure = Figure(figsize=(left + wide + 0.1, top + high + 0.1))
+    axis = _axes(figure, left, 0.1, wide, high)
     axis.imshow(canvas, interpolation="nearest", aspect="auto")
     axis.set_yticks([side / 2, 1.5 * side + gap], ["synthetic", "nearest\ntraining"])
     cosines = [f"{cosine:.2f}" for cosine in nearest.similarity[nearest.closest]]
     axis.set_xticks([place * (side + gap) + side / 2 for place in range(pairs)], cosines)
     axis.xaxis.tick_top()
+    return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches, without frame and ticks."""
+    wide, high = figure.get_size_inches()
+    axis = figure.add_axes((left / wide, bottom / high, width / wide, height / high))
     axis.tick_params(labelsize=9, labelcolor=DARK, length=0)
     axis.spines[:].set_visible(False)
-    return figure
+    axis.set_xticks([])
+    axis.set_yticks([])
+    return axis
 
 
 def _bars(axis: Axes, middles: list[float], values: np.ndarray, thick: float, measure: str) -> None:
@@ -183,17 +164,12 @@ def _bars(axis: Axes, middles: list[float], values: np.ndarray, thick: float, me
         axis.text(0, middle - thick, text, fontsize=7.5, color=GREY, va="bottom", ha="left")
     if measure in _NEUTRAL:
         axis.axvline(_NEUTRAL[measure], color=DARK, linewidth=0.8, linestyle=(0, (2, 2)))
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
 
 
 def _canvas(
     images: SyntheticImages, classes: list[int], per_class: int, side: int
 ) -> tuple[np.ndarray, int, int]:
     """All images of the figure as one, the height of each, and the gap between them, in px."""
-    import numpy as np
-
     chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
     columns = max((len(row) for row in chosen), default=1)
     height, width = images.images.shape[1:3]
@@ -209,9 +185,6 @@ def _canvas(
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    import numpy as np
-    from PIL import Image
-
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))

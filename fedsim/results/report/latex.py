@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from fedsim.results.analysis.named_runs import method_order
-from fedsim.results.report.terminal import percent
-
-if TYPE_CHECKING:
-    import pandas as pd
+from fedsim.results.report.numbers import percent
 
 __all__ = ["escape", "latex_table"]
 
@@ -54,38 +53,35 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
     rows: Rows = {
         (row["dataset"], row["partition"], row["method"]): row for row in summary.to_dict("records")
     }
-    methods = sorted(set(summary["method"]), key=method_order)
-    ceilings = [method for method in methods if method in summary.attrs["ceilings"]]
-    rivals = [method for method in methods if method not in ceilings]
-    ranked = {cell: _best_two(rows, cell, rivals) for cell in cells}
-
-    def line(method: str) -> str:
-        shown = [[] if method in ceilings else ranked[cell] for cell in cells]
-        pairs = zip(cells, shown, strict=True)
-        numbers = [_number(rows.get((*cell, method)), best) for cell, best in pairs]
-        return _row([escape(method), *numbers])
-
-    body = [line(method) for method in rivals]
-    if ceilings:
-        body += [r"\midrule", *map(line, ceilings)]
-    unfinished = len(summary.attrs["unfinished"])
-    lines = [
-        f"% {len(cells)} partitions, {len(methods)} methods; needs \\usepackage{{booktabs}}",
-        *([f"% {unfinished} runs are not finished and not counted"] if unfinished else []),
-        r"\begin{table}[t]",
-        r"\centering",
-        rf"\caption{{{_caption(summary)}}}",
-        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(cells)}}}",
-        r"\toprule",
-        *_header(cells),
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    bounds = summary.attrs["ceilings"]
+    top = set(bounds) & set(summary.attrs["levels"])
+    methods = sorted(set(summary["method"]), key=lambda m: (m in bounds, m in top, method_order(m)))
+    rivals = [method for method in methods if method not in bounds]
+    columns = {}
+    for cell in cells:
+        best = _best_two(rows, cell, rivals)
+        columns[cell] = [
+            _number(rows.get((*cell, method)), best if method in rivals else [])
+            for method in methods
+        ]
+    names = [escape(method) for method in methods]
+    if rivals and bounds:
+        names[len(rivals)] = "\\midrule\n" + names[len(rivals)]  # it stands before the row
+    table = pd.DataFrame(columns, index=names)
+    table.columns = _header(cells)
+    text: str = table.style.to_latex(
+        column_format="l" + "c" * len(cells),
+        caption=_caption(summary),
+        label=f"tab:{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}",
+        position="t",
+        position_float="centering",
+        multicol_align="c",
+        hrules=True,
+    )
+    lines = [f"% {len(cells)} partitions, {len(methods)} methods; needs \\usepackage{{booktabs}}"]
+    if unfinished := len(summary.attrs["unfinished"]):
+        lines.append(f"% {unfinished} runs are not finished and not counted")
+    return "\n".join([*lines, text])
 
 
 def _best_two(rows: Rows, cell: tuple[str, str], rivals: Iterable[str]) -> list[float]:
@@ -108,25 +104,20 @@ def _number(row: dict[str, Any] | None, ranked: list[float]) -> str:
     return text + (r"$^\dagger$" if row["p_holm"] < _LEVEL else "")
 
 
-def _header(cells: list[tuple[str, str]]) -> list[str]:
+def _header(cells: list[tuple[str, str]]) -> pd.Index:
     """Data sets above their partitions; one line where one of the two is the same everywhere."""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
-    partitions = {partition for _, partition in cells}
-    if len(datasets) == 1:
-        return [_row(["", *(escape(partition) for _, partition in cells)])]
-    if len(partitions) == 1:
-        return [_row(["", *(escape(dataset) for dataset, _ in cells)])]
-    spans, rules, first = [], [], 2
-    for dataset in datasets:
-        width = sum(dataset == other for other, _ in cells)
-        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(dataset)}}}")
-        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    return [_row(["", *spans]), " ".join(rules), _row(["", *(escape(p) for _, p in cells)])]
-
-
-def _row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    datasets, partitions = ([escape(name) for name in names] for names in zip(*cells, strict=True))
+    if len(set(datasets)) == 1:
+        return pd.Index(partitions)
+    if len(set(partitions)) == 1:
+        return pd.Index(datasets)
+    first, rules = 2, []
+    for dataset in dict.fromkeys(datasets):
+        last = first + datasets.count(dataset) - 1
+        rules.append(rf"\cmidrule(lr){{{first}-{last}}}")
+        first = last + 1
+    # The name of the lower line is written at its start: right below the spans.
+    return pd.MultiIndex.from_arrays([datasets, partitions], names=["", " ".join(rules) + "\n"])
 
 
 def _caption(summary: pd.DataFrame) -> str:

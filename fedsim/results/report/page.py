@@ -8,11 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import Environment
+
 from fedsim.results.analysis.named_runs import CELL, final_runs
 from fedsim.results.analysis.summary import summarise
 from fedsim.results.report import (
     breakdown,
-    calibration,
     client_scores,
     cost_sheet,
     plots,
@@ -21,8 +22,9 @@ from fedsim.results.report import (
     synthetic_sets,
 )
 from fedsim.results.report.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
+from fedsim.results.report.grid import Grid
 from fedsim.results.report.style import data_uri
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.storage.atomic import whole_file
 
 __all__ = ["write_report"]
@@ -59,8 +61,6 @@ def write_report(
     Raises:
         ResultsError: There is no such study.
     """
-    from jinja2 import Environment
-
     study = load(study_dir)
     template = files("fedsim.results.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
@@ -76,7 +76,7 @@ def write_report(
         attrs=summary.attrs,
         summaries=sections.summary_grids(summary),
         ranks=sections.ranks(summary),
-        beyond=calibration.beyond_accuracy(study),
+        beyond=breakdown.beyond_accuracy(study),
         clients=client_scores.client_grids(study),
         client_picture=_clients(study),
         by_domain=breakdown.breakdown_grids(study, "domain"),
@@ -107,7 +107,7 @@ def write_report(
     return path
 
 
-def _by_client(study: Study) -> list[sections.Grid]:
+def _by_client(study: Study) -> list[Grid]:
     """Client by client, where they are few enough to be known by their number."""
     few = bool((final_runs(study)["num_clients"] <= _MAX_COLUMNS).all())
     return breakdown.breakdown_grids(study, "client") if few else []
@@ -222,21 +222,21 @@ def _split(study: Study) -> Picture | None:
     )
 
 
-def _costs(study: Study) -> list[sections.Grid]:
+def _costs(study: Study) -> list[Grid]:
     if not (final_runs(study)["status"] == "finished").any():
         return []
     return cost_sheet.cost_grids(cost_sheet.cost_sheet(study))
 
 
-def _failed(study: Study) -> sections.Grid:
+def _failed(study: Study) -> Grid:
     runs = final_runs(study)
     failed = runs[runs["error"].notna()]
     columns = ["method", *CELL, "seed", "status", "error"]
     rows = [[str(value) for value in row] for row in failed[columns].itertuples(index=False)]
-    return sections.Grid("", [*columns[:-1], "message"], rows)
+    return Grid("", [*columns[:-1], "message"], rows, names=len(columns))
 
 
-def _events(study: Study) -> sections.Grid:
+def _events(study: Study) -> Grid:
     """The last events, newest first."""
     events = study.events.sort_values("time", ascending=False).head(_MAX_EVENTS)
     rows = [
@@ -249,7 +249,8 @@ def _events(study: Study) -> sections.Grid:
         ]
         for event in events.astype({"round": "float64", "client_id": "float64"}).itertuples()
     ]
-    return sections.Grid("", ["time, UTC", "run", "round", "client", "kind", "message"], rows)
+    header = ["time, UTC", "run", "round", "client", "kind", "message"]
+    return Grid("", header, rows, names=len(header))
 
 
 def _config_files(study: Study, config_path: Path | str | None) -> list[str]:

@@ -9,19 +9,29 @@ runs, only those are drawn; otherwise the rounds that all of its runs have reach
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedsim.results.analysis.named_runs import CELL, LEVELS, curves, last_rounds
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from scipy import stats
+
+from fedsim.results.analysis.named_runs import curves, final_scores, last_rounds
 from fedsim.results.analysis.significance import mean_interval
-from fedsim.results.report.style import GREY, MethodStyle, legend, method_styles, panels
-from fedsim.results.report.terminal import human_bytes
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.report.numbers import human_bytes
+from fedsim.results.report.style import (
+    GREY,
+    MethodStyle,
+    cell_titles,
+    cells_of,
+    legend,
+    panels,
+    study_styles,
+    styled,
+)
+from fedsim.results.study import Study
 
 __all__ = [
     "accuracy_against_alpha",
@@ -43,10 +53,6 @@ def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `round, bytes, mean, low, high, num_runs`; `low` and `high` are NaN without a band.
     """
-    import numpy as np
-    import pandas as pd
-    from scipy import stats
-
     runs = runs[runs["accuracy"].notna()]
     if (runs["status"] == "finished").any():
         runs = runs[runs["status"] == "finished"]
@@ -64,39 +70,34 @@ def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
     return curve.assign(num_runs=num_runs).reset_index()
 
 
+@styled
 def accuracy_over_rounds(study: Study) -> Figure:
     """Test accuracy after each round, one panel per data set and partition."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = _curve_figure(study, "round", "communication round")
     for axis in figure.axes:
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return figure
 
 
+@styled
 def accuracy_against_bytes(study: Study) -> Figure:
     """Test accuracy against everything sent so far, set-up included, on a logarithmic axis."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
     figure = _curve_figure(study, "bytes", "sent and received so far")
     for axis in figure.axes:
         axis.set_xscale("log", base=2)
         ticks = byte_ticks(*axis.get_xlim())
-        axis.xaxis.set_major_locator(FixedLocator(list(ticks.values())))
-        axis.xaxis.set_major_formatter(FixedFormatter(list(ticks)))
-        axis.xaxis.set_minor_locator(NullLocator())
+        _label(axis, list(ticks.values()), list(ticks))
     return figure
 
 
+@styled
 def accuracy_against_alpha(study: Study) -> Figure:
     """Final accuracy against the Dirichlet alpha, one panel per data set and scheme.
 
     IID stands at the right. Partitions without alpha have no place on this axis and are left out.
     """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
     groups = alpha_groups(study)
-    styles = method_styles(curves(study)["method"])
+    styles = study_styles(study)
     figure, axes = panels(
         list(groups) or ["no finished run"],
         "Dirichlet alpha (smaller: more skewed)",
@@ -116,14 +117,12 @@ def accuracy_against_alpha(study: Study) -> Figure:
         has_iid = here["dirichlet_alpha"].isna().any()
         ticks = [*alphas, at_iid] if has_iid else alphas
         names = [f"{alpha:g}" for alpha in alphas] + (["IID"] if has_iid else [])
-        axis.xaxis.set_major_locator(FixedLocator(ticks))
-        axis.xaxis.set_major_formatter(FixedFormatter(names))
-        axis.xaxis.set_minor_locator(NullLocator())
+        _label(axis, ticks, names)
         right = at_iid if has_iid else alphas[-1]
         axis.set_xlim(alphas[0] / 10 ** (0.08 * width), right * 10 ** (0.08 * width))
         if has_iid:
             axis.axvline(math.sqrt(at_iid * alphas[-1]), color="#9ca3af", linewidth=0.8, ls=":")
-    legend(figure, axes)
+    legend(figure, axes, styles)
     return figure
 
 
@@ -133,15 +132,13 @@ def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
     Returns:
         Panel title (data set, scheme, what else is set) -> rows of `last_rounds`.
     """
-    import pandas as pd
-
     last = last_rounds(study)
     last = last[(last["status"] == "finished") & last["accuracy"].notna()]
     last = last.assign(setup=[name.partition(", ")[2] for name in last["partition"]])
-    iid = last[last["scheme"] == "iid"]
+    iid = last[last["partition_scheme"] == "iid"]
     found: dict[str, pd.DataFrame] = {}
     for (dataset, scheme, setup), group in last[last["dirichlet_alpha"].notna()].groupby(
-        ["dataset", "scheme", "setup"], sort=False
+        ["dataset", "partition_scheme", "setup"], sort=False
     ):
         same = iid[(iid["dataset"] == dataset) & (iid["setup"] == setup)]
         title = ", ".join(part for part in (dataset, scheme, setup) if part)
@@ -149,6 +146,7 @@ def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
     return found
 
 
+@styled
 def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 20) -> Figure:
     """Accuracy of each class of a data set in the last round, one panel per partition.
 
@@ -157,22 +155,16 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
         dataset: Which data set; by default the first.
         max_classes: With more classes, those on which the methods differ most are shown.
     """
-    rows = study.evaluations
-    rows = rows[
-        (rows["scope"] == "class") & (rows["metric"] == "accuracy") & (rows["split"] == "test")
-    ]
-    last = last_rounds(study)
-    last = last[last["status"] == "finished"]
-    final = last.merge(rows[["run_id", "round", "class_name", "value"]], on=["run_id", "round"])
+    final = final_scores(study, scope="class", metric="accuracy", split="test")
     final = final[final["dataset"] == (dataset or next(iter(final["dataset"]), None))]
-    styles = method_styles(curves(study)["method"])
-    cells = list(dict.fromkeys(map(tuple, final[CELL].to_numpy())))
+    styles = study_styles(study)
+    cells = cells_of(final)
     wide = final.pivot_table(index="class_name", columns="method", values="value", sort=False)
     spread = wide.max(axis=1) - wide.min(axis=1)
     names = list(spread.nlargest(max_classes).index)
     names.sort(key=lambda name: wide.loc[name].mean())
     height = 0.9 + 0.21 * max(len(names), 4)
-    figure, axes = panels(_titles(cells) or ["no finished run"], "accuracy, %", "", height)
+    figure, axes = panels(cell_titles(cells) or ["no finished run"], "accuracy, %", "", height)
     for axis, cell in zip(axes, cells, strict=False):
         here = final[(final["dataset"] == cell[0]) & (final["partition"] == cell[1])]
         for method, group in here.groupby("method", sort=False):
@@ -186,22 +178,22 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
             axis.plot(values, known, ls="none", color=style.color, alpha=0.9, label=method, **look)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, max(len(names), 1) - 0.4)
-    legend(figure, axes)
+    legend(figure, axes, styles)
     return figure
 
 
 def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
     table = curves(study)
-    styles = method_styles(table["method"])
-    cells = list(dict.fromkeys(map(tuple, table[CELL].to_numpy())))
-    figure, axes = panels(_titles(cells) or ["no round yet"], xlabel, "test accuracy, %")
+    styles = study_styles(study)
+    cells = cells_of(table)
+    figure, axes = panels(cell_titles(cells) or ["no round yet"], xlabel, "test accuracy, %")
     for axis, cell in zip(axes, cells, strict=False):
         here = table[(table["dataset"] == cell[0]) & (table["partition"] == cell[1])]
         for method, group in here.groupby("method", sort=False):
             curve = mean_curve(group)
             if curve.empty:
                 continue
-            if group["base_method"].iloc[0] in LEVELS:
+            if group["level"].iloc[0]:
                 style = styles[method]
                 axis.axhline(100 * curve["mean"].iloc[-1], color=style.color, linewidth=1.2,
                              linestyle=style.line, label=method)  # fmt: skip
@@ -210,7 +202,7 @@ def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
                 _draw(axis, shown, x, method, styles[method])
         if not axis.lines:
             axis.text(0.5, 0.5, "no round yet", transform=axis.transAxes, ha="center", color=GREY)
-    legend(figure, axes)
+    legend(figure, axes, styles)
     return figure
 
 
@@ -226,8 +218,6 @@ def _draw(axis: Axes, curve: pd.DataFrame, x: str, method: str, style: MethodSty
 def _alpha_line(
     axis: Axes, runs: pd.DataFrame, style: MethodStyle, at_iid: float, shift: float
 ) -> None:
-    import numpy as np
-
     points = []
     for position, group in runs.groupby(runs["dirichlet_alpha"].fillna(at_iid)):
         values = group.groupby("seed")["accuracy"].mean().to_numpy()
@@ -257,9 +247,11 @@ def _alpha_line(
             )
 
 
-def _titles(cells: list[tuple[str, ...]]) -> list[str]:
-    several = len({dataset for dataset, _ in cells}) > 1
-    return [f"{dataset}, {part}" if several else part for dataset, part in cells]
+def _label(axis: Axes, places: list[float], names: list[str]) -> None:
+    """Ticks of the x axis at these places alone."""
+    axis.xaxis.set_major_locator(FixedLocator(places))
+    axis.xaxis.set_major_formatter(FixedFormatter(names))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def byte_ticks(low: float, high: float) -> dict[str, float]:
@@ -270,8 +262,6 @@ def byte_ticks(low: float, high: float) -> dict[str, float]:
     >>> list(byte_ticks(2_800_000, 2_900_000))
     ['2.7 MiB', '2.75 MiB']
     """
-    from matplotlib.ticker import MaxNLocator
-
     low, high = max(low, 1.0), max(high, 2.0)
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
     if last > first:

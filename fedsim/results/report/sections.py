@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from fedsim.results.analysis.named_runs import CEILINGS, CELL, final_runs, setting_text
+import pandas as pd
+
+from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
 from fedsim.results.analysis.summary import rank_methods
 from fedsim.results.analysis.targets import target_name
-from fedsim.results.report.terminal import (
+from fedsim.results.report.grid import Grid
+from fedsim.results.report.numbers import (
     cost_text,
     human_bytes,
     interval_text,
@@ -17,15 +20,10 @@ from fedsim.results.report.terminal import (
     percent,
     seconds_text,
 )
+from fedsim.results.study import Study
 from fedsim.results.tables.columns import CONFIG_PREFIX
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
-
 __all__ = [
-    "Grid",
     "facts",
     "headline",
     "ranks",
@@ -40,15 +38,6 @@ __all__ = [
 _CELL_SECTIONS = {"study", "output", "phase", "method", "seed", "partition"}
 _PHASES = {"train_s": "client training", "aggregate_s": "aggregation", "distill_s": "distillation",
            "eval_s": "evaluation"}  # fmt: skip
-
-
-class Grid(NamedTuple):
-    """A table of a page; `marks` are the numbers of rows to stress."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    marks: tuple[int, ...] = ()
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
@@ -108,11 +97,8 @@ def summary_grids(summary: pd.DataFrame) -> list[Grid]:
         header += [f"rounds to {end}\u00a0%", f"bytes to {end}\u00a0%"]
     grids = []
     for (dataset, partition), group in summary.groupby(CELL, sort=False):
-        rows, marks = [], []
-        for place, row in enumerate(group.to_dict("records")):
-            if row["best"]:
-                marks.append(place)
-            rows.append(_summary_row(row, ends))
+        rows = [_summary_row(row, ends, attrs["levels"]) for row in group.to_dict("records")]
+        best = tuple(place for place, is_best in enumerate(group["best"]) if is_best)
         goal = goals.get((dataset, partition))
         levels = ""
         if goal is not None and not math.isnan(goal["ceiling"]):
@@ -124,7 +110,7 @@ def summary_grids(summary: pd.DataFrame) -> list[Grid]:
                 f" (zero-shot {percent(goal['zero_shot'])}, ceiling {percent(goal['ceiling'])}"
                 f" from {goal['ceiling_from']}; targets {targets})"
             )
-        grids.append(Grid(f"{dataset}, {partition}{levels}", header, rows, tuple(marks)))
+        grids.append(Grid(f"{dataset}, {partition}{levels}", header, rows, best=best))
     return grids
 
 
@@ -143,7 +129,7 @@ def ranks(summary: pd.DataFrame) -> Grid | None:
             cells += [p_text(row["p_holm"])]
         rows.append(cells + ["-"] * (len(header) - len(cells)))
     left_out = ", ".join(table.attrs["left_out"])
-    title = f"Left out for want of a data set: {left_out}" if left_out else ""
+    title = f"Left out because they miss a data set: {left_out}" if left_out else ""
     return Grid(title, header, rows)
 
 
@@ -185,7 +171,7 @@ def setting_differences(study: Study) -> Grid:
         texts = [_values(runs.loc[runs["method"] == method, column]) for method in methods]
         if len(set(texts)) > 1:
             rows.append([column.removeprefix(CONFIG_PREFIX), *texts])
-    return Grid("", ["setting", *methods], rows)
+    return Grid("", ["setting", *methods], rows, names=1 + len(methods))
 
 
 def shared_settings(study: Study) -> Grid:
@@ -196,7 +182,7 @@ def shared_settings(study: Study) -> Grid:
         by_method = runs.groupby("method")[column].agg(_values)
         if len(set(by_method)) == 1:
             rows.append([column.removeprefix(CONFIG_PREFIX), by_method.iloc[0]])
-    return Grid("", ["setting", "value"], rows)
+    return Grid("", ["setting", "value"], rows, names=2)
 
 
 def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -205,7 +191,7 @@ def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     return [method for method in dict.fromkeys(runs["method"]) if method in present]
 
 
-def _summary_row(row: dict[str, Any], ends: list[str]) -> list[str]:
+def _summary_row(row: dict[str, Any], ends: list[str], levels: Sequence[str]) -> list[str]:
     seeds = str(row["num_seeds"])
     if row["num_unfinished"]:
         seeds += f" (+{row['num_unfinished']} unfinished)"
@@ -224,7 +210,7 @@ def _summary_row(row: dict[str, Any], ends: list[str]) -> list[str]:
         p_text(row["p_holm"]),
         human_bytes(row["bytes_total"]),
     ]
-    is_level = row["method"].split(" ")[0] in CEILINGS or not row["rounds"] > 0
+    is_level = row["method"] in levels or not row["rounds"] > 0
     for end in ends:
         rounds = cost_text(row[f"rounds_to_{end}"], row["rounds"])
         size = cost_text(row[f"bytes_to_{end}"], row["bytes_total"], is_bytes=True)

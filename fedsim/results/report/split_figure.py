@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedsim.results.analysis.named_runs import CELL, final_runs
-from fedsim.results.report.style import DARK, GREY, panels
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fedsim.results.tables.reader import Study
+from fedsim.results.report.style import GREY, cell_titles, cells_of, panels, styled
+from fedsim.results.study import Study
 
 __all__ = ["client_split", "label_counts", "split_figure"]
 
@@ -28,8 +26,6 @@ def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
     Returns:
         (data set, partition) -> counts (num_clients, num_classes), from the rows of round 0.
     """
-    import numpy as np
-
     start = study.clients[(study.clients["round"] == 0) & study.clients["label_counts"].notna()]
     by_run = dict(tuple(start.groupby("run_id")))
     found: dict[tuple[str, str], np.ndarray] = {}
@@ -40,20 +36,19 @@ def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
         if cell not in found and run.run_id in by_run:
             rows = by_run[run.run_id].sort_values("client_id")
             found[cell] = np.stack([np.asarray(counts) for counts in rows["label_counts"]])
-    wanted = dict.fromkeys(map(tuple, runs[CELL].to_numpy()))
-    return {cell: found[cell] for cell in wanted if cell in found}
+    return {cell: found[cell] for cell in cells_of(runs) if cell in found}
 
 
 def client_split(study: Study) -> Figure:
     """Samples per client and class, one panel per partition, first seed."""
     splits = label_counts(study)
-    several = len({dataset for dataset, _ in splits}) > 1
-    named = {", ".join(cell) if several else cell[1]: counts for cell, counts in splits.items()}
+    named = dict(zip(cell_titles(splits), splits.values(), strict=True))
     rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
     first = rows[rows["run_id"] == next(iter(rows["run_id"]), None)]
     return split_figure(named, list(dict.fromkeys(first["class_name"])))
 
 
+@styled
 def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
     """Samples per client and class: bubbles by area for up to 30 of both, shades beyond.
 
@@ -61,8 +56,6 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
         splits: Panel title -> counts (num_clients, num_classes).
         classnames: Written under the columns of panels with as many classes, at most 15.
     """
-    from matplotlib.ticker import MaxNLocator
-
     clients = max((len(counts) for counts in splits.values()), default=4)
     height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))
     titles = list(splits) or ["no split yet"]
@@ -87,8 +80,6 @@ def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = (
 
 
 def _bubbles(axis: Axes, counts: np.ndarray) -> None:
-    import numpy as np
-
     client, label = np.nonzero(counts)
     values = counts[client, label]
     largest = 190.0 * min(1.0, 10 / max(counts.shape))
@@ -97,4 +88,4 @@ def _bubbles(axis: Axes, counts: np.ndarray) -> None:
     axis.set_xlim(-0.7, counts.shape[1] - 0.3)
     title = axis.get_title(loc="left")
     largest_text = f"largest: {values.max() if len(values) else 0} samples"
-    axis.set_title(f"{title}\n{largest_text}", fontsize=10, color=DARK, loc="left")
+    axis.set_title(f"{title}\n{largest_text}")

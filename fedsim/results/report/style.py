@@ -1,7 +1,8 @@
 """The look of the figures: one colour per method everywhere, panels, legends, files.
 
-Colours are those of Okabe and Ito and of Paul Tol's muted set, told apart with any colour vision;
-line styles and markers repeat the distinction. Nothing here touches matplotlib's global settings.
+Line styles and markers repeat the distinction that colours make (`fedsim.methods.shown`). Sizes,
+greys and lines that are the same in all figures stand in the style sheet `fedsim.mplstyle`, which
+`styled` applies while a figure is drawn: matplotlib's global settings stay as they are.
 """
 
 from __future__ import annotations
@@ -9,34 +10,42 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import Any
 
-from fedsim.results.analysis.named_runs import CEILINGS, method_order
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from fedsim.methods.shown import COLORS
+from fedsim.results.analysis.named_runs import CELL, curves, method_order
+from fedsim.results.tables.reader import Tables
 
-__all__ = ["GREY", "MethodStyle", "data_uri", "legend", "method_styles", "panels"]
+__all__ = [
+    "DARK",
+    "GREY",
+    "MethodStyle",
+    "cell_titles",
+    "cells_of",
+    "data_uri",
+    "legend",
+    "method_styles",
+    "panels",
+    "study_styles",
+    "styled",
+]
+
+styled = mpl.rc_context(
+    mpl.rc_params_from_file(
+        str(files("fedsim.results.report") / "fedsim.mplstyle"), use_default_template=False
+    )
+)
+"""Decorator of functions that draw a figure."""
 
 GREY, DARK = "#6b7280", "#1f2937"
-_KNOWN = {
-    "fedavg": "#0072B2",
-    "cachefl": "#D55E00",
-    "feddgm": "#009E73",
-    "cachefl_dgm": "#CC79A7",
-    "fedavg_head": "#0072B2",
-    "fedavg_finetune": "#56B4E9",
-    "fedprox": "#661100",
-    "scaffold": "#E69F00",
-    "promptfl": "#332288",
-    "synthetic_only": "#999933",
-    "prior_only": "#DDAA33",
-    "zero_shot": GREY,
-} | dict.fromkeys(CEILINGS, DARK)
-_LINE_OF_LEVEL = {"zero_shot": "--"} | dict.fromkeys(CEILINGS, ":")  # levels, not curves
 _MORE = ["#882255", "#44AA99", "#AA4499", "#117733", "#CC6677", "#88CCEE", "#663333", "#7777DD"]
 _LINES = ["-", (0, (5, 1.5)), (0, (1.5, 1.2))]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
@@ -51,27 +60,33 @@ class MethodStyle:
     marker: str
 
 
-def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
-    """A style for each method of a study, the same whichever figure asks.
+def method_styles(
+    methods: Iterable[str], zero_shot: Collection[str] = (), ceilings: Collection[str] = ()
+) -> dict[str, MethodStyle]:
+    """A style for each method of a study, the same whichever figure asks, in the order of tables.
 
     Args:
         methods: All methods of the study, as shown. Versions of one method, `cachefl (ipc=8)`,
             share its colour family only while colours last: the first has the method's own.
+        zero_shot: Those that are drawn as the level before training.
+        ceilings: Those that are drawn as the level of pooled data.
     """
-    ordered = sorted(set(methods), key=method_order)
-    own = {method: _KNOWN[method] for method in ordered if method in _KNOWN}
+    ordered = sorted(set(methods), key=lambda m: (m in ceilings, method_order(m)))
+    own = {m: DARK if m in ceilings else GREY for m in ordered if m in (*zero_shot, *ceilings)}
+    own |= {method: COLORS[method] for method in ordered if method in COLORS}
     for method in ordered:  # the first version of a method takes its colour
-        color = _KNOWN.get(method.split(" ")[0], "")
-        if color not in ("", *own.values()):
+        color = COLORS.get(method.split(" ")[0], "")
+        if method not in own and color not in ("", *own.values()):
             own[method] = color
-    free = [c for c in dict.fromkeys([*_MORE, *_KNOWN.values()]) if c not in own.values()]
+    known = [*_MORE, *COLORS.values(), GREY, DARK]
+    free = [c for c in dict.fromkeys(known) if c not in own.values()]
     styles: dict[str, MethodStyle] = {}
     num_curves = num_free = 0
     for method in ordered:
         color = own.get(method, free[num_free % len(free)])
         num_free += method not in own
-        if (base := method.split(" ")[0]) in _LINE_OF_LEVEL:
-            styles[method] = MethodStyle(color, _LINE_OF_LEVEL[base], "_")
+        if method in zero_shot or method in ceilings:
+            styles[method] = MethodStyle(color, ":" if method in ceilings else "--", "_")
             continue
         line = _LINES[(num_curves // len(_MARKERS)) % len(_LINES)]
         styles[method] = MethodStyle(color, line, _MARKERS[num_curves % len(_MARKERS)])
@@ -79,6 +94,26 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     return styles
 
 
+def study_styles(study: Tables) -> dict[str, MethodStyle]:
+    """The styles of all methods of a study that have rounds."""
+    runs = curves(study)
+    facts = (set(runs.loc[runs[fact], "method"]) for fact in ("zero_shot", "pooled"))
+    return method_styles(runs["method"], *facts)
+
+
+def cells_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Data sets and partitions of a table, in its order: a panel each."""
+    return list(dict.fromkeys(zip(*(table[name] for name in CELL), strict=True)))
+
+
+def cell_titles(cells: Iterable[tuple[str, str]]) -> list[str]:
+    """Titles of their panels: the partition, after its data set where there are several."""
+    cells = list(cells)
+    several = len({dataset for dataset, _ in cells}) > 1
+    return [f"{dataset}, {part}" if several else part for dataset, part in cells]
+
+
+@styled
 def panels(
     titles: Sequence[str],
     xlabel: str,
@@ -99,8 +134,6 @@ def panels(
         max_columns: Panels in a row.
         share_y: Whether all panels have one y axis.
     """
-    from matplotlib.figure import Figure
-
     columns = min(max_columns, max(1, len(titles)))
     rows = max(1, math.ceil(len(titles) / columns))
     width = {1: 6.4, 2: 9.0}.get(columns, 10.8)
@@ -108,33 +141,29 @@ def panels(
     grid = figure.subplots(rows, columns, sharex=share_x, sharey=share_y, squeeze=False)
     axes = list(grid.flat)
     for place, axis in enumerate(axes[: len(titles)]):
-        axis.set_title(titles[place], fontsize=10, color=DARK, loc="left")
-        clean(axis)
+        axis.set_title(titles[place])
+        for side in (axis.xaxis, axis.yaxis):
+            side.get_major_ticks(1)  # ticks that are made later copy the look of the first
         if place % columns == 0:
-            axis.set_ylabel(ylabel, fontsize=9, color=DARK)
+            axis.set_ylabel(ylabel)
         if place + columns >= len(titles):
-            axis.set_xlabel(xlabel, fontsize=9, color=DARK)
+            axis.set_xlabel(xlabel)
             axis.tick_params(labelbottom=True)
     for axis in axes[len(titles) :]:
         axis.remove()
     return figure, axes[: len(titles)]
 
 
-def clean(axis: Axes) -> None:
-    """Fewer lines: no box, a light grid, small grey ticks."""
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#9ca3af")
-    axis.tick_params(labelsize=8, colors=GREY, length=3)
-    axis.grid(True, color="#e5e7eb", linewidth=0.7)
-    axis.set_axisbelow(True)
-
-
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+@styled
+def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = ()) -> None:
     """One legend above all panels, each method once, in as many columns as fit.
 
     A long one makes the figure higher, not the panels lower.
+
+    Args:
+        figure: The figure.
+        axes: Its panels.
+        order: The labels in their order; others follow.
     """
     entries: dict[str, Any] = {}
     for axis in axes:
@@ -142,7 +171,7 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
             entries.setdefault(label, handle)
     if not entries:
         return
-    labels = sorted(entries, key=method_order)
+    labels = [label for label in dict.fromkeys([*order, *entries]) if label in entries]
     inch = 0.5 + 0.065 * max(map(len, labels))  # of a 9 point entry with its line
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inch)))
     more = max(0, math.ceil(len(labels) / columns) - 2)  # `panels` leaves room for two lines
@@ -152,21 +181,14 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
         labels,
         loc="outside upper left",
         ncols=columns,
-        fontsize=9,
-        frameon=False,
-        labelcolor=DARK,
-        columnspacing=1.4,
-        handlelength=2.2,
     )
 
 
+@styled
 def data_uri(figure: Figure, format: str = "svg") -> str:
     """The figure as a `data:` address, for a page that needs no other file."""
-    import matplotlib as mpl
-
     sink = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "fedsim"}):
-        stamp = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
-        figure.savefig(sink, format=format, dpi=144, metadata=stamp)
+    stamp = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
+    figure.savefig(sink, format=format, dpi=144, metadata=stamp)
     kind = "svg+xml" if format == "svg" else format
     return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"

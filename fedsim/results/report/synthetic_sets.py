@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import pandas as pd
 
 from fedsim.errors import ResultsError
 from fedsim.results.analysis.named_runs import final_runs
-from fedsim.results.report.sections import Grid
-from fedsim.results.report.terminal import NONE
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from fedsim.results.tables.reader import NearestReal, Study
+from fedsim.results.report.grid import Grid
+from fedsim.results.report.numbers import NONE
+from fedsim.results.study import NearestReal, Study
 
 __all__ = ["class_quality", "first_makers", "set_methods", "set_neighbours", "synthetic_quality"]
 
@@ -103,7 +101,7 @@ def synthetic_quality(study: Study) -> Grid:
     drawn, kept = (next((row for row in rows if row[0] == m.title), []) for m in _MEASURES[1:3])
     if drawn[2:] == kept[2:]:  # nothing was filtered
         rows = [row for row in rows if row is not drawn]
-    return Grid("", header, rows)
+    return Grid("", header, rows, names=2)
 
 
 def class_quality(study: Study, fingerprint: str) -> pd.DataFrame:

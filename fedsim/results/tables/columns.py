@@ -18,19 +18,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from fedsim.config.tree import flatten
 from fedsim.errors import ResultsError, did_you_mean
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = [
     "CONFIG_PREFIX",
     "Column",
     "Kind",
-    "Table",
+    "TableSchema",
     "flatten_config",
     "key",
     "measured",
@@ -67,8 +66,6 @@ class Column:
     @lru_cache  # noqa: B019 - columns are few and live as long as the process
     def arrow_type(self) -> pa.DataType:
         """The column's Arrow type; time stamps are in microseconds, UTC."""
-        import pyarrow as pa
-
         if self.type == "timestamp":
             return pa.timestamp("us", tz="UTC")
         if self.type == "list<int64>":
@@ -77,7 +74,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSchema:
     """One table: its name, meaning and columns."""
 
     name: str

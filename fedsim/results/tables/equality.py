@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
 
 from fedsim.errors import ResultsError
+from fedsim.results.tables.reader import Tables
 from fedsim.results.tables.schema import TABLES
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from fedsim.results.tables.reader import Study
 
 __all__ = ["equal_results"]
 
@@ -31,8 +29,8 @@ _CELL = [
 
 
 def equal_results(
-    a: Study | Path | str,
-    b: Study | Path | str,
+    a: Tables | Path | str,
+    b: Tables | Path | str,
     match: Literal["run_id", "cell"] = "run_id",
 ) -> list[str]:
     """Compare the keys and results of two studies, bit by bit and whatever the order of rows.
@@ -49,12 +47,10 @@ def equal_results(
         The differences in words, one per column and table; nothing when equal.
 
     Raises:
-        ResultsError: With `match="cell"`, two runs of one study share a cell.
+        ResultsError: There is no such folder, or, with `match="cell"`, two runs of one study
+            share a cell.
     """
-    from fedsim.results.tables.reader import load
-
-    first = load(a) if isinstance(a, (str, Path)) else a
-    second = load(b) if isinstance(b, (str, Path)) else b
+    first, second = _opened(a), _opened(b)
     labels = [_cells(study) if match == "cell" else None for study in (first, second)]
     differences: list[str] = []
     for name, table in TABLES.items():
@@ -71,7 +67,15 @@ def equal_results(
     return differences
 
 
-def _cells(study: Study) -> dict[str, str]:
+def _opened(study: Tables | Path | str) -> Tables:
+    if isinstance(study, Tables):
+        return study
+    if not Path(study).is_dir():
+        raise ResultsError(f"there is no study {study}")
+    return Tables(Path(study))
+
+
+def _cells(study: Tables) -> dict[str, str]:
     """Run id to the label of its cell."""
     runs = study.runs
     labels = [
@@ -86,9 +90,6 @@ def _cells(study: Study) -> dict[str, str]:
 
 def _compare(name: str, a: pd.DataFrame, b: pd.DataFrame, keys: list[str]) -> list[str]:
     """Differences of one table. Rows of equal keys are paired in the order of their results."""
-    import numpy as np
-    import pandas as pd
-
     rows = pd.concat([a, b], ignore_index=True)
     codes = pd.DataFrame({column: pd.factorize(_exact(rows[column]))[0] for column in rows})
     codes["_side"] = np.repeat([0, 1], [len(a), len(b)])
@@ -122,8 +123,6 @@ def _compare(name: str, a: pd.DataFrame, b: pd.DataFrame, keys: list[str]) -> li
 
 def _exact(column: pd.Series) -> np.ndarray:
     """Values that are equal only for equal bits; missing is equal to missing."""
-    import numpy as np
-
     if column.dtype.kind == "f":
         values = column.to_numpy(dtype=np.float64)
         return np.where(np.isnan(values), np.float64("nan"), values).view(np.int64)
@@ -131,8 +130,6 @@ def _exact(column: pd.Series) -> np.ndarray:
 
 
 def _plain(value: Any) -> str:
-    import pandas as pd
-
     if isinstance(value, Iterable) and not isinstance(value, str):
         return str([int(item) for item in value])
     return "missing" if pd.isna(value) else str(value)

@@ -26,7 +26,7 @@ from fedsim.results.tables.schema import arrow_schema, table_named
 from fedsim.storage.atomic import whole_file
 
 __all__ = [
-    "Parts",
+    "RunRows",
     "check_run_id",
     "conform",
     "open_path",
@@ -115,7 +115,7 @@ def write(path: Path, table: pa.Table, after: int, durable: bool, compact: bool 
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunRows:
     """The rows of one run in one table, in the order they were written."""
 
     sealed: list[pa.Table]
@@ -128,7 +128,7 @@ class Parts:
         return pa.concat_tables(plain, promote_options="default")
 
 
-def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) -> Parts | None:
+def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) -> RunRows | None:
     """The rows of one run in one table, while another process may be writing them.
 
     Args:
@@ -165,7 +165,7 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
             continue
         if opened is None and open_path(folder, run_id).exists():
             continue  # written or merged while we read
-        return Parts(sealed, opened)
+        return RunRows(sealed, opened)
     raise ResultsError(f"cannot read run {run_id} in {folder}: {problem}")
 
 

@@ -7,22 +7,20 @@ What the kinds mean and how `config.*` is stored: `fedsim.results.tables.columns
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from fedsim.errors import ResultsError, did_you_mean
-from fedsim.results.tables.columns import Column, Table, key, measured, option, result
+from fedsim.results.tables.columns import Column, TableSchema, key, measured, option, result
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-__all__ = ["TABLES", "Column", "Table", "arrow_schema", "schema_markdown", "table_named"]
+__all__ = ["TABLES", "Column", "TableSchema", "arrow_schema", "schema_markdown", "table_named"]
 
 _RUN_ID = key("run_id", "string", "Hash of the resolved configuration")
 _ROUND = key("round", "int64", "Communication round; 0 is before training, set-up included")
 
 _STATUS = ("running", "finished", "failed", "interrupted", "stopped")
 
-_RUNS = Table(
+_RUNS = TableSchema(
     "runs",
     "One row per run: what was asked, on what, how it ended; and `config.*`, the configuration.",
     (
@@ -30,7 +28,10 @@ _RUNS = Table(
         option("study", "string", "Name of the study"),
         option("method", "string", "Name of the method"),
         option("dataset", "string", "Name of the data set"),
-        option("partition", "string", "Scheme of the split over clients"),
+        option("pooled", "bool", "A ceiling: all clients' data was one client's"),
+        option("zero_shot", "bool", "Saw no sample: the level that targets start from"),
+        option("partition", "string", "Scheme of the split and its number: `dirichlet_label 0.05`"),
+        option("partition_scheme", "string", "The scheme alone: `dirichlet_label`"),
         option("dirichlet_alpha", "float64", "Concentration; missing without Dirichlet"),
         option("num_clients", "int64", "Simulated clients", "clients"),
         option("seed", "int64", "Seed of the run; runs of one seed are paired"),
@@ -69,7 +70,7 @@ _RUNS = Table(
     has_config=True,
 )
 
-_ROUNDS = Table(
+_ROUNDS = TableSchema(
     "rounds",
     "One row per run and round.",
     (
@@ -86,7 +87,7 @@ _ROUNDS = Table(
         result("train_flops", "int64", "Client training, all clients together", "FLOP"),
         result("train_loss", "float64", "Weighted mean of the clients' last training loss", "nats"),
         result("update_norm", "float64", "L2 norm of the aggregated update"),
-        result("virtual_s", "float64", "Virtual clock at the end of the round", "s"),
+        result("virtual_s", "float64", "Virtual clock at the end of the round; of issue 26", "s"),
         measured("train_s", "float64", "Client training", "s"),
         measured("aggregate_s", "float64", "Aggregation", "s"),
         measured("distill_s", "float64", "Server-side distillation", "s"),
@@ -98,7 +99,7 @@ _ROUNDS = Table(
     ),
 )
 
-_EVALUATIONS = Table(
+_EVALUATIONS = TableSchema(
     "evaluations",
     "One row per number: a metric of a model on a split, over all, a client, a domain or a class.",
     (
@@ -121,7 +122,7 @@ _EVALUATIONS = Table(
     ),
 )
 
-_CLIENTS = Table(
+_CLIENTS = TableSchema(
     "clients",
     "Round 0: every client and its data. Later rounds: the clients of the cohort.",
     (
@@ -131,7 +132,12 @@ _CLIENTS = Table(
         result("num_samples", "int64", "Training samples of the client", "samples"),
         result("label_counts", "list<int64>", "Training samples per class", "samples"),
         result("domain", "string", "The client's domain, if the data has domains"),
-        result("status", "string", "`idle` at round 0; `ok`, `failed`, `dropped`, `unavailable`"),
+        result(
+            "status",
+            "string",
+            "`idle` at round 0; `ok`, `failed`; issue 26 (devices) adds `dropped`, `late` and "
+            "`unavailable`",
+        ),
         result("num_steps", "int64", "Local optimiser steps", "steps"),
         result("weight", "float64", "Weight in the aggregation"),
         result("loss_before", "float64", "Loss on the client's data, message as received", "nats"),
@@ -146,7 +152,7 @@ _CLIENTS = Table(
         result("bytes_up", "int64", "Sent by the client in this round", "bytes"),
         result("bytes_down", "int64", "Sent to the client in this round", "bytes"),
         result("train_flops", "int64", "Local training", "FLOP"),
-        result("virtual_s", "float64", "Virtual time the client took", "s"),
+        result("virtual_s", "float64", "Virtual time the client took; of issue 26", "s"),
         measured("train_s", "float64", "Local training, the client's share of its group", "s"),
         measured("peak_memory_bytes", "int64", "Largest GPU memory of its group", "bytes"),
         measured(
@@ -158,11 +164,10 @@ _CLIENTS = Table(
         ),
         measured("node", "string", "Host it ran on"),
         measured("device", "string", "Device it ran on"),
-        measured("actor", "string", "Actor it ran in"),
     ),
 )
 
-_SYNTHETIC = Table(
+_SYNTHETIC = TableSchema(
     "synthetic",
     "One row per class of a synthetic set, and one for the whole set, whenever one was made. All "
     "of it in the frozen encoder's feature space. What compares with training images uses those of "
@@ -207,7 +212,7 @@ _SYNTHETIC = Table(
     ),
 )
 
-_EVENTS = Table(
+_EVENTS = TableSchema(
     "events",
     "One row per thing worth telling: failures, retries, back-offs, resumptions.",
     (
@@ -221,7 +226,7 @@ _EVENTS = Table(
     ),
 )
 
-_PREDICTIONS = Table(
+_PREDICTIONS = TableSchema(
     "predictions",
     "One row per sample of the last round: what the model said.",
     (
@@ -236,13 +241,13 @@ _PREDICTIONS = Table(
     ),
 )
 
-TABLES: dict[str, Table] = {
+TABLES: dict[str, TableSchema] = {
     table.name: table
     for table in (_RUNS, _ROUNDS, _EVALUATIONS, _CLIENTS, _SYNTHETIC, _EVENTS, _PREDICTIONS)
 }
 
 
-def table_named(name: str) -> Table:
+def table_named(name: str) -> TableSchema:
     """The table called `name`.
 
     Raises:
@@ -256,8 +261,6 @@ def table_named(name: str) -> Table:
 @lru_cache
 def arrow_schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, without the `config.*` columns of `runs`."""
-    import pyarrow as pa
-
     columns = table_named(name).columns
     return pa.schema([pa.field(column.name, column.arrow_type()) for column in columns])
 

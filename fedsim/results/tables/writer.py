@@ -118,7 +118,7 @@ class TableWriter:
         Args:
             fingerprint: Name of the set.
             inputs: Name of the training data (`runs.inputs`).
-            arrays: The fields of `fedsim.results.tables.reader.NearestReal`. What is there is left
+            arrays: The fields of `fedsim.results.study.NearestReal`. What is there is left
             alone.
         """
         path = self.study_dir / "nearest" / f"{fingerprint}-{inputs}.npz"

@@ -10,7 +10,7 @@ from fedsim.config.study import parse_study
 from fedsim.data import make_partition
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
-from fedsim.results.tables.reader import load
+from fedsim.results.study import load
 from tests.helpers import run, write_features
 
 FILE = '''

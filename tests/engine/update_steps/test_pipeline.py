@@ -10,8 +10,8 @@ import torch
 from fedsim.config.families import UPDATE_STEPS
 from fedsim.engine.update_steps.base import Place, UpdateStep
 from fedsim.engine.update_steps.pipeline import Pipeline
+from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
-from fedsim.results.tables.reader import load
 from tests.helpers import experiment, federation, run, write_features
 
 CLIP = '''

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.results.analysis.named_runs import curves, final_runs, last_rounds
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
 
 
@@ -138,7 +138,8 @@ def test_partitions_are_named_by_the_number_of_their_scheme(
     for partition in asked:
         config = {"partition": partition.model_dump(mode="json")}
         alpha = partition.given().get("dirichlet_alpha")
-        make_run(tmp_path, "fedavg", partition.scheme, alpha, 0, config=config)
+        label = partition.label
+        make_run(tmp_path, "fedavg", partition.scheme, alpha, 0, config=config, label=label)
     names = final_runs(load(tmp_path))["partition"].tolist()
     assert set(names) == {partition.label for partition in asked}
     assert names.index("pathological 2") < names.index("pathological 10")

@@ -13,8 +13,7 @@ from fedsim.results.analysis.significance import (
     holm,
     mean_interval,
     non_inferiority_test,
-    paired_test,
-    welch_test,
+    t_test,
 )
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=12)
@@ -37,13 +36,26 @@ def test_intervals_are_those_of_scipy(values: list[float]):
 def test_p_values_are_those_of_scipy(pairs: list[tuple[float, float]]):
     a, b = np.array(pairs).T
     if np.std(a - b) > 1e-6:
-        assert paired_test(a - b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=1e-12)
+        mean, low, high, p = t_test(a, b, paired=True)
+        by_hand = mean_interval(a - b)
+        assert (mean, low, high) == pytest.approx(by_hand, rel=1e-9, abs=1e-12)
+        of_zero = 2 * stats.t.sf(abs(mean) / stats.sem(a - b), len(a) - 1)
+        assert p == pytest.approx(of_zero, abs=1e-12)
 
 
 def test_without_spread_there_is_no_p_value():
-    assert paired_test(np.array([0.0, 0.0])) == 1.0
-    assert math.isnan(paired_test(np.array([0.1, 0.1, 0.1])))
-    assert math.isnan(paired_test(np.array([0.1])))
+    zeros = np.zeros(3)
+    assert t_test(zeros, zeros, paired=True) == (0.0, 0.0, 0.0, 1.0)
+    *interval, p = t_test(zeros + 0.1, zeros, paired=True)
+    assert interval == pytest.approx([0.1, 0.1, 0.1])
+    assert math.isnan(p)
+    assert math.isnan(t_test(zeros[:1] + 0.1, zeros[:1], paired=True)[-1])
+
+
+def test_rounding_is_no_spread():
+    base = np.array([0.1, 0.2, 0.3])
+    assert np.std((base + 0.1) - base) > 0  # what floating point leaves
+    assert math.isnan(t_test(base + 0.1, base, paired=True)[-1])
 
 
 @settings(max_examples=12, deadline=None)
@@ -71,7 +83,10 @@ def test_welch_is_that_of_scipy(first: list[float], second: list[float]):
     a, b = np.array(first), np.array(second)
     if spread(a, b):
         expected = stats.ttest_ind(a, b, equal_var=False)
-        assert welch_test(a, b) == pytest.approx(expected.pvalue, abs=1e-12)
+        u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)  # Welch and Satterthwaite by hand
+        df = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+        by_hand = 2 * stats.t.sf(abs(a.mean() - b.mean()) / math.sqrt(u + v), df)
+        assert t_test(a, b, paired=False)[-1] == pytest.approx(by_hand, abs=1e-12)
         found = difference_of(pd.Series(a), pd.Series(b, index=range(100, 100 + len(b))))
         assert found.test == "unpaired"
         interval = expected.confidence_interval(0.95)
@@ -146,8 +161,8 @@ def test_single_runs_have_a_difference_and_no_interval():
 
 def test_samples_without_spread_have_no_p_value_unless_equal():
     same, more = np.array([0.5, 0.5]), np.array([0.6, 0.6, 0.6])
-    assert welch_test(same, same) == 1.0
-    assert math.isnan(welch_test(same, more))
+    assert t_test(same, same, paired=False)[-1] == 1.0
+    assert math.isnan(t_test(same, more, paired=False)[-1])
     _, low, p = non_inferiority_test(pd.Series(same), pd.Series(same), 0.1)
     assert math.isnan(low)
     assert math.isnan(p)

@@ -11,7 +11,7 @@ from fedsim.results.analysis.named_runs import curves, last_rounds
 from fedsim.results.analysis.summary import non_inferiority, rank_methods, summarise
 from fedsim.results.analysis.targets import cost_to_reach
 from fedsim.results.report.terminal import format_summary
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 
 
 def test_a_row_of_the_summary_is_what_scipy_says(study: Study):

@@ -7,9 +7,9 @@ import pytest
 
 import fedsim
 from fedsim.results.report.breakdown import accuracy_by, breakdown_grids
+from fedsim.results.report.numbers import percent
 from fedsim.results.report.page import write_report
-from fedsim.results.report.terminal import percent
-from fedsim.results.tables.reader import Study
+from fedsim.results.study import Study
 from tests.helpers import experiment, feature_arrays, run
 
 

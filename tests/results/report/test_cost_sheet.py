@@ -12,7 +12,7 @@ from fedsim.results.report.cost_sheet import (
     format_costs,
     read_prices,
 )
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
 
 ROUND = {"aggregate_s": 1.0, "distill_s": 2.0, "train_s": 99.0, "eval_s": 50.0}

@@ -7,7 +7,7 @@ import pytest
 
 from fedsim.errors import ResultsError
 from fedsim.results.report.page import write_report
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
 
 

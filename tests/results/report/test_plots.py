@@ -10,7 +10,7 @@ from fedsim.results.analysis.named_runs import curves
 from fedsim.results.report import plots, split_figure
 from fedsim.results.report.gallery import synthetic_gallery
 from fedsim.results.report.style import data_uri, legend, method_styles, panels
-from fedsim.results.tables.reader import Study, SyntheticImages, load
+from fedsim.results.study import Study, SyntheticImages, load
 
 ALL = [
     plots.accuracy_over_rounds,

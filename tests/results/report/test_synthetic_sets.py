@@ -23,7 +23,7 @@ from fedsim.results.report.synthetic_sets import (
     set_methods,
     synthetic_quality,
 )
-from fedsim.results.tables.reader import NearestReal, Study, SyntheticImages, load
+from fedsim.results.study import NearestReal, Study, SyntheticImages, load
 from fedsim.results.tables.schema import TABLES
 from fedsim.results.tables.writer import TableWriter, write_synthetic_images
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.results.report.terminal import format_summary, human_bytes
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.report.numbers import human_bytes
+from fedsim.results.report.terminal import format_summary
+from fedsim.results.study import Study, load
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_unfinished_and_unpaired_runs_are_told(tmp_path: Path, make_run: Callabl
     assert "1+1?" in text
     assert "1 runs are not finished" in text
     assert "1 runs have no partner" in text
-    assert "for want of a centralised run" in text
+    assert "because the study has no centralised run" in text
 
 
 def test_an_empty_study_says_so(tmp_path: Path):

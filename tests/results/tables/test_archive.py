@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedsim.cli.app import main
-from fedsim.driver.launch import unfinished
+from fedsim.driver.plan import unfinished
 from fedsim.errors import ResultsError
+from fedsim.results.study import load
 from fedsim.results.tables import archive, files
-from fedsim.results.tables.reader import equal_results, load
+from fedsim.results.tables.equality import equal_results
 from tests.helpers import experiment, run
 from tests.results.conftest import write_run
 

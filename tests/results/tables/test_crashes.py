@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsim.results.study import load
 from fedsim.results.tables import files
-from fedsim.results.tables.reader import load
 from fedsim.results.tables.writer import TableWriter
 
 ROOT = Path(__file__).parents[2]

@@ -89,5 +89,10 @@ def test_runs_of_other_configurations_can_be_matched_by_cell(tmp_path: Path):
         equal_results(a, b, match="cell")
 
 
+def test_a_missing_folder_equals_nothing(tmp_path: Path):
+    with pytest.raises(ResultsError, match="there is no study"):
+        equal_results(tmp_path, tmp_path / "nowhere")
+
+
 def test_empty_studies_are_equal(tmp_path: Path):
     assert equal_results(tmp_path, tmp_path) == []

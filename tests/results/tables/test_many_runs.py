@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fedsim.results.study import load
 from fedsim.results.tables import many_runs
-from fedsim.results.tables.reader import load
 from fedsim.results.tables.writer import TableWriter
 
 NAMES = ("runs", "rounds")
@@ -27,7 +27,7 @@ def write(folder: Path, run_id: str, rounds: int = 3, lr: float = 0.1, **columns
 
 
 def digests(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/.many_runs.parquet"))
+    return sorted(folder.glob("*/.digest.parquet"))
 
 
 def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, pd.DataFrame]:
@@ -64,7 +64,7 @@ def test_many_runs_are_read_from_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(*args, **kwargs):
         raise AssertionError("read one by one")
 
-    monkeypatch.setattr(many_runs.parts, "read_run", refuse)
+    monkeypatch.setattr(many_runs.files, "read_run", refuse)
     assert load(tmp_path).runs["run_id"].tolist() == list("abcd")
     assert load(tmp_path).rounds["round"].tolist() == [0, 1, 2] * 4
 

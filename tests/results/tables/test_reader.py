@@ -1,24 +1,11 @@
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pytest
 
-from fedsim.errors import ResultsError
-from fedsim.results.tables.reader import Study, load
+from fedsim.results.study import Study, load
+from fedsim.results.tables.reader import Selection, Tables
 from fedsim.results.tables.schema import TABLES
 from fedsim.results.tables.writer import TableWriter
-
-
-def test_a_missing_study_is_explained(tmp_path: Path):
-    with pytest.raises(ResultsError, match="no study was found"):
-        load(tmp_path / "demo")
-    with TableWriter(tmp_path / "demo", "a") as writer:
-        writer.update_run(method="fedavg")
-    with pytest.raises(ResultsError, match=r"there is no study .*dmeo; did you mean 'demo'"):
-        load(tmp_path / "dmeo")
-    with pytest.raises(ResultsError, match="a folder of studies.*demo"):
-        load(tmp_path)
 
 
 def test_an_empty_study_has_empty_tables_of_the_right_types(tmp_path: Path):
@@ -29,15 +16,6 @@ def test_an_empty_study_has_empty_tables_of_the_right_types(tmp_path: Path):
         assert list(frame.columns) == table.names()
     assert study.rounds["round"].dtype == "int64"
     assert study.rounds["accuracy"].dtype == "float64"
-    assert study.summary().empty
-
-
-def test_a_run_without_rounds_is_a_run(tmp_path: Path):
-    with TableWriter(tmp_path, "a") as writer:
-        writer.update_run(method="fedavg", status="running", dataset="d", partition="iid", seed=0)
-    summary = load(tmp_path).summary()
-    assert summary["num_unfinished"].tolist() == [1]
-    assert summary.attrs["unfinished"][0]["round"] == -1
 
 
 def test_a_few_columns_are_those_of_the_whole_table(study: Study):
@@ -83,18 +61,19 @@ def test_files_from_before_a_column_was_added_are_read(tmp_path: Path):
     assert "gone" not in rounds
 
 
-def test_synthetic_images(study: Study, tmp_path: Path):
-    images = study.synthetic_images()
-    assert images.images.shape == (20, 16, 16, 3)
-    assert images.images.dtype == np.uint8
-    assert images.labels.tolist() == np.repeat(np.arange(5), 4).tolist()
-    assert images.classnames[1] == "cat"
-    with pytest.raises(ResultsError, match="did you mean 'f00d'"):
-        study.synthetic_images("f00e")
-    with pytest.raises(ResultsError, match="no synthetic images"):
-        load(tmp_path).synthetic_images()
-
-
 def test_tables_are_read_once(study: Study):
     assert study.rounds is study.rounds
-    assert load(study.path) == study
+    assert load(study.path).rounds is not study.rounds  # what was written since is seen
+
+
+def test_another_selection_reads_nothing_again(study: Study):
+    study.rounds  # noqa: B018
+    other = study.showing(Selection(methods=("fedavg",)))
+    assert other.rounds is study.rounds
+    assert study.selection == Selection()
+    assert study.once(len_of_rounds) is study.once(len_of_rounds)
+    assert other.once(len_of_rounds) is not study.once(len_of_rounds)
+
+
+def len_of_rounds(tables: Tables) -> pd.DataFrame:
+    return pd.DataFrame({"rounds": [len(tables.rounds)]})

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ResultsError
+from fedsim.results.study import load
 from fedsim.results.tables import files
-from fedsim.results.tables.reader import load
 from fedsim.results.tables.writer import TableWriter, write_synthetic_images
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.driver.launch import read_plan, study_lock, unfinished, write_plan
+from fedsim.driver.plan import read_plan, study_lock, unfinished, write_plan
 from fedsim.errors import ResultsError
 from fedsim.results.tables.writer import TableWriter
 from tests.integration.studies import Command, experiments, local, write_study

@@ -1,21 +1,22 @@
-"""How data is split over clients: a table and a picture, without training."""
+"""How a study partitions its data over clients: a table and a picture, without training."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.cli.display import output
 from fedsim.config import Experiment
-from fedsim.data.from_config import read_dataset, split_clients
 from fedsim.data.partition.make import Partition
+from fedsim.driver.data_checks import each_partition
 from fedsim.errors import ConfigError, ResultsError
 
 _SHADES = " .:-=+*#%@"
@@ -24,26 +25,43 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 
 class View(NamedTuple):
-    """A split to show; `domains` says each client's, and is empty where the data has none."""
+    """A partition to show; `domains` says each client's, and is empty where the data has none."""
 
     partition: Partition
     classnames: tuple[str, ...]
     domains: tuple[str, ...]
 
 
-def splits_of(experiments: Sequence[Experiment]) -> dict[str, View]:
-    """Every distinct split of some experiments, by name."""
-    found: dict[str, View] = {}
-    for config, label in zip(experiments, _labels(experiments), strict=True):
-        name = f"{label}, seed {config.partition_seed}"
-        if name not in found:
-            data = read_dataset(config.data, config.partition_seed)
-            train = data.train
-            split = split_clients(train.labels, train.clients, train.domains, **config.for_split())
-            indices = split.partition.indices if train.domains is not None else ()
-            domains = (_domains(train.domains, rows, data.domain_names) for rows in indices)
-            found[name] = View(split.partition, data.classnames, tuple(domains))
-    return found
+def show_partitions(experiments: Sequence[Experiment], picture: Path | None = None) -> None:
+    """Print every distinct partition, and draw them into a file.
+
+    Raises:
+        ConfigError: The file's ending is not that of a picture.
+        DataError: The data is wrong, or a partition cannot be made from it.
+        ResultsError: The file cannot be written.
+    """
+    if picture is not None:
+        _check_picture(picture)
+    views = _views(experiments)
+    _print(views, output())
+    if picture is not None:
+        _draw(views, picture)
+        typer.echo(f"drawn into {picture}")
+
+
+def _views(experiments: Sequence[Experiment]) -> dict[str, View]:
+    """Every distinct partition of some experiments, by name, in their order."""
+    labels, found = _labels(experiments), dict[int, tuple[str, View]]()
+    for position, data, split in each_partition(experiments):
+        name = f"{labels[position]}, seed {experiments[position].partition_seed}"
+        domains = data.train.domains
+        indices = split.partition.indices if domains is not None else ()
+        said = tuple(_domains(domains, rows, data.domain_names) for rows in indices)
+        found[position] = name, View(split.partition, data.classnames, said)
+    views: dict[str, View] = {}
+    for _, (name, view) in sorted(found.items()):
+        views.setdefault(name, view)
+    return views
 
 
 def _domains(domains: np.ndarray | None, rows: np.ndarray, names: Sequence[str]) -> str:
@@ -75,15 +93,13 @@ def _labels(experiments: Sequence[Experiment]) -> list[str]:
     return labels
 
 
-def print_splits(experiments: Sequence[Experiment], console: Console | None = None) -> None:
-    """One line of statistics per split, and the first split of each kind class by class."""
-    console = console or output()
-    splits = splits_of(experiments)
+def _print(views: Mapping[str, View], console: Console) -> None:
+    """One line of statistics per partition, and the first of each kind class by class."""
     table = Table(title="How the training samples are split over clients", box=box.SIMPLE_HEAD)
     table.add_column("split", overflow="fold")
     for column in ("clients", "min/median/max", "TV", "classes", "Gini"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, (partition, *_) in splits.items():
+    for name, (partition, *_) in views.items():
         s = partition.statistics
         table.add_row(
             name,
@@ -100,7 +116,7 @@ def print_splits(experiments: Sequence[Experiment], console: Console | None = No
         highlight=False,
     )
     shown: set[str] = set()
-    for name, view in splits.items():
+    for name, view in views.items():
         kind = name.rpartition(",")[0]
         if kind not in shown:
             shown.add(kind)
@@ -130,7 +146,7 @@ def _print_counts(name: str, view: View, console: Console) -> None:
         console.print(f"  ... and {more} more clients", highlight=False)
 
 
-def check_picture(path: Path) -> None:
+def _check_picture(path: Path) -> None:
     """Refuse a file that cannot be drawn into, before any data is read.
 
     Raises:
@@ -146,14 +162,12 @@ def check_picture(path: Path) -> None:
         raise ResultsError(f"--out {path} cannot be written: {above} is no folder to write to")
 
 
-def draw_splits(experiments: Sequence[Experiment], path: Path) -> None:
+def _draw(views: Mapping[str, View], path: Path) -> None:
     """The same as a picture (see `fedsim.results.report.split_figure`)."""
     from fedsim.results.report.split_figure import split_figure
 
-    splits = splits_of(experiments)
-    counts = {name: view.partition.label_counts for name, view in splits.items()}
-    classnames = next(iter(splits.values())).classnames
-    figure = split_figure(counts, classnames)
+    counts = {name: view.partition.label_counts for name, view in views.items()}
+    figure = split_figure(counts, next(iter(views.values())).classnames)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

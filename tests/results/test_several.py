@@ -9,8 +9,8 @@ from scipy import stats
 
 from fedsim.errors import ResultsError
 from fedsim.results.analysis.named_runs import final_runs, last_rounds
-from fedsim.results.analysis.several import load_several
 from fedsim.results.report.comparison import compare
+from fedsim.results.several import load_several
 
 MakeRun = Callable[..., str]
 

@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedsim.errors import ResultsError
-from fedsim.results.tables.reader import Study, load
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from fedsim.results.study import Study, load
 
 __all__ = ["Studies", "load_several"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Studies(Study):
     """The tables of several studies, one below the other.
 
@@ -28,7 +27,7 @@ class Studies(Study):
         members: The studies by name: that of the folder, and of those above where two share one.
     """
 
-    members: dict[str, Study] = field(default_factory=dict, compare=False)
+    members: dict[str, Study] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -40,9 +39,6 @@ class Studies(Study):
         return []
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         found = []
         for label, study in self.members.items():
             table = study._table(name, columns and [*columns, "run_id", "study"])

@@ -1,0 +1,58 @@
+"""The data of a study, looked at before any run begins. NumPy only: torch is not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedsim.config import Experiment
+from fedsim.data.datasets import Dataset
+from fedsim.data.from_config import ClientSplit, draw_seed, read_dataset, split_clients
+
+Known = set[tuple[str, ...]]
+"""Data sets and partitions that have been made, as their settings."""
+
+
+def each_partition(
+    experiments: Sequence[Experiment], known: Known | None = None
+) -> Iterator[tuple[int, Dataset, ClientSplit]]:
+    """Every distinct partition of some experiments; each data set is read once, and let go.
+
+    Args:
+        experiments: May share data sets and partitions.
+        known: Partitions to leave out; those that are made are added.
+
+    Yields:
+        Position of the first experiment that has it, its data set, and what each client holds.
+
+    Raises:
+        DataError: If data is missing or broken, or a partition cannot be made from it.
+    """
+    known = set() if known is None else known
+    of_data: dict[tuple[str, str], list[int]] = {}
+    for position, e in enumerate(experiments):
+        source = (e.data.model_dump_json(), str(draw_seed(e.data, e.partition_seed)))
+        key = (*source, e.partition.model_dump_json(), str(e.partition_seed))
+        if key not in known:
+            known.add(key)
+            of_data.setdefault(source, []).append(position)
+    for positions in of_data.values():
+        first = experiments[positions[0]]
+        data = read_dataset(first.data, first.partition_seed)
+        train = data.train
+        for position in positions:
+            settings = experiments[position].for_split()
+            yield (
+                position,
+                data,
+                split_clients(train.labels, train.clients, train.domains, **settings),
+            )
+
+
+def check_data(experiments: Sequence[Experiment], known: Known | None = None) -> None:
+    """Read every data set and make every partition, so that what is wrong is said now.
+
+    Raises:
+        DataError: See `each_partition`.
+    """
+    for _ in each_partition(experiments, known):
+        pass

@@ -1,0 +1,72 @@
+"""A table to read: plain data, which the terminal, the page and the docs each draw their own way.
+
+The terminal's is `fedsim.results.report.terminal.layout`; the page's is a macro of `page.html.j2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedsim.results.analysis.named_runs import CELL
+from fedsim.results.analysis.significance import mean_interval
+from fedsim.results.report.numbers import NONE, half_text
+
+__all__ = ["Grid", "grids_by_cell", "over_seeds"]
+
+
+class Grid(NamedTuple):
+    """A table of texts.
+
+    Attributes:
+        title: Above it; may be empty.
+        header: One text per column.
+        rows: As many texts each.
+        names: The first so many columns are words, set left; the others are numbers, set right.
+        best: Numbers of the rows to stress.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    names: int = 1
+    best: tuple[int, ...] = ()
+
+
+def grids_by_cell(
+    table: pd.DataFrame, header: list[str], cells: Callable[[pd.DataFrame], list[str]]
+) -> list[Grid]:
+    """A grid per data set and partition, with a row per method.
+
+    Args:
+        table: With the columns `dataset, partition, method`.
+        header: Of the columns after the method.
+        cells: The rows of one method in one cell -> the texts of its row.
+    """
+    return [
+        Grid(
+            ", ".join(cell),
+            ["method", *header],
+            [[str(m), *cells(mine)] for m, mine in here.groupby("method", sort=False)],
+        )
+        for cell, here in table.groupby(CELL, sort=False)
+    ]
+
+
+def over_seeds(scores: pd.DataFrame, sign: bool = False, form: str = "") -> str:
+    """Mean over seeds and half its t interval, in percent; `-` without a score.
+
+    Args:
+        scores: With the columns `seed` and `value`; the runs of one seed count as their mean.
+        sign: Also write `+`.
+        form: Format of a number that is no share, instead of percent.
+    """
+    mean, _, high = mean_interval(scores.groupby("seed")["value"].mean().to_numpy())
+    if not form:
+        return half_text(mean, high, sign)
+    if math.isnan(high):
+        return NONE if math.isnan(mean) else f"{mean:{form}}"
+    return f"{mean:{form}} ± {high - mean:{form}}"
