@@ -15,6 +15,7 @@ later rounds that a sink has heard before are void.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,11 +76,11 @@ class Sink(Protocol):
         """The run has ended, or was interrupted."""
 
 
-class Sinks(Sink):
-    """All sinks of a run as one.
+class Sinks:
+    """All sinks of a run as one: it takes every call of `Sink`, and passes it on.
 
-    The first one is the tables, whose errors end the run. Another sink that raises is left out from
-    then on, and an event says so: a tracker that cannot be reached costs no run.
+    The first sink is the tables, whose errors end the run. Another sink that raises is left out
+    from then on, and an event says so: a tracker that cannot be reached costs no run.
 
     Args:
         tables: What the run cannot do without.
@@ -90,57 +91,21 @@ class Sinks(Sink):
         self._tables, self._others = tables, dict(others or {})
         self._lost: list[tuple[str, str]] = []
 
-    def begin(self, last_round: int) -> None:
-        """See `Sink.begin`."""
-        self._tell(lambda sink: sink.begin(last_round))
-
-    def update_run(self, config: Mapping[str, Any] | None = None, **columns: Any) -> None:
-        """See `Sink.update_run`."""
-        self._tell(lambda sink: sink.update_run(config, **columns))
-
-    def append(self, table: str, rows: Rows) -> None:
-        """See `Sink.append`."""
-        self._tell(lambda sink: sink.append(table, rows))
-
-    def save_images(
-        self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
-    ) -> None:
-        """See `Sink.save_images`."""
-        self._tell(lambda sink: sink.save_images(fingerprint, images, labels, classnames))
-
-    def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `Sink.save_nearest`."""
-        self._tell(lambda sink: sink.save_nearest(fingerprint, inputs, arrays))
-
-    def save_round_images(
-        self,
-        round: int,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classnames: Sequence[str],
-        clients: np.ndarray,
-    ) -> None:
-        """See `Sink.save_round_images`."""
-        self._tell(lambda s: s.save_round_images(round, images, labels, classnames, clients))
-
-    def commit(self) -> None:
-        """See `Sink.commit`."""
-        self._tell(lambda sink: sink.commit())
-
-    def end(self) -> None:
-        """See `Sink.end`."""
-        self._tell(lambda sink: sink.end())
+    def __getattr__(self, call: str) -> Callable[..., None]:
+        if call.startswith("_") or not hasattr(Sink, call):
+            raise AttributeError(call)
+        return partial(self._tell, call)
 
     def take_lost(self) -> list[tuple[str, str]]:
         """Sinks that raised since last asked: name and error."""
         lost, self._lost = self._lost, []
         return lost
 
-    def _tell(self, call: Callable[[Sink], None]) -> None:
-        call(self._tables)
+    def _tell(self, call: str, *args: Any, **columns: Any) -> None:
+        getattr(self._tables, call)(*args, **columns)
         for name, sink in list(self._others.items()):
             try:
-                call(sink)
+                getattr(sink, call)(*args, **columns)
             except Exception as error:  # a sink's own code may raise anything
                 del self._others[name]
                 self._lost.append((name, f"{type(error).__name__}: {error}"))

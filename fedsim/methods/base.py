@@ -228,9 +228,6 @@ class Method:
     """True for the level that sees no sample: targets of a comparison start from it."""
     personal: ClassVar[bool] = False
     """True for methods without a global model. A round's figures are means over clients' models."""
-    role: ClassVar[Literal["method", "control", "floor"]] = "method"
-    """Its part in a comparison. A `floor` is the level before any training, such as zero-shot; a
-    `control` shows what a method's ingredients do on their own. Ceilings are `pooled`."""
     sections: ClassVar[tuple[str, ...]] = ()
     """Optional sections of the configuration that the method reads, such as `cache`."""
     Options: ClassVar[type[BaseModel]] = NoOptions

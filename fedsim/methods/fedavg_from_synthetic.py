@@ -30,7 +30,6 @@ class FedAvgFromSyntheticOptions(BaseModel, extra="forbid"):
 class FedAvgFromSynthetic(FedAvg):
     """Federated averaging from a start trained on generated images."""
 
-    role = "control"
     sections = ("cache",)  # images_per_class
     Options = FedAvgFromSyntheticOptions
     options: FedAvgFromSyntheticOptions

@@ -38,7 +38,6 @@ class LocalOnlyOptions(BaseModel, extra="forbid"):
 class LocalOnly(Method):
     """Local training without any aggregation."""
 
-    role = "control"
     averages = False
     personal = True
     sections: ClassVar[tuple[str, ...]] = ("cache",)

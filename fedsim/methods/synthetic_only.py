@@ -36,7 +36,6 @@ class SyntheticOnlyOptions(BaseModel, extra="forbid"):
 class SyntheticOnly(Method):
     """Centralised training on generated images."""
 
-    role = "control"
     uses_clients = False
     sections = ("cache",)
     Options: ClassVar[type[BaseModel]] = SyntheticOnlyOptions

@@ -15,6 +15,5 @@ from fedsim.methods.cachefl import CacheFL
 class TipAdapter(CacheFL):
     """One evaluation of the initial cache, at round 0."""
 
-    role = "control"
     trains = False
     uses_clients = False

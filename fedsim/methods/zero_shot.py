@@ -15,7 +15,6 @@ from fedsim.models.cache import text_logits
 class ZeroShot(Method):
     """One evaluation at round 0."""
 
-    role = "floor"
     trains = False
     uses_clients = False
     zero_shot = True

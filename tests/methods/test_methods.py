@@ -350,23 +350,3 @@ def test_the_trainable_parts_of_a_cache(trainable: str):
     for name, value in update.delta.items():
         torch.testing.assert_close(value, reference[name], rtol=1e-4, atol=1e-5)
     assert set(method.class_rows(sent)) == expected[trainable] - {"scales"}
-
-
-def test_roles_name_the_floor_and_the_controls() -> None:
-    roles = {
-        name: method_class(name).role for name in METHODS if method_class(name).role != "method"
-    }
-    assert roles == {
-        "zero_shot": "floor",
-        "tip_adapter": "control",
-        "synthetic_only": "control",
-        "synthetic_only_classifier": "control",
-        "local_only": "control",
-        "local_only_classifier": "control",
-        "fedavg_from_synthetic": "control",
-    }
-    assert {name for name in METHODS if method_class(name).pooled} == {
-        "centralised_head",
-        "centralised_cache",
-        "centralised_classifier",
-    }
