@@ -14,6 +14,7 @@ from fedsim.driver import tuning
 from fedsim.driver.tuning import Score
 from fedsim.errors import ConfigError, ExecutionError
 from fedsim.results.study import load
+from fedsim.results.tables.equality import equal_results
 from tests.cli.place import STUDY, Fedsim
 
 RUNS = Path("runs/trial")
@@ -169,6 +170,53 @@ def test_trials_that_lag_behind_end_early(fedsim: Fedsim, place: Path):
     assert code == 0, err
     assert again == out
     assert load(RUNS).runs.started_at.max() == started, "what was stopped is not run again"
+
+
+ROLLED = """
+import torch
+from fedsim.methods.fedavg_head import FedAvgHead
+
+class Rolled(FedAvgHead):
+    # The higher the learning rate, the more samples are wrong: the lowest one is best.
+    def predictor(self, state, client_state=None):
+        model, lr = super().predictor(state, client_state), self.config.train.lr
+        wrong = sum(lr > edge for edge in (1e-3, 1e-2, 0.1))
+
+        def call(x):
+            logits = model(x)
+            turned = (torch.arange(len(logits)) % 4 < wrong).unsqueeze(1)
+            return torch.where(turned, -logits, logits)
+
+        return call
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("no_report")
+def test_extensions_on_ray_start_it_once_and_choose_what_this_process_chooses(
+    fedsim: Fedsim, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import ray
+
+    started, init = [], ray.init
+    monkeypatch.setattr(ray, "init", lambda **how: started.append(init(**how)))
+    Path("rolled.py").write_text(ROLLED)
+    study = yaml.safe_load(STUDY) | {"methods": {"head": {"use": "rolled.py"}}}
+    study["resources"] = {"num_actors": 1}
+    study["tune"] = {"extensions": 2, "grid": {"head": {"train.lr": [0.05, 0.5]}}}
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    for backend in ("local", "ray"):
+        words = (f"study={backend}", f"engine.backend={backend}")
+        code, _, err = fedsim("sweep", "study.yaml", *words, "--tune")
+        assert code == 0, err
+    folders = [Path("runs") / backend for backend in ("local", "ray")]
+    here, there = [(folder / "selected.yaml").read_text() for folder in folders]
+    assert here == there
+    assert "head: 4 trials" in here
+    assert equal_results(*map(load, folders)) == []
+    assert len(started) == 1
 
 
 def best_at(**values: float) -> Callable[[str, dict[str, Any]], float]:
