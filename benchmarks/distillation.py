@@ -26,7 +26,7 @@ from torch.profiler import profile
 
 from fedsim.cli.display import output
 from fedsim.config import Experiment
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.distill.client_sets import ClientMove, Distillation, distil
 from fedsim.distill.priors.load import image_priors, prompts_of
 from fedsim.methods import METHODS

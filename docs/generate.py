@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from fedsim.config import Experiment
 from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
-from fedsim.config.study import StudyFile
+from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping, TuneConfig
 from fedsim.results.tables.schema import schema_markdown
 

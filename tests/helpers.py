@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from fedsim.config import Experiment
 from fedsim.config.sections import TrainConfig
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.collect import ClientPool

@@ -17,7 +17,7 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.config.families import SCHEMES
 from fedsim.config.sections import Section
-from fedsim.config.study import load_study, parse_study
+from fedsim.config.study_file import load_study, parse_study
 from fedsim.methods import METHODS
 from tests.conftest import ROOT
 from tests.docs.blocks import RUN, SHOWN, TAKES_SETTINGS, Block, blocks, pages

@@ -73,4 +73,4 @@ def test_the_package_has_no_circles():
 
 
 def test_the_graph_sees_imports_inside_functions():
-    assert "fedsim.config.study" in graph()["fedsim.cli.app"]
+    assert "fedsim.config.study_file" in graph()["fedsim.cli.app"]

@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fedsim"
 HEAVY = ["torch", "ray", "pandas", "matplotlib", "sklearn", "scipy", "statsmodels", "open_clip"]
 # The driver reads configurations and tables, and starts runs; none of that needs torch.
-WITHOUT_TORCH = ["cli.py", "config.py", "errors.py", "seeding.py", "results"]
+WITHOUT_TORCH = ["cli", "config", "data", "storage", "errors.py", "seeding.py", "results"]
 
 
-@pytest.mark.parametrize("modules", ["fedsim", "fedsim, fedsim.config, fedsim.cli"])
+@pytest.mark.parametrize("modules", ["fedsim", "fedsim, fedsim.config, fedsim.cli.app"])
 def test_starting_up_imports_nothing_heavy(modules: str):
     script = f"import json, sys, {modules}; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
@@ -27,6 +29,7 @@ def test_starting_up_imports_nothing_heavy(modules: str):
 @pytest.mark.parametrize("where", WITHOUT_TORCH)
 def test_torch_is_not_imported_at_module_level(where: str):
     home = PACKAGE / where
+    assert home.exists()
     for path in [home] if home.is_file() else sorted(home.rglob("*.py")):
         assert "torch" not in _imported_when_loaded(path), path
 
@@ -48,3 +51,27 @@ def _imported_when_loaded(path: Path) -> set[str]:
                 found.add((node.module or "").split(".")[0])
             pending.append(node)
     return found
+
+
+def test_contributing_lists_the_layers_that_are_checked():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    (contract,) = (
+        c
+        for c in settings["tool"]["importlinter"]["contracts"]
+        if c["type"] == "layers" and c["containers"] == ["fedsim"]
+    )
+    checked = [set(re.findall(r"[a-z]+", layer)) for layer in contract["layers"][1:]]
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (`[a-z`, ]+) \|", text, re.MULTILINE)
+    assert [set(re.findall(r"[a-z]+", row)) for row in rows] == checked
+
+
+def test_few_files_lie_loose_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= 7
+
+
+def test_a_file_name_means_one_thing():
+    """Two files of one name would have a reader guess which one is meant."""
+    allowed = {"__init__", "__main__", "base"}
+    names = sorted(path.stem for path in PACKAGE.rglob("*.py") if path.stem not in allowed)
+    assert [name for name in names if names.count(name) > 1] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.local import LocalPool

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.stopwatch import Stopwatch
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.driver.data_checks import check_data
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock

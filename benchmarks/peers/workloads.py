@@ -28,7 +28,7 @@ import yaml
 from benchmarks.peers import data
 from benchmarks.peers.specs import Spec
 from fedsim.config import Experiment
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.data.from_config import ClientSplit
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.schedule import sample_cohort

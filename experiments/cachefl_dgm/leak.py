@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool
 from fedsim.engine.round import Federation

@@ -23,7 +23,7 @@ from rich.progress import track
 import fedsim
 from fedsim.config import Experiment
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.engine.evaluate import predict
 from fedsim.inputs.prepare import prepare
 from fedsim.inputs.task import as_tensor

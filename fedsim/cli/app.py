@@ -36,7 +36,7 @@ from fedsim.interrupt import EXIT_CODE, quiet_exit, watch
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
-    from fedsim.config.study import StudyFile
+    from fedsim.config.study_file import StudyFile
 
 app = typer.Typer(
     name="fedsim",
@@ -81,7 +81,7 @@ def run(
     Where the study describes several, overrides choose one; for example: method=cachefl seed=0
     partition.scheme=dirichlet_label partition.dirichlet_alpha=0.1
     """
-    from fedsim.config.study import load_study
+    from fedsim.config.study_file import load_study
     from fedsim.driver.only_run import only_run
     from fedsim.methods import METHODS
 
@@ -107,7 +107,7 @@ def sweep(
     trials on seeds of their own, chosen on held-out client data, never on test data. What was
     chosen is printed and written to selected.yaml in the study's folder.
     """
-    from fedsim.config.study import load_study
+    from fedsim.config.study_file import load_study
     from fedsim.methods import METHODS
 
     study = load_study(config, overrides or ())
@@ -203,7 +203,7 @@ def partition(config: Config, overrides: Overrides = None, out: Picture = None) 
     Nothing is trained: a line of statistics per split, and the samples of each client and class.
     """
     from fedsim.cli.partitions import show_partitions
-    from fedsim.config.study import load_study
+    from fedsim.config.study_file import load_study
     from fedsim.methods import METHODS
 
     show_partitions(load_study(config, overrides or ()).experiments(METHODS), out)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedsim.cli.display import output
 from fedsim.config import Experiment
-from fedsim.config.study import StudyFile
+from fedsim.config.study_file import StudyFile
 from fedsim.driver.data_checks import check_data
 from fedsim.driver.plan import unfinished
 from fedsim.interrupt import check

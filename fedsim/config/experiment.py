@@ -1,6 +1,6 @@
 """One experiment: every setting of one run, and what follows from it.
 
-`fedsim.config.study` turns a YAML file into experiments. Imports nothing heavy: the command line
+`fedsim.config.study_file` turns a YAML file into experiments. Imports nothing heavy: the command line
 validates before torch or Ray are loaded.
 """
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import typer
 
 from fedsim.config import Experiment
-from fedsim.config.study import StudyFile
+from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping
 from fedsim.driver.data_checks import Known, check_data
 from fedsim.driver.launch import Launcher

@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.config.study import StudyFile
+from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping
 from fedsim.driver.ranges import Point, added, extend, in_order, product, refine
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean

@@ -17,7 +17,7 @@ from benchmarks.peers.specs import SPECS
 from benchmarks.peers.work import Work
 from benchmarks.peers.workloads import write
 from fedsim.config import Experiment
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.engine.local import run_local
 from fedsim.engine.schedule import sample_cohort
 from fedsim.methods import METHODS

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedsim.cli.app import main
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.driver.plan import read_plan, study_lock, write_plan
 from fedsim.methods import METHODS as METHODS_KNOWN
 from fedsim.results.study import load

@@ -337,7 +337,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(fedsim: Fedsim, plac
 
 @pytest.mark.usefixtures("no_report")
 def test_the_bytes_of_a_dry_run_are_those_of_the_run(fedsim: Fedsim, place: Path):
-    from fedsim.config.study import load_study
+    from fedsim.config.study_file import load_study
     from fedsim.driver.traffic import traffic
     from fedsim.methods import METHODS
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedsim.cli.display import Display, output
 from fedsim.config import Experiment
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.methods import METHODS
 
 

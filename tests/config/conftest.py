@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedsim.config import Experiment
-from fedsim.config.study import StudyFile, load_study
+from fedsim.config.study_file import StudyFile, load_study
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
 from tests.config.conftest import Load, problems

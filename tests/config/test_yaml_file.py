@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
 from tests.config.conftest import Load, only, problems

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.config.study import load_study, parse_study
+from fedsim.config.study_file import load_study, parse_study
 from fedsim.data import load_dataset
 from fedsim.methods import METHODS
 from tests.conftest import ROOT

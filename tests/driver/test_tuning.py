@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.driver import tuning
 from fedsim.driver.tuning import Score
 from fedsim.errors import ConfigError, ExecutionError

@@ -9,7 +9,7 @@ import torch
 
 import fedsim
 from fedsim.config import Experiment
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.driver.traffic import traffic
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import run_local

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.local import LocalPool, drive
 from fedsim.engine.round import Federation

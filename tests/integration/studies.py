@@ -18,7 +18,7 @@ import psutil
 import yaml
 
 from fedsim.config import Experiment
-from fedsim.config.study import load_study
+from fedsim.config.study_file import load_study
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock
 from fedsim.methods import METHODS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.inputs.preflight import preflight
 from fedsim.methods import METHODS, method_class
 from tests.helpers import run

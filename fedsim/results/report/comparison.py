@@ -13,9 +13,9 @@ import pandas as pd
 from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.analysis.named_runs import CELL, final_runs, select
 from fedsim.results.analysis.summary import non_inferiority, reference_of, summarise
+from fedsim.results.report.facts import ranks
 from fedsim.results.report.grid import Grid, grids_by_cell
 from fedsim.results.report.numbers import p_text, percent
-from fedsim.results.report.sections import ranks
 from fedsim.results.report.terminal import format_summary, layout, wrapped
 from fedsim.results.several import Studies, load_several
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.config.families import SCHEMES
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.data import make_partition
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS

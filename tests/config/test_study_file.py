@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.config.sections import TrainConfig
-from fedsim.config.study import parse_study
+from fedsim.config.study_file import parse_study
 from fedsim.config.tune import TuneConfig
 from fedsim.errors import ConfigError
 from fedsim.methods import METHODS
