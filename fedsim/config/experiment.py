@@ -202,6 +202,7 @@ _ADDED_LATER = (
     "distill.generator_lr",
     "evaluation.set_quality",
     "models.classifier",
+    "partition.samples_per_client",
     "train.augment_flip",
     "train.augment_views",
     "train.cohort_size",

@@ -67,6 +67,7 @@ class PartitionConfig(Chosen):
     always_written: ClassVar[dict[str, Any]] = {
         "dirichlet_alpha": None,
         "classes_per_client": None,
+        "samples_per_client": None,
         "size_sigma": None,
         "imbalance_factor": None,
     }

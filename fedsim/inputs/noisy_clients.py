@@ -60,7 +60,7 @@ def noise_step(
         "clean": clean.address,
         "noise": noise.model_dump(mode="json"),
         # Older versions wrote this option for every scheme.
-        "partition": {"samples_per_client": None} | split_by["partition"].model_dump(mode="json"),
+        "partition": split_by["partition"].model_dump(mode="json"),
         "seed": seed,
         "holdout_fraction": split_by["holdout_fraction"],
     }
