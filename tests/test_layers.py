@@ -75,3 +75,14 @@ def test_a_file_name_means_one_thing():
     allowed = {"__init__", "__main__", "base"}
     names = sorted(path.stem for path in PACKAGE.rglob("*.py") if path.stem not in allowed)
     assert [name for name in names if names.count(name) > 1] == []
+
+
+def test_a_class_name_means_one_thing():
+    """`Options` is what every part of a family calls its own settings."""
+    names = [
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [name for name in names if names.count(name) > 1 and name != "Options"] == []

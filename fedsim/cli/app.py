@@ -26,8 +26,8 @@ from fedsim.cli.arguments import (
     OnlyMethods,
     OnlyPartitions,
     Overrides,
-    Picture,
-    Prices,
+    PictureFile,
+    PricesFile,
     Reference,
     Tune,
 )
@@ -162,7 +162,7 @@ def compare(
 
 
 @app.command()
-def costs(folder: Folder, prices: Prices = None, csv: Csv = None) -> None:
+def costs(folder: Folder, prices: PricesFile = None, csv: Csv = None) -> None:
     """Print what each method cost: bytes, compute, time and money.
 
     Means over the finished runs, by partition; for each client, and for all of them together.
@@ -197,7 +197,7 @@ def unpack(file: Archive, folder: NewFolder = None) -> None:
 
 
 @app.command()
-def partition(config: Config, overrides: Overrides = None, out: Picture = None) -> None:
+def partition(config: Config, overrides: Overrides = None, out: PictureFile = None) -> None:
     """Show how a study splits its data over clients.
 
     Nothing is trained: a line of statistics per split, and the samples of each client and class.

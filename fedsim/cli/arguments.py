@@ -67,8 +67,8 @@ Address = Annotated[
         "local Ray is started (RAY_ADDRESS works, too).",
     ),
 ]
-Picture = Annotated[Path | None, _option("FILE.png", "Also draw the splits into this file.")]
-Prices = Annotated[
+PictureFile = Annotated[Path | None, _option("FILE.png", "Also draw the splits into this file.")]
+PricesFile = Annotated[
     Path | None,
     _option(
         "PRICES.yaml",

@@ -12,10 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 from fedsim.cluster.session import on_node, own_error
 from fedsim.storage.array_cache import Arrays, is_stored, shared_arrays
 
-Key = Mapping[str, Any]
+EntryKey = Mapping[str, Any]
 
 
-def share_entries(keys: Sequence[Key]) -> list[str]:
+def share_entries(keys: Sequence[EntryKey]) -> list[str]:
     """Copy entries of this node's store to every node that has none of that key.
 
     An entry travels through the object store as a whole. One that would fill more than half of any
@@ -60,11 +60,11 @@ def _answer(future: Any) -> Any:
         return None
 
 
-def _absent(keys: list[Key]) -> list[int]:
+def _absent(keys: list[EntryKey]) -> list[int]:
     return [position for position, key in enumerate(keys) if not is_stored(key)]
 
 
-def _plain(key: Key) -> Arrays:
+def _plain(key: EntryKey) -> Arrays:
     """An entry as plain arrays, which Ray copies once."""
 
     def gone() -> Arrays:
@@ -73,6 +73,6 @@ def _plain(key: Key) -> Arrays:
     return {name: np.asarray(array) for name, array in shared_arrays(key, gone).items()}
 
 
-def _keep(key: Key, arrays: Arrays) -> bool:
+def _keep(key: EntryKey, arrays: Arrays) -> bool:
     shared_arrays(key, lambda: arrays)
     return True

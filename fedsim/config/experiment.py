@@ -1,7 +1,7 @@
 """One experiment: every setting of one run, and what follows from it.
 
-`fedsim.config.study_file` turns a YAML file into experiments. Imports nothing heavy: the command line
-validates before torch or Ray are loaded.
+`fedsim.config.study_file` turns a YAML file into experiments. Imports nothing heavy: the command
+line validates before torch or Ray are loaded.
 """
 
 from __future__ import annotations

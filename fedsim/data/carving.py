@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedsim.data.checks import Rows, Table
+from fedsim.data.checks import CheckedData, CheckedRows
 from fedsim.data.containers import fingerprint
 from fedsim.data.readers.source import Source
 from fedsim.data.splits import carve, take_per_group
@@ -31,7 +31,7 @@ def choose_train(source: Source, train_split: str, notes: list[str], name: str) 
     return replace(source, parts=parts)
 
 
-def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
+def split_by_domain(table: CheckedData, test_domain: str, notes: list[str]) -> None:
     """Test on one domain, train on the others.
 
     Of data with a test split of its own, that split's samples of the domain are the test, so that
@@ -61,7 +61,7 @@ def split_by_domain(table: Table, test_domain: str, notes: list[str]) -> None:
 
 
 def carve_missing(
-    table: Table,
+    table: CheckedData,
     test_fraction: float,
     val_fraction: float,
     notes: list[str],
@@ -97,8 +97,8 @@ def carve_missing(
 
 
 def draw_shots(
-    train: Rows, shots: int, names: tuple[str, ...], seed: int, notes: list[str]
-) -> Rows:
+    train: CheckedRows, shots: int, names: tuple[str, ...], seed: int, notes: list[str]
+) -> CheckedRows:
     """At most `shots` samples of each class of train."""
     short = [n for n, s in zip(names, np.bincount(train.labels), strict=True) if s < shots]
     if short:
@@ -107,7 +107,9 @@ def draw_shots(
     return train.take(np.flatnonzero(chosen))
 
 
-def cap_val(val: Rows, limit: int, num_classes: int, seed: int, notes: list[str]) -> Rows:
+def cap_val(
+    val: CheckedRows, limit: int, num_classes: int, seed: int, notes: list[str]
+) -> CheckedRows:
     """At most `limit` samples of each class of val."""
     chosen = take_per_group(val.labels, np.full(num_classes, limit), seed)
     notes.append(f"val: {int(chosen.sum())} of {len(chosen)} samples, {limit} per class at most")

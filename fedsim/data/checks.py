@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.data.images import ImagePaths, channels_last, check_finite, to_uint8
-from fedsim.data.readers.source import Part, Source
+from fedsim.data.readers.source import FoundSplit, Source
 from fedsim.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["Rows", "Table", "tabulate"]
+__all__ = ["CheckedData", "CheckedRows", "tabulate"]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class CheckedRows:
     """Checked rows of one split: uint8 images, image files, or float32 features; int64 columns."""
 
     rows: np.ndarray | ImagePaths
@@ -23,10 +23,10 @@ class Rows:
     clients: np.ndarray | None
     domains: np.ndarray | None
 
-    def take(self, indices: np.ndarray) -> Rows:
+    def take(self, indices: np.ndarray) -> CheckedRows:
         """The rows at `indices`."""
         rows = self.rows
-        return Rows(
+        return CheckedRows(
             rows.take(indices) if isinstance(rows, ImagePaths) else rows[indices],
             self.labels[indices],
             None if self.clients is None else self.clients[indices],
@@ -35,10 +35,10 @@ class Rows:
 
 
 @dataclass(eq=False)
-class Table:
+class CheckedData:
     """The splits in one label space."""
 
-    splits: dict[str, Rows]
+    splits: dict[str, CheckedRows]
     classnames: tuple[str, ...]
     domain_names: tuple[str, ...]
     text: np.ndarray | None
@@ -70,7 +70,7 @@ def tabulate(
     classnames: Sequence[str] | None,
     only_text_classes: bool,
     notes: list[str],
-) -> Table:
+) -> CheckedData:
     """Check everything that a reader found.
 
     Args:
@@ -92,15 +92,15 @@ def tabulate(
     clients, _ = _codes(parts, "clients", where, keep_integers=True)
     domains, domain_names = _codes(parts, "domains", where, keep_integers=False)
     splits = {
-        split: Rows(rows[split], labels[split], clients.get(split), domains.get(split))
+        split: CheckedRows(rows[split], labels[split], clients.get(split), domains.get(split))
         for split in parts
     }
-    table = Table(splits, names, domain_names, None, where)
+    table = CheckedData(splits, names, domain_names, None, where)
     _attach_text(table, source, only_text_classes, notes)
     return table
 
 
-def _check_shapes(part: Part, split: str) -> None:
+def _check_shapes(part: FoundSplit, split: str) -> None:
     """Labels are a column as long as the rows; neither is empty."""
     labels = part.labels
     if labels.ndim != 1:
@@ -118,7 +118,7 @@ def _check_shapes(part: Part, split: str) -> None:
         raise DataError(f"{part.where}: the {split} split is empty")
 
 
-def _check_images(parts: dict[str, Part]) -> dict[str, np.ndarray | ImagePaths]:
+def _check_images(parts: dict[str, FoundSplit]) -> dict[str, np.ndarray | ImagePaths]:
     """uint8, channels last, all splits of one size."""
     arrays: dict[str, np.ndarray] = {}
     result: dict[str, np.ndarray | ImagePaths] = {}
@@ -138,7 +138,7 @@ def _check_images(parts: dict[str, Part]) -> dict[str, np.ndarray | ImagePaths]:
     return result
 
 
-def _check_features(parts: dict[str, Part]) -> dict[str, np.ndarray | ImagePaths]:
+def _check_features(parts: dict[str, FoundSplit]) -> dict[str, np.ndarray | ImagePaths]:
     """float32, finite, all splits of one width."""
     result: dict[str, np.ndarray | ImagePaths] = {}
     widths = {}
@@ -159,7 +159,7 @@ def _check_features(parts: dict[str, Part]) -> dict[str, np.ndarray | ImagePaths
 
 
 def _labels(
-    parts: dict[str, Part], names: tuple[str, ...] | None
+    parts: dict[str, FoundSplit], names: tuple[str, ...] | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels as class numbers, and the class names."""
     kinds = {part.labels.dtype.kind for part in parts.values()}
@@ -211,7 +211,7 @@ def _check_names(names: tuple[str, ...], where: str) -> None:
 
 
 def _codes(
-    parts: dict[str, Part], column: str, where: str, keep_integers: bool
+    parts: dict[str, FoundSplit], column: str, where: str, keep_integers: bool
 ) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
     """A column of ids as int64 codes over all splits, and their names in code order."""
     found = {s: getattr(p, column) for s, p in parts.items() if getattr(p, column) is not None}
@@ -235,7 +235,9 @@ def _codes(
     return coded, tuple(str(name) for name in known)
 
 
-def _attach_text(table: Table, source: Source, only_text_classes: bool, notes: list[str]) -> None:
+def _attach_text(
+    table: CheckedData, source: Source, only_text_classes: bool, notes: list[str]
+) -> None:
     """Check text features, put them in label order, and leave out classes without one."""
     if source.text is None:
         if only_text_classes:
@@ -270,12 +272,12 @@ def _attach_text(table: Table, source: Source, only_text_classes: bool, notes: l
     table.text = np.ascontiguousarray(features[order], dtype=np.float32)
 
 
-def _restrict(table: Table, keep: np.ndarray) -> None:
+def _restrict(table: CheckedData, keep: np.ndarray) -> None:
     """Leave out the rows of other classes, number those kept (ascending) from 0."""
     renumber = np.full(len(table.classnames), -1, dtype=np.int64)
     renumber[keep] = np.arange(len(keep))
     for split, rows in table.splits.items():
         kept = rows.take(np.flatnonzero(renumber[rows.labels] >= 0))
         labels = renumber[kept.labels]
-        table.splits[split] = Rows(kept.rows, labels, kept.clients, kept.domains)
+        table.splits[split] = CheckedRows(kept.rows, labels, kept.clients, kept.domains)
     table.classnames = tuple(table.classnames[i] for i in keep)

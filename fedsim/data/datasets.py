@@ -18,13 +18,13 @@ from fedsim.data.carving import (
     draw_shots,
     split_by_domain,
 )
-from fedsim.data.checks import Rows, tabulate
+from fedsim.data.checks import CheckedRows, tabulate
 from fedsim.data.containers import DEFAULT_TEMPLATES, Dataset, Split, fingerprint
 from fedsim.data.readers.coop import COOP_SETS, is_coop, read_coop
 from fedsim.data.readers.folders import read_folder
 from fedsim.data.readers.huggingface import read_huggingface
 from fedsim.data.readers.npz import read_npz
-from fedsim.data.readers.source import SPLITS, Columns, Part, Source, missing_path
+from fedsim.data.readers.source import SPLITS, Columns, FoundSplit, Source, missing_path
 from fedsim.data.splits import carve, proportional_quota, take_per_group
 from fedsim.errors import ConfigError, DataError, did_you_mean
 from fedsim.seeding import derive
@@ -152,7 +152,9 @@ def load_dataset(
     )
 
 
-def _at_most(rows: Rows, limit: int | None, option: str, seed: int, num_classes: int) -> Rows:
+def _at_most(
+    rows: CheckedRows, limit: int | None, option: str, seed: int, num_classes: int
+) -> CheckedRows:
     """A draw of so many samples that keeps class shares, in the order of the source."""
     if limit is None or limit >= len(rows.labels):
         return rows
@@ -223,12 +225,12 @@ def _digits(seed: int | None = None) -> Source:
     names[carve(labels, 0.2, derive(*key, "test"))] = "test"
     rest = np.flatnonzero(names == "train")
     names[rest[carve(labels[rest], 0.25, derive(*key, "val"))]] = "val"
-    parts = {s: Part(images[names == s], labels[names == s], "digits") for s in SPLITS}
+    parts = {s: FoundSplit(images[names == s], labels[names == s], "digits") for s in SPLITS}
     words = "zero one two three four five six seven eight nine"
     return Source(parts=parts, classnames=tuple(words.split()))
 
 
-def _split(rows: Rows, are_features: bool) -> Split:
+def _split(rows: CheckedRows, are_features: bool) -> Split:
     """The public form of checked rows."""
     features = rows.rows if are_features and isinstance(rows.rows, np.ndarray) else None
     images = None if are_features else rows.rows

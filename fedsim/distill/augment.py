@@ -36,7 +36,7 @@ _SHIFT, _CUTOUT, _SCALE, _DEGREES = 0.125, 0.5, 1.2, 15.0
 
 
 @dataclass(frozen=True)
-class Draw:
+class AugmentDraw:
     """An operation and its strengths, uniform in [0, 1): `(n, 3)`, or `(1, 3)` for all images."""
 
     operation: str
@@ -49,7 +49,7 @@ def draw_augmentation(
     rng: torch.Generator,
     siamese: bool = False,
     padded_to: int = 0,
-) -> Draw | None:
+) -> AugmentDraw | None:
     """One of the operations, with a strength per image or, `siamese`, one for all.
 
     Args:
@@ -66,10 +66,10 @@ def draw_augmentation(
     strength = torch.rand(rows, _NUM_VALUES, generator=rng)
     if not siamese and padded_to > rows:
         strength = torch.cat([strength, strength.new_full((padded_to - rows, _NUM_VALUES), 0.5)])
-    return Draw(operations[chosen], strength)
+    return AugmentDraw(operations[chosen], strength)
 
 
-def augment(x: Tensor, draw: Draw | None) -> Tensor:
+def augment(x: Tensor, draw: AugmentDraw | None) -> Tensor:
     """Images `(n, c, h, w)` in [-1, 1], changed as drawn; differentiable in `x`."""
     if draw is None:
         return x

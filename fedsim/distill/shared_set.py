@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config.distill import DistillConfig
-from fedsim.distill.augment import Draw, augment, draw_augmentation
+from fedsim.distill.augment import AugmentDraw, augment, draw_augmentation
 from fedsim.distill.descent import Descent, FineTuning
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.priors.base import LoadPrior, Prior
@@ -43,7 +43,7 @@ class Probe:
     """
 
     weights: Params
-    draw: Draw | None
+    draw: AugmentDraw | None
 
     def __call__(self, net: Classifier, x: Tensor) -> Tensor:
         """Images `(n, c, h, w)` in [-1, 1] -> features `(n, embed_dim)`."""

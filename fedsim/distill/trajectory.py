@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim.distill.augment import Draw, augment
+from fedsim.distill.augment import AugmentDraw, augment
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, unstack
 
@@ -52,7 +52,7 @@ class Step:
     """`(C, B)` int64 rows of each client's images."""
     mask: Tensor
     """`(C, B)` bool: False where a row is padding."""
-    draws: tuple[Draw | None, ...]
+    draws: tuple[AugmentDraw | None, ...]
     """Per client, how its images are augmented."""
 
 

@@ -16,7 +16,7 @@ from fedsim.engine.sinks import Sinks, open_sinks
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.params import Params
 
-Watch = Callable[[dict[str, Any]], None]
+RowListener = Callable[[dict[str, Any]], None]
 """Called with every committed row of `rounds`."""
 
 
@@ -47,7 +47,7 @@ class LocalPool:
 def run_local(
     config: Experiment,
     study_dir: Path,
-    watch: Watch = lambda row: None,
+    watch: RowListener = lambda row: None,
     about: Mapping[str, Any] | None = None,
     sinks: Sinks | None = None,
 ) -> None:
@@ -65,7 +65,7 @@ def run_local(
     drive(Federation(config, sinks, checkpoints, LocalPool(config), about=about), watch)
 
 
-def drive(federation: Federation, watch: Watch) -> None:
+def drive(federation: Federation, watch: RowListener) -> None:
     """Step a federation to its end; whatever ends it early is in its tables."""
     try:
         watch(federation.setup())

@@ -14,7 +14,7 @@ from fedsim.config.sections import NoiseConfig
 from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
 from fedsim.inputs.encode import Encoder
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.models.random_views import RandomViews
 from fedsim.storage.array_cache import Arrays, UnfinishedEntry
 
@@ -43,8 +43,8 @@ def check_views(inputs: str, noise: NoiseConfig, method: str) -> None:
 
 
 def views_step(
-    count: int, flip: bool, plain: Step, source: DataSource, encoder: Encoder, method: str
-) -> Step:
+    count: int, flip: bool, plain: InputStep, source: DataSource, encoder: Encoder, method: str
+) -> InputStep:
     """Features of all forms of every training image.
 
     Args:
@@ -79,4 +79,4 @@ def views_step(
         whole = np.stack([plain.arrays["train_inputs"], *found.values()], axis=1)
         return {VIEWS: whole.reshape(-1, whole.shape[-1])}
 
-    return Step(key, make)
+    return InputStep(key, make)

@@ -16,10 +16,10 @@ from fedsim.data.from_config import DataSource, draw_seed, source_identity
 from fedsim.errors import ConfigError
 from fedsim.inputs.encode import Encoder
 from fedsim.inputs.raw_images import own_pictures
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.storage.array_cache import Arrays, UnfinishedEntry
 
-Kind = Literal["features", "pixels", "images"]
+InputKind = Literal["features", "pixels", "images"]
 """What a method works on: `Method.inputs`."""
 
 _FEATURE_LOGIT_SCALE = 100.0
@@ -27,7 +27,7 @@ _FORMAT = 6
 """Raised whenever the stored arrays change; older entries are then not found."""
 
 
-def data_step(inputs: Kind, source: DataSource, encoder: Encoder, method: str) -> Step:
+def data_step(inputs: InputKind, source: DataSource, encoder: Encoder, method: str) -> InputStep:
     """Labels, inputs, class embeddings and facts of a data set (see `RunInputs`).
 
     Args:
@@ -83,10 +83,10 @@ def data_step(inputs: Kind, source: DataSource, encoder: Encoder, method: str) -
             arrays["text_features"] = _unit(text)
         return arrays | {"meta": np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)}
 
-    return Step(key, make)
+    return InputStep(key, make)
 
 
-def meta_of(data: Step) -> dict[str, Any]:
+def meta_of(data: InputStep) -> dict[str, Any]:
     """What is known of the data beside its arrays (see `RunInputs.meta`)."""
     return json.loads(data.arrays["meta"].tobytes())
 

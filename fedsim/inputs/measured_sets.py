@@ -18,7 +18,7 @@ from fedsim.config.sections import CacheConfig
 from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import Step, arrays_of
+from fedsim.inputs.step import InputStep, arrays_of
 from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Labelled
 from fedsim.models.clip import Clip, load_clip
@@ -89,7 +89,7 @@ def _measured(cache: CacheConfig, data: RunInputs, text: Tensor) -> Arrays:
     real = _real(data.arrays, made.features.shape[1])
     digest = hashlib.sha256(text.numpy().tobytes()).hexdigest()
     key = _key("quality", data) | {"text": digest}
-    found = Step(key, lambda: set_quality(made, text, real)).arrays.copy()
+    found = InputStep(key, lambda: set_quality(made, text, real)).arrays.copy()
     if real is not None:  # quick, and another one for every sharpness that is tried
         found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
     return found
@@ -106,7 +106,7 @@ class RoundQuality:
         device: Where the encoder computes.
     """
 
-    def __init__(self, clip: str | None, real: Sequence[Step], device: torch.device) -> None:
+    def __init__(self, clip: str | None, real: Sequence[InputStep], device: torch.device) -> None:
         self._spec, self._steps, self._device = clip, real, device
 
     def __call__(self, made: Labelled) -> dict[str, float]:
@@ -162,7 +162,7 @@ def nearest_real(data: RunInputs) -> Arrays | None:
         pixels = fit_images(images, (3, side, side)).transpose(0, 2, 3, 1)
         return found | {"closest": closest, "pixels": pixels}
 
-    return Step(_key("nearest", data), make).arrays
+    return InputStep(_key("nearest", data), make).arrays
 
 
 def _key(kind: str, data: RunInputs) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fedsim.data.from_config import ClientSplit, DataSource, split_clients
 from fedsim.data.noise import observed_labels, spoil_features, spoil_images
 from fedsim.inputs.data_arrays import meta_of
 from fedsim.inputs.encode import Encoder, chunks
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.storage.array_cache import Arrays
 
 OBSERVED = "train_labels_observed"
@@ -38,8 +38,8 @@ def split_of(arrays: Arrays, **split_by: Any) -> ClientSplit:
 
 
 def noise_step(
-    clean: Step, source: DataSource, encoder: Encoder, split_by: Mapping[str, Any]
-) -> Step:
+    clean: InputStep, source: DataSource, encoder: Encoder, split_by: Mapping[str, Any]
+) -> InputStep:
     """The arrays that noise changes.
 
     Args:
@@ -86,4 +86,4 @@ def noise_step(
                 inputs[chunk] = clip.encode_images(spoilt).cpu().numpy()
         return {OBSERVED: wrong, "train_inputs": inputs}
 
-    return Step(key, make)
+    return InputStep(key, make)

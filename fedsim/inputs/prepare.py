@@ -19,13 +19,13 @@ import torch
 from fedsim.config import Experiment
 from fedsim.data.from_config import DataSource
 from fedsim.inputs.augmented_views import check_views, views_step
-from fedsim.inputs.data_arrays import Kind, data_step, meta_of
+from fedsim.inputs.data_arrays import InputKind, data_step, meta_of
 from fedsim.inputs.draw_images import Draw
 from fedsim.inputs.encode import Encoder, Extract, Progress, extract_here
 from fedsim.inputs.noisy_clients import noise_step
 from fedsim.inputs.raw_images import fitted_step
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import Step, arrays_of
+from fedsim.inputs.step import InputStep, arrays_of
 from fedsim.inputs.synthetic_set import synthetic_step
 from fedsim.methods.base import Method
 
@@ -66,7 +66,7 @@ class InputSteps:
         measures = config.evaluation.set_quality and method.made is not Method.made
         self.measured = self._real("features", True) if measures else ()
 
-    def _real(self, inputs: Kind, trained_on: bool) -> tuple[Step, ...]:
+    def _real(self, inputs: InputKind, trained_on: bool) -> tuple[InputStep, ...]:
         """The steps to what clients train on; without clients to the data alone."""
         config, source, encoder = self._config, self.source, self._encoder
         name, train = config.method, config.train
@@ -98,7 +98,7 @@ class InputSteps:
             keys=tuple(step.key for step in self.real),
         )
 
-    def synthetic(self, data: RunInputs, draw: Draw | None = None) -> list[Step]:
+    def synthetic(self, data: RunInputs, draw: Draw | None = None) -> list[InputStep]:
         """The generated set, if the method needs one, and then its images as clients' are.
 
         Args:

@@ -13,7 +13,7 @@ from fedsim.data.containers import Split
 from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError
 from fedsim.inputs.encode import Progress, chunks
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.models.image_arrays import channels_first, fit_images
 from fedsim.models.networks import Shape
 
@@ -76,7 +76,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def fitted_step(made: Step, shape: Shape) -> Step:
+def fitted_step(made: InputStep, shape: Shape) -> InputStep:
     """The generated images of a synthetic set at the data's size and channels, in its order.
 
     Args:
@@ -92,4 +92,4 @@ def fitted_step(made: Step, shape: Shape) -> Step:
         "synthetic": made.address,
         "shape": list(shape),
     }
-    return Step(key, lambda: {"images": fit_images(made.arrays["images"], shape)})
+    return InputStep(key, lambda: {"images": fit_images(made.arrays["images"], shape)})

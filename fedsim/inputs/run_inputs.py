@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.data.from_config import ClientSplit, DataSource
 from fedsim.inputs.augmented_views import VIEWS
 from fedsim.inputs.noisy_clients import OBSERVED, split_of
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.methods.base import Method
 from fedsim.storage.array_cache import Arrays
 
@@ -46,7 +46,7 @@ class RunInputs:
     split_by: Mapping[str, Any]
     synthetic: Arrays = field(default_factory=dict)
     synthetic_address: str | None = None
-    measured: tuple[Step, ...] = ()
+    measured: tuple[InputStep, ...] = ()
     keys: tuple[dict[str, Any], ...] = ()
 
     @cached_property

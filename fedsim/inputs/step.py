@@ -11,7 +11,7 @@ from fedsim.storage.array_cache import Arrays, address, shared_arrays
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class InputStep:
     """One entry of the node's store. Nothing is computed before `arrays` are asked for.
 
     Attributes:
@@ -20,8 +20,8 @@ class Step:
         make: Computes the arrays by name.
 
     >>> import numpy as np
-    >>> plain = Step({"kind": "example", "format": 1}, lambda: {"x": np.arange(3)})
-    >>> double = Step({"of": plain.address}, lambda: {"y": 2 * plain.arrays["x"]})
+    >>> plain = InputStep({"kind": "example", "format": 1}, lambda: {"x": np.arange(3)})
+    >>> double = InputStep({"of": plain.address}, lambda: {"y": 2 * plain.arrays["x"]})
     >>> sorted(arrays_of([plain, double]))
     ['x', 'y']
     """
@@ -40,6 +40,6 @@ class Step:
         return shared_arrays(self.key, self.make)
 
 
-def arrays_of(steps: Iterable[Step]) -> Arrays:
+def arrays_of(steps: Iterable[InputStep]) -> Arrays:
     """The arrays of all steps; a later step's replace those of the same name."""
     return {name: array for step in steps for name, array in step.arrays.items()}

@@ -22,7 +22,7 @@ from fedsim.errors import ConfigError
 from fedsim.inputs.draw_images import BATCH, Draw, Drawer, DrawnImages, Recipe
 from fedsim.inputs.encode import chunks
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.generator import TINY_DIFFUSION, load_generator
 from fedsim.models.image_arrays import fit_images
@@ -47,7 +47,7 @@ def synthetic_step(
     text: np.ndarray | None,
     device: str = "cpu",
     draw: Draw | None = None,
-) -> Step:
+) -> InputStep:
     """The synthetic set; its key leaves out settings without effect.
 
     Args:
@@ -119,7 +119,7 @@ def synthetic_step(
         labels = np.repeat(np.arange(len(names)), drawn)
         return _chosen(candidates, labels, settings, images_per_class, seed, text, clip) | took
 
-    return Step(key, make)
+    return InputStep(key, make)
 
 
 def check_models(inputs: str, models: ModelsConfig, filter: str, method: str) -> None:
@@ -143,7 +143,12 @@ def check_models(inputs: str, models: ModelsConfig, filter: str, method: str) ->
 
 
 def check_generator(
-    made: Step, models: ModelsConfig, data: RunInputs, method: str, device: str, loaded: set[str]
+    made: InputStep,
+    models: ModelsConfig,
+    data: RunInputs,
+    method: str,
+    device: str,
+    loaded: set[str],
 ) -> None:
     """Load the models that draw and encode a set, unless it is stored: a wrong name is told now.
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsim.distill.augment import OPERATIONS, Draw, augment, draw_augmentation
+from fedsim.distill.augment import OPERATIONS, AugmentDraw, augment, draw_augmentation
 
 
 def images(n: int = 4, c: int = 3, side: int = 8) -> torch.Tensor:
@@ -65,15 +65,15 @@ def test_neutral_strengths_change_nothing():
         ("flip", strength(0.7, 0, 0)),
         ("rotate", strength(0.5, 0, 0)),
     ]:
-        torch.testing.assert_close(augment(x, Draw(operation, middle)), x)
+        torch.testing.assert_close(augment(x, AugmentDraw(operation, middle)), x)
 
 
 def test_what_they_do():
     x = images()
-    assert torch.equal(augment(x, Draw("flip", strength(0.2, 0, 0))), x.flip(3))
-    down = augment(x, Draw("crop", strength(0.0, 0.5, 0)))  # 8 pixels shift by at most one
+    assert torch.equal(augment(x, AugmentDraw("flip", strength(0.2, 0, 0))), x.flip(3))
+    down = augment(x, AugmentDraw("crop", strength(0.0, 0.5, 0)))  # 8 pixels shift by at most one
     torch.testing.assert_close(down[:, :, 1:], x[:, :, :-1])
     torch.testing.assert_close(down[:, :, 0], x[:, :, 0])
-    cut = augment(x, Draw("cutout", strength(0.5, 0.5, 0)))
+    cut = augment(x, AugmentDraw("cutout", strength(0.5, 0.5, 0)))
     assert int((cut != x).all(1).sum()) == len(x) * 4 * 4
     torch.testing.assert_close(cut[:, :, 2:6, 2:6], x.mean((2, 3), keepdim=True).expand(4, 3, 4, 4))

@@ -19,7 +19,7 @@ from fedsim.inputs.encode import Shard, extract_here
 from fedsim.inputs.preflight import preflight
 from fedsim.inputs.prepare import InputSteps, prepare
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.methods import method_class
 from fedsim.models.random_views import RandomViews
 from fedsim.results.tables.equality import equal_results
@@ -39,7 +39,7 @@ def prepared(asked: Experiment, **how: Any) -> RunInputs:
     return prepare(asked, method_class(asked.use), CPU, synthetic=False, **how)
 
 
-def steps(asked: Experiment) -> tuple[Step, ...]:
+def steps(asked: Experiment) -> tuple[InputStep, ...]:
     return InputSteps(asked, method_class(asked.use)).real
 
 

@@ -13,7 +13,7 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ModelError
 from fedsim.inputs import draw_images
 from fedsim.inputs.draw_images import BATCH, Drawer, Job, Recipe
-from fedsim.inputs.step import Step
+from fedsim.inputs.step import InputStep
 from fedsim.inputs.synthetic_set import choose, synthetic_step
 from fedsim.models.clip import Clip, load_clip
 from fedsim.seeding import derive
@@ -83,7 +83,7 @@ def step(
     text: np.ndarray | None = None,
     pens: Pens | None = None,
     meta: dict[str, Any] = META,
-) -> Step:
+) -> InputStep:
     k, seed = asked.cache.images_per_class, asked.train_seed
     return synthetic_step(asked.models, asked.synthetic, k, seed, meta, text, draw=pens or Pens())
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from fedsim.data.images import ImagePaths
 from fedsim.data.readers.coop_lists import read_aircraft, read_imagenet, read_split
-from fedsim.data.readers.source import SPLITS, Part, Source
+from fedsim.data.readers.source import SPLITS, FoundSplit, Source
 from fedsim.errors import DataError
 
 __all__ = ["COOP_SETS", "coop_identity", "is_coop", "read_coop"]
@@ -152,7 +152,7 @@ def read_coop(name: str, path: Path | None, image_size: int | None) -> Source:
     read = {"imagenet": read_imagenet, "fgvc_aircraft": read_aircraft}.get(name, read_split)
     found = read(lists, images)
     parts = {
-        split: Part(
+        split: FoundSplit(
             rows=ImagePaths(images.resolve(), tuple(files), image_size or IMAGE_SIZE),
             labels=np.array(labels, dtype=np.int64),
             where=str(lists[0]),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
-from fedsim.data.readers.source import Part, Source, missing_path, split_name
+from fedsim.data.readers.source import FoundSplit, Source, missing_path, split_name
 from fedsim.errors import DataError
 
 __all__ = ["read_folder"]
@@ -62,7 +62,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _part(
     root: Path, group: dict[str, Path], classes: list[str], domains: bool, image_size: int | None
-) -> Part:
+) -> FoundSplit:
     """All images of one split."""
     files: list[str] = []
     labels: list[int] = []
@@ -79,7 +79,7 @@ def _part(
             files += images
             labels += [classes.index(class_folder.name)] * len(images)
             of_domain += [domain] * len(images)
-    return Part(
+    return FoundSplit(
         rows=ImagePaths(root.resolve(), tuple(files), image_size),
         labels=np.array(labels, dtype=np.int64),
         where=str(root),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.images import pixels
-from fedsim.data.readers.source import Columns, Part, Source, pick, split_name
+from fedsim.data.readers.source import Columns, FoundSplit, Source, pick, split_name
 from fedsim.errors import DataError
 
 __all__ = ["read_huggingface"]
@@ -97,7 +97,9 @@ def _column(given: str | None, usual: tuple[str, ...], rows: Any, where: str, op
     return key
 
 
-def _part(rows: Any, columns: Columns, label: str, where: str, image_size: int | None) -> Part:
+def _part(
+    rows: Any, columns: Columns, label: str, where: str, image_size: int | None
+) -> FoundSplit:
     """Decode one split."""
     image = _column(columns.image, _IMAGES, rows, where, "image_column")
     _column(label, (), rows, where, "label_column")
@@ -118,7 +120,7 @@ def _part(rows: Any, columns: Columns, label: str, where: str, image_size: int |
                 f"{_MAX_BYTES // 2**30} GiB of memory: set image_size, or save them as a folder"
             )
         decoded.append(array)
-    return Part(
+    return FoundSplit(
         rows=np.stack(decoded) if decoded else np.zeros((0, 1, 1), dtype=np.uint8),
         labels=np.asarray(list(rows[label])),
         where=where,

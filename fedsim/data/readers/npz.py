@@ -24,7 +24,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fedsim.data.readers.source import SPLITS, Columns, Part, Source, missing_path, pick, split_name
+from fedsim.data.readers.source import (
+    SPLITS,
+    Columns,
+    FoundSplit,
+    Source,
+    missing_path,
+    pick,
+    split_name,
+)
 from fedsim.errors import DataError, did_you_mean
 
 __all__ = ["read_npz"]
@@ -126,7 +134,7 @@ def read_npz(path: Path, columns: Columns, shots: int | None) -> Source:
 
 def _read_parts(
     archive: _Archive, columns: Columns, shots: int | None, notes: list[str]
-) -> tuple[dict[str, Part], bool]:
+) -> tuple[dict[str, FoundSplit], bool]:
     """The splits, and whether they are features."""
     given = {column: getattr(columns, column) for column in _KEYS}
     wanted = {c: (given[c],) if given[c] else usual for c, usual in _KEYS.items()}
@@ -165,12 +173,12 @@ def _present(archive: _Archive, keys: Iterable[str]) -> str | None:
     return next((key for key in keys if key in archive.keys), None)
 
 
-def _part(archive: _Archive, named: Mapping[str, str | None]) -> Part:
+def _part(archive: _Archive, named: Mapping[str, str | None]) -> FoundSplit:
     """The columns under the given keys."""
     found = {column: archive[key] for column, key in named.items() if key}
     where = f"{archive.path}: {named['image']}"
     clients, domains = found.get("client"), found.get("domain")
-    return Part(found["image"], found["label"], where, clients=clients, domains=domains)
+    return FoundSplit(found["image"], found["label"], where, clients=clients, domains=domains)
 
 
 def _no_labels(archive: _Archive, split: str, rows: str, label: str | None) -> DataError:
@@ -202,7 +210,7 @@ def _shot_key(path: Path, known: set[str], shots: int | None, notes: list[str]) 
     return str(shots)
 
 
-def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, Part], bool]:
+def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, FoundSplit], bool]:
     """One `x` and `y`, cut by flags or a `split` column where there is one."""
     where = str(archive.path)
     found = {c: pick(getattr(columns, c), usual, archive.keys, where) for c, usual in _KEYS.items()}
@@ -225,7 +233,9 @@ def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, Part], bo
                 what: None if value is None or len(value) != len(mask) else value[mask]
                 for what, value in (("clients", whole.clients), ("domains", whole.domains))
             }
-            parts[name] = Part(whole.rows[mask], whole.labels[mask], whole.where, **columns_of)
+            parts[name] = FoundSplit(
+                whole.rows[mask], whole.labels[mask], whole.where, **columns_of
+            )
     return parts or {"train": whole}, are_features
 
 
@@ -255,7 +265,7 @@ def _split_column(archive: _Archive, count: int) -> np.ndarray | None:
     return split if said else None
 
 
-def _are_features(key: str, part: Part) -> bool:
+def _are_features(key: str, part: FoundSplit) -> bool:
     """Features are float (N, d), or whatever is called so."""
     rows = part.rows
     assert isinstance(rows, np.ndarray)

@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError, did_you_mean
 
-__all__ = ["SPLITS", "Columns", "Part", "Source", "missing_path", "pick", "split_name"]
+__all__ = ["SPLITS", "Columns", "FoundSplit", "Source", "missing_path", "pick", "split_name"]
 
 SPLITS = {
     "train": ("train", "training"),
@@ -32,7 +32,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Part:
+class FoundSplit:
     """One split, unchecked.
 
     Attributes:
@@ -66,7 +66,7 @@ class Source:
         notes: What the reader decided.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, FoundSplit]
     are_features: bool = False
     classnames: tuple[str, ...] | None = None
     text: tuple[np.ndarray, np.ndarray] | None = None

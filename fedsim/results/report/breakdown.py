@@ -18,8 +18,8 @@ from fedsim.results.study import Study
 
 __all__ = ["accuracy_by", "beyond_accuracy", "breakdown_grids"]
 
-Part = Literal["domain", "client", "model"]
-_WHERE: dict[Part, tuple[str, str, str]] = {
+Breakdown = Literal["domain", "client", "model"]
+_WHERE: dict[Breakdown, tuple[str, str, str]] = {
     "domain": ("domain", "test", "domain"),
     "client": ("client", "client_holdout", "client_id"),
     "model": ("global", "test", "model"),
@@ -35,7 +35,7 @@ _BEYOND = {
 """Metrics of the table `evaluations`: title, and format where it is no share."""
 
 
-def accuracy_by(study: Study, part: Part) -> pd.DataFrame:
+def accuracy_by(study: Study, part: Breakdown) -> pd.DataFrame:
     """Accuracy in the last round of the finished runs, part by part.
 
     Args:
@@ -60,7 +60,7 @@ def accuracy_by(study: Study, part: Part) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True)
 
 
-def breakdown_grids(study: Study, part: Part) -> list[Grid]:
+def breakdown_grids(study: Study, part: Breakdown) -> list[Grid]:
     """A table per data set and partition: a row per method, a column per part, and the worst part.
 
     The worst part is that of each run, averaged over seeds; of networks nobody needs the worst.

@@ -19,7 +19,7 @@ from fedsim.results.report.numbers import percent
 
 __all__ = ["escape", "latex_table"]
 
-Rows = dict[tuple[str, str, str], dict[str, Any]]
+LatexRows = dict[tuple[str, str, str], dict[str, Any]]
 """(data set, partition, method) -> row of the summary."""
 
 _LEVEL = 0.05  # of significance
@@ -50,7 +50,7 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
         name: Of the study; it makes the label `tab:<name>`.
     """
     cells = list(dict.fromkeys(zip(summary["dataset"], summary["partition"], strict=True)))
-    rows: Rows = {
+    rows: LatexRows = {
         (row["dataset"], row["partition"], row["method"]): row for row in summary.to_dict("records")
     }
     bounds = summary.attrs["ceilings"]
@@ -84,7 +84,7 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
     return "\n".join([*lines, text])
 
 
-def _best_two(rows: Rows, cell: tuple[str, str], rivals: Iterable[str]) -> list[float]:
+def _best_two(rows: LatexRows, cell: tuple[str, str], rivals: Iterable[str]) -> list[float]:
     """The two highest means of a column; equal ones share their place."""
     means = [rows[(*cell, m)]["accuracy_mean"] for m in rivals if (*cell, m) in rows]
     return sorted({mean for mean in means if mean == mean}, reverse=True)[:2]
