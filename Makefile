@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-heavy bench bench-peers check format clean
+.PHONY: help setup demo test test-fast test-heavy bench bench-peers check format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -30,8 +30,13 @@ demo: $(STAMP) ## run the quickstart sweep: prints its table and writes its repo
 
 # Ray starts processes of its own: its tests run one after the other. Exit code 5: TESTS has none.
 test: $(STAMP) ## run the tests, doctests included
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not ray and not heavy" $(TESTS) || test $$? -eq 5
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not ray and not heavy" $(TESTS) \
+	  || test $$? -eq 5
 	$(BIN)/python -m pytest -m ray $(TESTS) || test $$? -eq 5
+
+test-fast: $(STAMP) ## run what every change needs: no Ray, no pages, nothing over some seconds
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not ray and not heavy and not slow" \
+	  $(TESTS)
 
 test-heavy: $(STAMP) ## run every method on RN50, ViT-B/32 and ViT-B/16 at their real size
 	$(BIN)/python -m pytest -m heavy

@@ -10,7 +10,7 @@ from fedsim.config.sections import TrainConfig
 from fedsim.data import make_partition
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.checkpoint import CheckpointFolder
-from fedsim.engine.client_states import ClientStates
+from fedsim.engine.client_states import ClientState, ClientStates
 from fedsim.engine.schedule import assign, sample_cohort
 from fedsim.params import ExactSum, norms
 from fedsim.results.tables.writer import TableWriter
@@ -118,13 +118,14 @@ def test_checkpoint(benchmark, tmp_path: Path):
 @pytest.mark.benchmark(group="what a cohort of 100 keeps, written, after so many ever sampled")
 def test_client_states(benchmark, tmp_path: Path, ever: int):
     states = ClientStates(tmp_path)
-    states.update({c: {"w": torch.zeros(1000)} for c in range(ever)})
+    states.update({c: ClientState({"w": torch.zeros(1000)}) for c in range(ever)})
     states.commit(0)
     rounds = iter(range(1, 1_000_000))
 
     def commit() -> None:
         number = next(rounds)
-        states.update({(number * 100 + c) % ever: {"w": torch.ones(1000)} for c in range(100)})
+        ones = ClientState({"w": torch.ones(1000)})
+        states.update({(number * 100 + c) % ever: ones for c in range(100)})
         states.commit(number)
 
     benchmark(commit)
