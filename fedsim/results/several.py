@@ -13,8 +13,6 @@ import pyarrow.compute as pc
 from fedsim.errors import ResultsError
 from fedsim.results.study import Study, load
 
-__all__ = ["Studies", "load_several"]
-
 
 @dataclass(frozen=True, eq=False)
 class Studies(Study):

@@ -13,8 +13,6 @@ from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.tables.reader import Tables, holds_tables
 from fedsim.storage.remote import Copy, local_folder
 
-__all__ = ["NearestReal", "Study", "SyntheticImages", "load"]
-
 
 class SyntheticImages(NamedTuple):
     """A synthetic set: uint8 images (N, H, W, 3), labels (N,), one name per class.

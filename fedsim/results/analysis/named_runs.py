@@ -22,17 +22,6 @@ from fedsim.methods.shown import CONTROLS, REFERENCE
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Selection, Tables
 
-__all__ = [
-    "CELL",
-    "curves",
-    "final_runs",
-    "final_scores",
-    "last_rounds",
-    "method_order",
-    "select",
-    "setting_text",
-]
-
 T = TypeVar("T", bound=Tables)
 CELL = ["dataset", "partition"]  # what a comparison is made within
 # Settings that say where or how a run was computed, or what has a column of its own.

@@ -17,8 +17,6 @@ from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Tables
 
-__all__ = ["pair_keys", "why_unpaired"]
-
 _SOURCE = {"data.name", "data.path"}  # where the data lies: its name and its counts say what it is
 _SEED = "partition.seed"  # by default the run's own
 

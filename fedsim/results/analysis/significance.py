@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-__all__ = ["Difference", "difference_of", "holm", "mean_interval", "non_inferiority_test", "t_test"]
-
 _NO_SPREAD = 1e-12  # relative to the mean; what floating point leaves of equal numbers
 
 

@@ -30,8 +30,6 @@ from fedsim.results.analysis.targets import costs_to_targets, targets_of
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Tables
 
-__all__ = ["non_inferiority", "rank_methods", "reference_of", "summarise"]
-
 
 def summarise(
     study: Tables,

@@ -19,8 +19,6 @@ import pandas as pd
 
 from fedsim.results.analysis.named_runs import CELL
 
-__all__ = ["Goal", "cost_to_reach", "costs_to_targets", "target_name", "targets_of"]
-
 
 class Goal(TypedDict):
     """The targets of one data set and partition, and where they come from."""

@@ -16,8 +16,6 @@ from fedsim.results.analysis.named_runs import CELL, final_scores
 from fedsim.results.report.grid import Grid, grids_by_cell, over_seeds
 from fedsim.results.study import Study
 
-__all__ = ["accuracy_by", "beyond_accuracy", "breakdown_grids"]
-
 Breakdown = Literal["domain", "client", "model"]
 _WHERE: dict[Breakdown, tuple[str, str, str]] = {
     "domain": ("domain", "test", "domain"),

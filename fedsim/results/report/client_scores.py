@@ -26,8 +26,6 @@ from fedsim.results.report.style import (
 )
 from fedsim.results.study import Study
 
-__all__ = ["client_accuracy", "client_grids", "client_scores"]
-
 _SPLIT = "client_holdout"
 _MODELS = {"global": "served", "personal": "own"}
 _METRICS = {"client_mean": "mean", "client_std": "sd", "client_worst10": "worst tenth"}

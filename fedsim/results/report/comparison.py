@@ -19,8 +19,6 @@ from fedsim.results.report.numbers import p_text, percent
 from fedsim.results.report.terminal import format_summary, layout, wrapped
 from fedsim.results.several import Studies, load_several
 
-__all__ = ["Comparison", "compare", "margin_of"]
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -26,8 +26,6 @@ from fedsim.results.report.terminal import layout, wrapped
 from fedsim.results.study import Study
 from fedsim.results.tables.columns import CONFIG_PREFIX
 
-__all__ = ["Prices", "cost_grids", "cost_sheet", "format_costs", "read_prices"]
-
 _GB = 1e9  # as it is sold
 _HOUR = 3600.0
 

@@ -11,8 +11,6 @@ from fedsim.errors import ResultsError
 from fedsim.results.report.latex import latex_table
 from fedsim.storage.atomic import whole_file
 
-__all__ = ["check_targets", "export", "write_csv"]
-
 
 def export(summary: pd.DataFrame, name: str, csv: Path | None, latex: Path | None) -> list[Path]:
     """Write a summary into the files asked for.

@@ -23,17 +23,6 @@ from fedsim.results.report.numbers import (
 from fedsim.results.study import Study
 from fedsim.results.tables.columns import CONFIG_PREFIX
 
-__all__ = [
-    "facts",
-    "headline",
-    "ranks",
-    "setting_differences",
-    "shared_settings",
-    "split_statistics",
-    "summary_grids",
-    "times",
-]
-
 # Settings that say which cell a run is in.
 _CELL_SECTIONS = {"study", "output", "phase", "method", "seed", "partition"}
 _PHASES = {"train_s": "client training", "aggregate_s": "aggregation", "distill_s": "distillation",

@@ -17,8 +17,6 @@ from PIL import Image
 from fedsim.results.report.style import DARK, GREY
 from fedsim.results.study import NearestReal, SyntheticImages
 
-__all__ = ["BARS", "drawn_bars", "nearest_pairs", "sets_beside", "synthetic_gallery"]
-
 BARS = {
     "clip_agreement": "CLIP\nagreement",
     "precision": "precision",

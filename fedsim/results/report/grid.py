@@ -15,8 +15,6 @@ from fedsim.results.analysis.named_runs import CELL
 from fedsim.results.analysis.significance import mean_interval
 from fedsim.results.report.numbers import NONE, half_text
 
-__all__ = ["Grid", "grids_by_cell", "over_seeds"]
-
 
 class Grid(NamedTuple):
     """A table of texts.

@@ -17,8 +17,6 @@ import pandas as pd
 from fedsim.results.analysis.named_runs import method_order
 from fedsim.results.report.numbers import percent
 
-__all__ = ["escape", "latex_table"]
-
 LatexRows = dict[tuple[str, str, str], dict[str, Any]]
 """(data set, partition, method) -> row of the summary."""
 

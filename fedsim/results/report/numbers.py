@@ -6,20 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "NONE",
-    "cost_text",
-    "half_text",
-    "human_bytes",
-    "human_flops",
-    "human_time",
-    "interval_text",
-    "p_text",
-    "percent",
-    "reach_text",
-    "seconds_text",
-]
-
 NONE = "-"
 
 

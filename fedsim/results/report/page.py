@@ -27,8 +27,6 @@ from fedsim.results.report.style import data_uri
 from fedsim.results.study import Study, load
 from fedsim.storage.atomic import whole_file
 
-__all__ = ["write_report"]
-
 PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim resume` follows
 _MAX_EVENTS = 100
 _MAX_GALLERIES = 4

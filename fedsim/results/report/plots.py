@@ -33,16 +33,6 @@ from fedsim.results.report.style import (
 )
 from fedsim.results.study import Study
 
-__all__ = [
-    "accuracy_against_alpha",
-    "accuracy_against_bytes",
-    "accuracy_over_rounds",
-    "alpha_groups",
-    "byte_ticks",
-    "class_accuracy",
-    "mean_curve",
-]
-
 
 def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean and band over the runs of one method in one cell, by round.

@@ -14,8 +14,6 @@ from fedsim.results.analysis.named_runs import CELL, final_runs
 from fedsim.results.report.style import GREY, cell_titles, cells_of, panels, styled
 from fedsim.results.study import Study
 
-__all__ = ["client_split", "label_counts", "split_figure"]
-
 _COLOR = "#0072B2"
 _MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
 

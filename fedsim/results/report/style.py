@@ -24,20 +24,6 @@ from fedsim.methods.shown import COLORS
 from fedsim.results.analysis.named_runs import CELL, curves, method_order
 from fedsim.results.tables.reader import Tables
 
-__all__ = [
-    "DARK",
-    "GREY",
-    "MethodStyle",
-    "cell_titles",
-    "cells_of",
-    "data_uri",
-    "legend",
-    "method_styles",
-    "panels",
-    "study_styles",
-    "styled",
-]
-
 styled = mpl.rc_context(
     mpl.rc_params_from_file(
         str(files("fedsim.results.report") / "fedsim.mplstyle"), use_default_template=False

@@ -13,8 +13,6 @@ from fedsim.results.report.grid import Grid
 from fedsim.results.report.numbers import NONE
 from fedsim.results.study import NearestReal, Study
 
-__all__ = ["class_quality", "first_makers", "set_methods", "set_neighbours", "synthetic_quality"]
-
 
 class _Measure(NamedTuple):
     column: str

@@ -13,8 +13,6 @@ from fedsim.results.analysis.targets import target_name
 from fedsim.results.report.grid import Grid
 from fedsim.results.report.numbers import half_text, human_bytes, p_text, percent, reach_text
 
-__all__ = ["format_summary", "layout", "wrapped"]
-
 WIDTH = 110
 
 

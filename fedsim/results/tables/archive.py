@@ -32,8 +32,6 @@ from fedsim.results.tables.many_runs import read_table
 from fedsim.results.tables.schema import TABLES
 from fedsim.storage.atomic import whole_file
 
-__all__ = ["Unpacked", "check_folder", "pack", "study_in", "unpack"]
-
 _LEFT_OUT = ("events", "predictions")
 _NAMES = [*(name for name in TABLES if name not in ("runs", *_LEFT_OUT)), "runs"]
 """In the order of unpacking: `runs` last, for its row says that a run is whole."""

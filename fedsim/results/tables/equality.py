@@ -13,8 +13,6 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.reader import Tables
 from fedsim.results.tables.schema import TABLES
 
-__all__ = ["equal_results"]
-
 _CELL = [
     "method",
     "dataset",

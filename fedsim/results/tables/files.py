@@ -25,20 +25,6 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.schema import arrow_schema, table_named
 from fedsim.storage.atomic import whole_file
 
-__all__ = [
-    "RunRows",
-    "check_run_id",
-    "conform",
-    "open_path",
-    "read_run",
-    "remove",
-    "run_of",
-    "runs_in",
-    "sealed_numbers",
-    "sealed_path",
-    "write",
-]
-
 AFTER = b"fedsim.sealed_parts_before"
 _SEALED = re.compile(r"^(?P<run_id>.+)-(?P<number>\d{4})\.parquet$")
 _RUN_ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -147,7 +133,7 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
         if attempt:
             time.sleep(0.001 * attempt)
         try:
-            opened = _read_file(open_path(folder, run_id), columns)
+            opened = read_file(open_path(folder, run_id), columns)
         except FileNotFoundError:
             opened = None
         numbers = sealed_numbers(folder, run_id) if opened is None else list(_before(opened))
@@ -157,7 +143,7 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
             return None
         try:
             sealed = [
-                _read_file(sealed_path(folder, run_id, n), columns)
+                read_file(sealed_path(folder, run_id, n), columns)
                 for n in range(1, 1 + len(numbers))
             ]
         except FileNotFoundError as error:
@@ -198,7 +184,13 @@ def _before(table: pa.Table) -> range:
     return range(int((table.schema.metadata or {}).get(AFTER, b"0")))
 
 
-def _read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A file's rows, of all columns or of those named that it has.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ResultsError: It cannot be read as Parquet.
+    """
     with open(path, "rb") as file:  # one descriptor: a rename meanwhile does no harm
         try:
             stored = pq.ParquetFile(file)

@@ -14,8 +14,6 @@ import pandas as pd
 from fedsim.methods.shown import CEILINGS, ZERO_SHOT
 from fedsim.results.tables.columns import CONFIG_PREFIX
 
-__all__ = ["with_new_columns"]
-
 _NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # the others: alpha
 
 

@@ -17,8 +17,6 @@ from fedsim.results.tables.many_runs import read_table
 from fedsim.results.tables.older import with_new_columns
 from fedsim.results.tables.schema import TABLES
 
-__all__ = ["Selection", "Tables", "holds_tables"]
-
 
 def holds_tables(folder: Path) -> bool:
     """Whether a folder is that of a study."""
@@ -37,9 +35,16 @@ class Selection(NamedTuple):
     partitions: tuple[str, ...] = ()
 
 
+def _kept(name: str) -> cached_property[pd.DataFrame]:
+    """A table as an attribute: read when first asked for, then kept."""
+    return cached_property(lambda tables: _to_pandas(tables._table(name)))
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """The tables of one study, each read when first asked for, then kept.
+
+    What their rows and columns are: `fedsim.results.tables.schema`.
 
     Attributes:
         path: Folder of the study.
@@ -58,41 +63,18 @@ class Tables:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row per run; `config.*` columns hold decoded values."""
-        frame = self._read("runs")
+        frame = _to_pandas(self._table("runs"))
         for name in frame.columns:
             if name.startswith(CONFIG_PREFIX):
                 frame[name] = _decoded(frame[name])
         return with_new_columns(frame)
 
-    @cached_property
-    def rounds(self) -> pd.DataFrame:
-        """One row per run and round."""
-        return self._read("rounds")
-
-    @cached_property
-    def evaluations(self) -> pd.DataFrame:
-        """One row per number: a metric of a model on a split, in a scope."""
-        return self._read("evaluations")
-
-    @cached_property
-    def clients(self) -> pd.DataFrame:
-        """Round 0: every client and its data. Later rounds: the clients of the cohort."""
-        return self._read("clients")
-
-    @cached_property
-    def synthetic(self) -> pd.DataFrame:
-        """One row per class of a synthetic set, whenever one was made."""
-        return self._read("synthetic")
-
-    @cached_property
-    def events(self) -> pd.DataFrame:
-        """One row per thing worth telling: failures, retries, back-offs, resumptions."""
-        return self._read("events")
-
-    @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """One row per sample of the last round: what the model said."""
-        return self._read("predictions")
+    rounds = _kept("rounds")
+    evaluations = _kept("evaluations")
+    clients = _kept("clients")
+    synthetic = _kept("synthetic")
+    events = _kept("events")
+    predictions = _kept("predictions")
 
     def read(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """A few columns of a table as they are on disk now: quick, however wide the table is."""
@@ -109,9 +91,6 @@ class Tables:
         other = replace(self, selection=selection)
         vars(other).update({name: table for name, table in vars(self).items() if name in TABLES})
         return other
-
-    def _read(self, name: str) -> pd.DataFrame:
-        return _to_pandas(self._table(name))
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """One of the tables, as it lies on disk."""

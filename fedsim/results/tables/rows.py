@@ -13,8 +13,6 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.columns import Column
 from fedsim.results.tables.schema import arrow_schema, table_named
 
-__all__ = ["Rows", "cell_array", "to_batch"]
-
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,10 @@ from fedsim.results.tables.rows import Rows, cell_array, to_batch
 from fedsim.results.tables.schema import TABLES, arrow_schema
 from fedsim.storage.atomic import drafts_of, whole_file
 
-__all__ = ["TableWriter", "write_synthetic_images"]
-
 SEAL_ROWS = 8192
 
 
-class TableWriter:
+class TableWriter(AbstractContextManager["TableWriter"]):
     """Appends the rows of one run to the tables of a study.
 
     What the run wrote before is kept, so that a resumed run goes on where its checkpoint is; such a
@@ -109,21 +107,28 @@ class TableWriter:
     def save_images(
         self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
     ) -> None:
-        """Keep a set of synthetic images with the study (see `write_synthetic_images`)."""
-        write_synthetic_images(self.study_dir, fingerprint, images, labels, classnames)
+        """Keep a synthetic set in `images/<fingerprint>.npz`, unless it is there already.
+
+        Args:
+            fingerprint: Name of the set; `runs.synthetic_set` refers to it.
+            images: uint8 (num_images, height, width, 3).
+            labels: (num_images,)
+            classnames: One name per class.
+
+        Raises:
+            ResultsError: The arrays have other shapes or types.
+        """
+        self._save_new(f"images/{fingerprint}", _image_set(images, labels, classnames))
 
     def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep which training images a set is nearest to: `nearest/<fingerprint>-<inputs>.npz`.
+        """Keep the nearest training images in `nearest/<fingerprint>-<inputs>.npz`, if new.
 
         Args:
             fingerprint: Name of the set.
             inputs: Name of the training data (`runs.inputs`).
-            arrays: The fields of `fedsim.results.study.NearestReal`. What is there is left
-            alone.
+            arrays: The fields of `fedsim.results.study.NearestReal`.
         """
-        path = self.study_dir / "nearest" / f"{fingerprint}-{inputs}.npz"
-        if not path.exists():
-            _write_npz(path, arrays)
+        self._save_new(f"nearest/{fingerprint}-{inputs}", arrays)
 
     def save_round_images(
         self,
@@ -133,17 +138,13 @@ class TableWriter:
         classnames: Sequence[str],
         clients: np.ndarray,
     ) -> None:
-        """Keep what the server made in a round: `images/<run_id>/<round>.npz`.
+        """Keep the images that the server made in a round in `images/<run_id>/<round>.npz`.
 
-        Args:
-            round: From 1.
-            images: uint8 (num_images, height, width, 3).
-            labels: (num_images,)
-            classnames: One name per class.
-            clients: (num_images,) the client behind each image; -1 for none.
+        Arguments are those of `save_images`, and the client behind each image, (num_images,); -1
+        stands for none. A resumed run replaces the images of rounds that it computes again.
         """
-        folder, name = self.study_dir / "images" / self.run_id, f"{round:05}"
-        _write_images(folder / f"{name}.npz", images, labels, classnames, clients=clients)
+        arrays = _image_set(images, labels, classnames) | {"clients": clients}
+        _write_npz(self.study_dir / "images" / self.run_id / f"{round:05}.npz", arrays)
 
     def commit(self) -> None:
         """Write every table that changed, the run's row last."""
@@ -161,14 +162,6 @@ class TableWriter:
             path = files.open_path(self._folder("runs"), self.run_id)
             files.write(path, files.conform(pa.table(row), "runs"), 0, self._durable)
             self._run_changed = False
-
-    def begin(self, last_round: int) -> None:
-        """The run begins (-1), or goes on after `last_round`."""
-        self.truncate(last_round)
-
-    def end(self) -> None:
-        """The run has ended."""
-        self.close()
 
     def truncate(self, last_round: int) -> None:
         """Drop the rows of rounds after `last_round`, on disk at once. Events go by their round.
@@ -200,15 +193,9 @@ class TableWriter:
                 self._replace(name, self._all_rows(name), compact=True)
         self._closed = True
 
-    def __enter__(self) -> TableWriter:
-        return self
+    begin, end = truncate, close  # as a sink is called
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _cell(self, name: str, value: Any) -> pa.Array:
@@ -271,6 +258,11 @@ class TableWriter:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def _save_new(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        path = self.study_dir / f"{name}.npz"
+        if not path.exists():
+            _write_npz(path, arrays)
+
     def _check_open(self) -> None:
         if self._closed:
             raise ResultsError(f"the writer of run {self.run_id} is closed")
@@ -278,42 +270,10 @@ class TableWriter:
             self._taken_up, self._must_truncate = True, self._open_existing()
 
 
-def write_synthetic_images(
-    study_dir: Path | str,
-    fingerprint: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classnames: Sequence[str],
-) -> Path:
-    """Keep a synthetic set where `Study.synthetic_images` and the report find it.
-
-    Args:
-        study_dir: Folder of the study.
-        fingerprint: Name of the set; `runs.synthetic_set` refers to it.
-        images: uint8 (num_images, height, width, 3).
-        labels: (num_images,)
-        classnames: One name per class.
-
-    Returns:
-        `<study_dir>/images/<fingerprint>.npz`. A set that is there already is left alone.
-
-    Raises:
-        ResultsError: The arrays have other shapes or types.
-    """
-    path = Path(study_dir) / "images" / f"{fingerprint}.npz"
-    if not path.exists():
-        _write_images(path, images, labels, classnames)
-    return path
-
-
-def _write_images(
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classnames: Sequence[str],
-    **more: np.ndarray,
-) -> None:
-    """Check and write a set of images."""
+def _image_set(
+    images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The arrays of a set's file, checked."""
     images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ResultsError(
@@ -321,8 +281,7 @@ def _write_images(
         )
     if labels.shape != images.shape[:1]:
         raise ResultsError(f"{len(images)} synthetic images with labels of shape {labels.shape}")
-    names = np.array(classnames, dtype=str)
-    _write_npz(path, {"images": images, "labels": labels, "classnames": names, **more})
+    return {"images": images, "labels": labels, "classnames": np.array(classnames, dtype=str)}
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
