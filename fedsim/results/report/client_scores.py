@@ -15,15 +15,7 @@ from fedsim.results.analysis.named_runs import CELL, final_scores
 from fedsim.results.analysis.significance import mean_interval
 from fedsim.results.report.grid import Grid, grids_by_cell, over_seeds
 from fedsim.results.report.numbers import half_text, percent
-from fedsim.results.report.style import (
-    GREY,
-    MethodStyle,
-    cell_titles,
-    cells_of,
-    panels,
-    study_styles,
-    styled,
-)
+from fedsim.results.report.style import GREY, MethodStyle, cell_panels, study_styles, styled
 from fedsim.results.study import Study
 
 _SPLIT = "client_holdout"
@@ -84,16 +76,13 @@ def client_accuracy(study: Study) -> Figure:
     third quartile, with the median; marks are larger for clients that held out more samples.
     """
     scores = client_scores(study)
-    cells = cells_of(scores)
     styles = study_styles(study)
     methods = [method for method in styles if method in set(scores["method"])][::-1]
     height = 0.7 + 0.5 * max(len(methods), 3)
-    figure, axes = panels(
-        cell_titles(cells) or ["no client was measured"], "accuracy of a client, %", "", height
+    figure, cells = cell_panels(
+        scores, "no client was measured", "accuracy of a client, %", "", height
     )
-    both = set(_MODELS) <= set(scores["model"])
-    for axis, (dataset, partition) in zip(axes, cells, strict=False):
-        here = scores[(scores["dataset"] == dataset) & (scores["partition"] == partition)]
+    for axis, here in cells:
         for method, mine in here.groupby("method", sort=False):
             shift = 0.21 if len(set(mine["model"])) > 1 else 0.0
             for model, group in mine.groupby("model"):
@@ -103,9 +92,9 @@ def client_accuracy(study: Study) -> Figure:
         axis.set_yticks(range(len(methods)), methods)
         axis.set_ylim(-0.6, max(len(methods), 1) - 0.4)
         axis.set_xlim(-3, 103)
-    if both and axes:
+    if set(_MODELS) <= set(scores["model"]):
         for label, fill in (("served model", GREY), ("the client's own", "white")):
-            axes[0].scatter([], [], s=30, color=fill, edgecolor=GREY, label=label)
+            figure.axes[0].scatter([], [], s=30, color=fill, edgecolor=GREY, label=label)
         figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
     return figure
 

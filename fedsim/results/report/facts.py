@@ -11,8 +11,9 @@ import pandas as pd
 from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
 from fedsim.results.analysis.summary import rank_methods
 from fedsim.results.analysis.targets import target_name
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grid_of
 from fedsim.results.report.numbers import (
+    NONE,
     cost_text,
     human_bytes,
     interval_text,
@@ -129,55 +130,45 @@ def split_statistics(study: Study) -> Grid:
         "partition_effective_classes": "effective classes",
         "partition_size_gini": "Gini of sizes",
     }
-    runs = final_runs(study)
-    rows = []
-    for cell, group in runs.groupby(CELL, sort=False):
-        means = [group[column].mean() for column in columns]
-        if not all(math.isnan(mean) for mean in means):
-            texts = ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
-            rows.append([", ".join(cell), _list(group["num_clients"].dropna().unique()), *texts])
-    return Grid("", ["partition", "clients", *columns.values()], rows)
+    cells = final_runs(study).groupby(CELL, sort=False)
+    means = cells[list(columns)].mean().dropna(how="all").rename(columns=columns)
+    texts = means.map(lambda mean: NONE if math.isnan(mean) else f"{mean:.2f}")
+    clients = cells["num_clients"].agg(lambda numbers: _list(numbers.dropna()))
+    texts.insert(0, "clients", clients.reindex(texts.index))
+    texts.insert(0, "partition", [", ".join(cell) for cell in texts.index])
+    return grid_of(texts)
 
 
 def times(study: Study) -> Grid:
     """Seconds per round by method and phase; measured, so only as good as the machine was idle."""
     runs = final_runs(study)[["run_id", "method"]]
-    table = study.rounds[study.rounds["round"] > 0].merge(runs, on="run_id")
-    rows = []
-    for method in _methods_in(runs, table):
-        means = [table.loc[table["method"] == method, phase].mean() for phase in _PHASES]
-        if not all(math.isnan(mean) for mean in means):
-            rows.append([method, *map(seconds_text, means)])
-    return Grid("", ["method", *(f"{name}, s" for name in _PHASES.values())], rows)
+    rounds = runs.merge(study.rounds[study.rounds["round"] > 0], on="run_id")
+    means = rounds.groupby("method", sort=False)[list(_PHASES)].mean().dropna(how="all")
+    texts = means.map(seconds_text).rename(columns=_PHASES).add_suffix(", s")
+    return grid_of(texts.reset_index())
 
 
-def setting_differences(study: Study) -> Grid:
-    """Settings in which methods differ, one column per method."""
+def settings(study: Study) -> tuple[Grid, Grid]:
+    """Settings in which methods differ, a column per method; and settings that all methods share.
+
+    Settings that just say which cell a run is in are left out.
+    """
     runs = final_runs(study)
-    methods = list(dict.fromkeys(runs["method"]))
-    rows = []
-    for column in _settings(runs):
-        texts = [_values(runs.loc[runs["method"] == method, column]) for method in methods]
-        if len(set(texts)) > 1:
-            rows.append([column.removeprefix(CONFIG_PREFIX), *texts])
-    return Grid("", ["setting", *methods], rows, names=1 + len(methods))
-
-
-def shared_settings(study: Study) -> Grid:
-    """Settings that are the same for all methods."""
-    runs = final_runs(study)
-    rows = []
-    for column in _settings(runs):
-        by_method = runs.groupby("method")[column].agg(_values)
-        if len(set(by_method)) == 1:
-            rows.append([column.removeprefix(CONFIG_PREFIX), by_method.iloc[0]])
-    return Grid("", ["setting", "value"], rows, names=2)
-
-
-def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of the study."""
-    present = set(table["method"])
-    return [method for method in dict.fromkeys(runs["method"]) if method in present]
+    paths = {
+        column: path
+        for column in runs
+        if column.startswith(CONFIG_PREFIX)
+        and (path := column.removeprefix(CONFIG_PREFIX)).split(".")[0] not in _CELL_SECTIONS
+        and path.split(".")[-1] != "seed"
+    }
+    methods = dict(tuple(runs.groupby("method", sort=False)))
+    texts = {path: [_values(m[name]) for m in methods.values()] for name, path in paths.items()}
+    differing = [[path, *row] for path, row in texts.items() if len(set(row)) > 1]
+    shared = [[path, row[0]] for path, row in texts.items() if len(set(row)) == 1]
+    return (
+        Grid("", ["setting", *methods], differing, names=1 + len(methods)),
+        Grid("", ["setting", "value"], shared, names=2),
+    )
 
 
 def _summary_row(row: dict[str, Any], ends: list[str], levels: Sequence[str]) -> list[str]:
@@ -205,17 +196,6 @@ def _summary_row(row: dict[str, Any], ends: list[str], levels: Sequence[str]) ->
         size = cost_text(row[f"bytes_to_{end}"], row["bytes_total"], is_bytes=True)
         cells += ["-", "-"] if is_level else [rounds, size]
     return cells
-
-
-def _settings(runs: pd.DataFrame) -> list[str]:
-    """Settings that do not just say which cell a run is in."""
-    columns = [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]
-    paths = {column: column.removeprefix(CONFIG_PREFIX).split(".") for column in columns}
-    return [
-        column
-        for column, path in paths.items()
-        if path[0] not in _CELL_SECTIONS and path[-1] != "seed"
-    ]
 
 
 def _values(column: pd.Series) -> str:

@@ -6,7 +6,7 @@ Sets beside each other are those of a run's rounds, or of several methods. Bars 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -63,8 +63,7 @@ def synthetic_gallery(
     top = 0.5 if bars else 0.1  # their titles
     size = (left + wide * scale + len(bars) * (bar + between) + 0.1, top + high * scale + 0.15)
     figure = Figure(figsize=size)
-    axis = _axes(figure, left, 0.15, wide * scale, high * scale)
-    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis = _picture(figure, canvas, left, 0.15, scale)
     middles = [place * (h + gap) + h / 2 for place in range(len(classes))]
     axis.set_yticks(middles, names)
     for place, measure in enumerate(bars):
@@ -100,8 +99,7 @@ def sets_beside(
     figure = Figure(figsize=(left + sum(widths) + apart * len(widths), top + high + 0.1))
     x = left
     for (canvas, _, _), title, width in zip(drawn, sets, widths, strict=True):
-        axis = _axes(figure, x, 0.1, width, high)
-        axis.imshow(canvas, interpolation="nearest", aspect="auto")
+        axis = _picture(figure, canvas, x, 0.1, scale)
         axis.set_title(title, fontsize=8.5, color=DARK, pad=4)
         if x == left:
             axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
@@ -120,21 +118,25 @@ def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96)
     assert nearest.closest is not None
     assert nearest.pixels is not None
     gap, pairs = max(1, side // 16), len(nearest.closest)
-    canvas = np.full((2 * side + gap, pairs * (side + gap) - gap, 3), 255, np.uint8)
-    for place, (index, real) in enumerate(zip(nearest.closest, nearest.pixels, strict=True)):
-        columns = slice(place * (side + gap), place * (side + gap) + side)
-        canvas[:side, columns] = _resized(images.images[index], side, side)
-        canvas[-side:, columns] = _resized(real, side, side)
+    rows = [[images.images[index] for index in nearest.closest], list(nearest.pixels)]
+    canvas = _tiles(rows, side, side, gap)
     inch = 1.3 * _INCH / side
     left, top, high, wide = 0.9, 0.35, canvas.shape[0] * inch, canvas.shape[1] * inch
     figure = Figure(figsize=(left + wide + 0.1, top + high + 0.1))
-    axis = _axes(figure, left, 0.1, wide, high)
-    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis = _picture(figure, canvas, left, 0.1, inch)
     axis.set_yticks([side / 2, 1.5 * side + gap], ["synthetic", "nearest\ntraining"])
     cosines = [f"{cosine:.2f}" for cosine in nearest.similarity[nearest.closest]]
     axis.set_xticks([place * (side + gap) + side / 2 for place in range(pairs)], cosines)
     axis.xaxis.tick_top()
     return figure
+
+
+def _picture(figure: Figure, canvas: np.ndarray, left: float, bottom: float, inch: float) -> Axes:
+    """An image in axes of its own, at `inch` per pixel."""
+    high, wide = canvas.shape[:2]
+    axis = _axes(figure, left, bottom, wide * inch, high * inch)
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    return axis
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -168,24 +170,26 @@ def _canvas(
     images: SyntheticImages, classes: list[int], per_class: int, side: int
 ) -> tuple[np.ndarray, int, int]:
     """All images of the figure as one, the height of each, and the gap between them, in px."""
-    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
-    columns = max((len(row) for row in chosen), default=1)
     height, width = images.images.shape[1:3]
     scale = min(1.0, side / max(height, width))
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    rows = [images.images[images.labels == label][:per_class] for label in classes]
     gap = max(1, h // 16)
-    canvas = np.full(((h + gap) * max(len(classes), 1), (w + gap) * columns, 3), 255, np.uint8)
-    for place, row in enumerate(chosen):
-        for column, index in enumerate(row):
+    return _tiles(rows, h, w, gap), h, gap
+
+
+def _tiles(rows: Sequence[Sequence[np.ndarray]], h: int, w: int, gap: int) -> np.ndarray:
+    """Rows of images as one image; each is resized to h x w and set apart by a white gap."""
+    columns = max(map(len, rows), default=1)
+    canvas = np.full(((h + gap) * max(len(rows), 1), (w + gap) * columns, 3), 255, np.uint8)
+    for place, row in enumerate(rows):
+        for column, image in enumerate(row):
+            if image.shape[:2] != (h, w):
+                resized = Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS)
+                image = np.asarray(resized)
             top, left = place * (h + gap), column * (w + gap)
-            canvas[top : top + h, left : left + w] = _resized(images.images[index], h, w)
-    return canvas[:-gap, :-gap], h, gap
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+            canvas[top : top + h, left : left + w] = image
+    return canvas[:-gap, :-gap]
 
 
 def _name(classnames: list[str], label: int) -> str:

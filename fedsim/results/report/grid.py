@@ -34,6 +34,11 @@ class Grid(NamedTuple):
     best: tuple[int, ...] = ()
 
 
+def grid_of(frame: pd.DataFrame, names: int = 1) -> Grid:
+    """A frame of texts as a grid, without its index."""
+    return Grid("", list(frame), frame.to_numpy(dtype=object).tolist(), names)
+
+
 def grids_by_cell(
     table: pd.DataFrame, header: list[str], cells: Callable[[pd.DataFrame], list[str]]
 ) -> list[Grid]:

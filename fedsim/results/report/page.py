@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from jinja2 import Environment
 
 from fedsim.results.analysis.named_runs import CELL, final_runs
@@ -22,7 +23,8 @@ from fedsim.results.report import (
     synthetic_sets,
 )
 from fedsim.results.report.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grid_of
+from fedsim.results.report.numbers import NONE
 from fedsim.results.report.style import data_uri
 from fedsim.results.study import Study, load
 from fedsim.storage.atomic import whole_file
@@ -63,6 +65,7 @@ def write_report(
     template = files("fedsim.results.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     summary, config_files = summarise(study), _config_files(study, config_path)
+    differences, shared = facts.settings(study)
     text = page.render(
         name=study.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -91,8 +94,8 @@ def write_report(
         failed=_failed(study),
         events=_events(study),
         num_events=len(study.events),
-        differences=facts.setting_differences(study),
-        shared=facts.shared_settings(study),
+        differences=differences,
+        shared=shared,
         commands=[command] if command else list(study.runs["command"].dropna().unique()),
         config_files=config_files,
         sweep_file=next((file for file in config_files if not file.endswith(".json")), None),
@@ -228,27 +231,22 @@ def _costs(study: Study) -> list[Grid]:
 
 def _failed(study: Study) -> Grid:
     runs = final_runs(study)
-    failed = runs[runs["error"].notna()]
-    columns = ["method", *CELL, "seed", "status", "error"]
-    rows = [[str(value) for value in row] for row in failed[columns].itertuples(index=False)]
-    return Grid("", [*columns[:-1], "message"], rows, names=len(columns))
+    failed = runs.loc[runs["error"].notna(), ["method", *CELL, "seed", "status", "error"]]
+    return grid_of(failed.astype(str).rename(columns={"error": "message"}), names=6)
 
 
 def _events(study: Study) -> Grid:
     """The last events, newest first."""
     events = study.events.sort_values("time", ascending=False).head(_MAX_EVENTS)
-    rows = [
-        [
-            "-" if event.time != event.time else f"{event.time:%Y-%m-%d %H:%M:%S}",
-            str(event.run_id),
-            *("-" if place != place else f"{place:g}" for place in (event.round, event.client_id)),
-            str(event.kind),
-            "" if event.message != event.message else str(event.message),
-        ]
-        for event in events.astype({"round": "float64", "client_id": "float64"}).itertuples()
-    ]
-    header = ["time, UTC", "run", "round", "client", "kind", "message"]
-    return Grid("", header, rows, names=len(header))
+    texts = {
+        "time, UTC": events["time"].dt.strftime("%Y-%m-%d %H:%M:%S").fillna(NONE),
+        "run": events["run_id"],
+        "round": events["round"].astype("Int64").astype("string").fillna(NONE),
+        "client": events["client_id"].astype("Int64").astype("string").fillna(NONE),
+        "kind": events["kind"],
+        "message": events["message"].fillna(""),
+    }
+    return grid_of(pd.DataFrame(texts), names=len(texts))
 
 
 def _config_files(study: Study, config_path: Path | str | None) -> list[str]:

@@ -16,16 +16,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
 from fedsim.results.analysis.named_runs import curves, final_scores, last_rounds
-from fedsim.results.analysis.significance import mean_interval
 from fedsim.results.report.numbers import human_bytes
 from fedsim.results.report.style import (
     GREY,
     MethodStyle,
-    cell_titles,
-    cells_of,
+    cell_panels,
     legend,
     panels,
     study_styles,
@@ -49,15 +48,19 @@ def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
     else:
         runs = runs[runs["round"] <= runs.groupby("run_id")["round"].max().min()]
     rounds = runs.groupby("round")
-    values = rounds["accuracy"].agg(["mean", "std", "min", "max", "count"])
-    num_runs = values["count"]
-    half = stats.t.ppf(0.975, np.maximum(num_runs - 1, 1)) * values["std"] / np.sqrt(num_runs)
-    low = (values["mean"] - half).where(num_runs > 2, values["min"]).where(num_runs > 1)
-    high = (values["mean"] + half).where(num_runs > 2, values["max"]).where(num_runs > 1)
-    curve = pd.DataFrame(
-        {"bytes": rounds["bytes"].mean(), "mean": values["mean"], "low": low, "high": high}
-    )
-    return curve.assign(num_runs=num_runs).reset_index()
+    bands = _bands(rounds["accuracy"])
+    bands.insert(0, "bytes", rounds["bytes"].mean())
+    return bands.reset_index()
+
+
+def _bands(values: SeriesGroupBy) -> pd.DataFrame:
+    """`mean, low, high, num_runs` of each group."""
+    table = values.agg(["mean", "std", "min", "max", "count"])
+    mean, n = table["mean"], table["count"]
+    half = stats.t.ppf(0.975, np.maximum(n - 1, 1)) * table["std"] / np.sqrt(n)
+    low = (mean - half).where(n > 2, table["min"]).where(n > 1)
+    high = (mean + half).where(n > 2, table["max"]).where(n > 1)
+    return pd.DataFrame({"mean": mean, "low": low, "high": high, "num_runs": n})
 
 
 @styled
@@ -112,7 +115,7 @@ def accuracy_against_alpha(study: Study) -> Figure:
         axis.set_xlim(alphas[0] / 10 ** (0.08 * width), right * 10 ** (0.08 * width))
         if has_iid:
             axis.axvline(math.sqrt(at_iid * alphas[-1]), color="#9ca3af", linewidth=0.8, ls=":")
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
@@ -148,15 +151,13 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
     final = final_scores(study, scope="class", metric="accuracy", split="test")
     final = final[final["dataset"] == (dataset or next(iter(final["dataset"]), None))]
     styles = study_styles(study)
-    cells = cells_of(final)
     wide = final.pivot_table(index="class_name", columns="method", values="value", sort=False)
     spread = wide.max(axis=1) - wide.min(axis=1)
     names = list(spread.nlargest(max_classes).index)
     names.sort(key=lambda name: wide.loc[name].mean())
     height = 0.9 + 0.21 * max(len(names), 4)
-    figure, axes = panels(cell_titles(cells) or ["no finished run"], "accuracy, %", "", height)
-    for axis, cell in zip(axes, cells, strict=False):
-        here = final[(final["dataset"] == cell[0]) & (final["partition"] == cell[1])]
+    figure, cells = cell_panels(final, "no finished run", "accuracy, %", "", height)
+    for axis, here in cells:
         for method, group in here.groupby("method", sort=False):
             means = group.groupby("class_name")["value"].mean()
             known = [place for place, name in enumerate(names) if name in means.index]
@@ -168,17 +169,14 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
             axis.plot(values, known, ls="none", color=style.color, alpha=0.9, label=method, **look)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, max(len(names), 1) - 0.4)
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
 def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
-    table = curves(study)
     styles = study_styles(study)
-    cells = cells_of(table)
-    figure, axes = panels(cell_titles(cells) or ["no round yet"], xlabel, "test accuracy, %")
-    for axis, cell in zip(axes, cells, strict=False):
-        here = table[(table["dataset"] == cell[0]) & (table["partition"] == cell[1])]
+    figure, cells = cell_panels(curves(study), "no round yet", xlabel, "test accuracy, %")
+    for axis, here in cells:
         for method, group in here.groupby("method", sort=False):
             curve = mean_curve(group)
             if curve.empty:
@@ -192,7 +190,7 @@ def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
                 _draw(axis, shown, x, method, styles[method])
         if not axis.lines:
             axis.text(0.5, 0.5, "no round yet", transform=axis.transAxes, ha="center", color=GREY)
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
@@ -208,33 +206,16 @@ def _draw(axis: Axes, curve: pd.DataFrame, x: str, method: str, style: MethodSty
 def _alpha_line(
     axis: Axes, runs: pd.DataFrame, style: MethodStyle, at_iid: float, shift: float
 ) -> None:
-    points = []
-    for position, group in runs.groupby(runs["dirichlet_alpha"].fillna(at_iid)):
-        values = group.groupby("seed")["accuracy"].mean().to_numpy()
-        mean, low, high = mean_interval(values)
-        if len(values) == 2:
-            low, high = values.min(), values.max()
-        error = (0.0, 0.0) if math.isnan(low) else (100 * (mean - low), 100 * (high - mean))
-        points.append((position, 100 * mean, error))
-    drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4.5}
-    drawn |= {"linewidth": 1.5, "elinewidth": 1, "capsize": 2}
-    line = [point for point in points if point[0] != at_iid]
-    iid = [point for point in points if point[0] == at_iid]
-    label = runs["method"].iloc[0]
-    for part, name, linestyle in (
-        (line, label, style.line),
-        (iid, None if line else label, "none"),
-    ):
-        if part:
-            x, y, error = zip(*part, strict=True)
-            axis.errorbar(
-                [value * shift for value in x],
-                y,
-                yerr=np.transpose(error),
-                linestyle=linestyle,
-                label=name,
-                **drawn,
-            )
+    runs = runs.assign(x=shift * runs["dirichlet_alpha"].fillna(at_iid))
+    label: str | None = runs["method"].iloc[0]
+    for is_iid, part in runs.groupby(runs["dirichlet_alpha"].isna()):
+        by_seed = part.groupby(["x", "seed"])["accuracy"].mean()
+        bands = 100 * _bands(by_seed.groupby("x"))
+        errors = np.array([bands["mean"] - bands["low"], bands["high"] - bands["mean"]])
+        axis.errorbar(bands.index, bands["mean"], np.nan_to_num(errors), label=label,
+                      linestyle="none" if is_iid else style.line, color=style.color, linewidth=1.5,
+                      marker=style.marker, markersize=4.5, elinewidth=1, capsize=2)  # fmt: skip
+        label = None  # once in the legend
 
 
 def _label(axis: Axes, places: list[float], names: list[str]) -> None:

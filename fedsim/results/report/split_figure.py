@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.results.analysis.named_runs import CELL, final_runs
-from fedsim.results.report.style import GREY, cell_titles, cells_of, panels, styled
+from fedsim.results.report.style import GREY, cell_titles, panels, styled
 from fedsim.results.study import Study
 
 _COLOR = "#0072B2"
@@ -25,16 +25,14 @@ def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
         (data set, partition) -> counts (num_clients, num_classes), from the rows of round 0.
     """
     start = study.clients[(study.clients["round"] == 0) & study.clients["label_counts"].notna()]
-    by_run = dict(tuple(start.groupby("run_id")))
+    runs = final_runs(study)  # sorted by cell
+    runs = runs[runs["run_id"].isin(start["run_id"])].sort_values("seed", kind="stable")
     found: dict[tuple[str, str], np.ndarray] = {}
-    runs = final_runs(study)
-    order = runs.sort_values("seed", kind="stable").index
-    for run in runs.loc[order, ["run_id", *CELL]].itertuples(index=False):
-        cell = (run.dataset, run.partition)
-        if cell not in found and run.run_id in by_run:
-            rows = by_run[run.run_id].sort_values("client_id")
-            found[cell] = np.stack([np.asarray(counts) for counts in rows["label_counts"]])
-    return {cell: found[cell] for cell in cells_of(runs) if cell in found}
+    for run in runs.drop_duplicates(CELL).sort_index().itertuples():
+        rows = start[start["run_id"] == run.run_id].sort_values("client_id")
+        counts = [np.asarray(counts) for counts in rows["label_counts"]]
+        found[run.dataset, run.partition] = np.stack(counts)
+    return found
 
 
 def client_split(study: Study) -> Figure:

@@ -87,16 +87,28 @@ def study_styles(study: Tables) -> dict[str, MethodStyle]:
     return method_styles(runs["method"], *facts)
 
 
-def cells_of(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Data sets and partitions of a table, in its order: a panel each."""
-    return list(dict.fromkeys(zip(*(table[name] for name in CELL), strict=True)))
-
-
 def cell_titles(cells: Iterable[tuple[str, str]]) -> list[str]:
-    """Titles of their panels: the partition, after its data set where there are several."""
+    """Titles of panels: the partition, after its data set where there are several."""
     cells = list(cells)
     several = len({dataset for dataset, _ in cells}) > 1
     return [f"{dataset}, {part}" if several else part for dataset, part in cells]
+
+
+def cell_panels(
+    table: pd.DataFrame, empty: str, xlabel: str, ylabel: str, height: float = 3.0
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel per data set and partition of a table, and the rows of each.
+
+    Args:
+        table: With the columns `dataset, partition`.
+        empty: Title of the one panel of an empty table.
+        xlabel: As in `panels`.
+        ylabel: As in `panels`.
+        height: As in `panels`.
+    """
+    cells = dict(tuple(table.groupby(CELL, sort=False)))
+    figure, axes = panels(cell_titles(cells) or [empty], xlabel, ylabel, height)
+    return figure, list(zip(axes, cells.values(), strict=False))
 
 
 @styled
@@ -141,18 +153,17 @@ def panels(
 
 
 @styled
-def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = ()) -> None:
+def legend(figure: Figure, order: Iterable[str] = ()) -> None:
     """One legend above all panels, each method once, in as many columns as fit.
 
     A long one makes the figure higher, not the panels lower.
 
     Args:
         figure: The figure.
-        axes: Its panels.
         order: The labels in their order; others follow.
     """
     entries: dict[str, Any] = {}
-    for axis in axes:
+    for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
@@ -162,12 +173,8 @@ def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = ()) -> N
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inch)))
     more = max(0, math.ceil(len(labels) / columns) - 2)  # `panels` leaves room for two lines
     figure.set_figheight(figure.get_figheight() + 0.19 * more)
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="outside upper left",
-        ncols=columns,
-    )
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 @styled

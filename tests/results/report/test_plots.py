@@ -55,7 +55,7 @@ def test_a_long_legend_does_not_press_the_panels(titles: list[str]):
         figure, axes = panels(titles, "x", "y")
         for number in range(count):
             axes[0].plot([0, 1], label=f"averaged_method_{number}")
-        legend(figure, axes)
+        legend(figure)
         figure.draw_without_rendering()
         heights.append(axes[0].get_position().height * figure.get_figheight())
     assert heights[1] == pytest.approx(heights[0], rel=0.15)
