@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 from jinja2 import Environment
 
-from fedsim.results.analysis.named_runs import CELL, final_runs
+from fedsim.results.analysis.named_runs import CELL, curves, final_runs, final_scores
 from fedsim.results.analysis.summary import summarise
 from fedsim.results.report import (
     breakdown,
@@ -66,6 +66,8 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     summary, config_files = summarise(study), _config_files(study, config_path)
     differences, shared = facts.settings(study)
+    has_clients = not client_scores.client_scores(study).empty
+    has_split = bool(split_figure.label_counts(study))
     text = page.render(
         name=study.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -79,14 +81,15 @@ def write_report(
         ranks=facts.ranks(summary),
         beyond=breakdown.beyond_accuracy(study),
         clients=client_scores.client_grids(study),
-        client_picture=_clients(study),
+        client_picture=has_clients and data_uri(client_scores.client_accuracy(study)),
         by_domain=breakdown.breakdown_grids(study, "domain"),
         by_client=_by_client(study),
         by_model=breakdown.breakdown_grids(study, "model"),
-        curves=list(_curves(study)),
+        curves=_curves(study),
+        by_class=_by_class(study),
         galleries=[*_galleries(study), *_made(study)],
         quality=synthetic_sets.synthetic_quality(study),
-        split=_split(study),
+        split=has_split and data_uri(split_figure.client_split(study)),
         split_statistics=facts.split_statistics(study),
         times=facts.times(study),
         costs=_costs(study),
@@ -114,53 +117,26 @@ def _by_client(study: Study) -> list[Grid]:
     return breakdown.breakdown_grids(study, "client") if few else []
 
 
-def _curves(study: Study) -> Iterator[Picture]:
-    runs = final_runs(study)
-    rounds = study.rounds[study.rounds["run_id"].isin(runs["run_id"])]
+def _curves(study: Study) -> dict[str, str]:
+    """Figures of accuracy as `data:` addresses, by name: those that the study has numbers for."""
+    rounds = curves(study)
+    found = {}
     if rounds["accuracy"].notna().any() and (rounds["round"] > 0).any():
-        yield Picture(
-            "Accuracy over rounds",
-            "Each line is the mean over seeds, the band its 95 % interval (from the lowest to the "
-            "highest run for two seeds); a curve that rises earlier needs fewer rounds.",
-            data_uri(plots.accuracy_over_rounds(study)),
-        )
-        if (rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)).sum() > 0:
-            yield Picture(
-                "Accuracy for bytes",
-                "The same curves against everything sent and received so far, set-up included, "
-                "on a logarithmic axis; further left is cheaper for the same accuracy.",
-                data_uri(plots.accuracy_against_bytes(study)),
-            )
-    groups = plots.alpha_groups(study)
-    if any(len(set(group["partition"])) > 1 for group in groups.values()):
-        yield Picture(
-            "Accuracy against heterogeneity",
-            "Final accuracy for each Dirichlet alpha, mean and the same kind of interval; a flat "
-            "line does not mind how data is split, one that falls to the left suffers from skew.",
-            data_uri(plots.accuracy_against_alpha(study)),
-        )
-    scores = study.evaluations
-    by_class = scores[(scores["scope"] == "class") & (scores["split"] == "test")]
-    finished = runs[(runs["status"] == "finished") & runs["run_id"].isin(by_class["run_id"])]
-    for dataset in dict.fromkeys(finished["dataset"]):
-        yield Picture(
-            f"Accuracy by class: {dataset}",
-            "One mark per method and class, mean over seeds, hardest classes at the bottom; marks "
-            "far apart in a row are classes on which the choice of method matters.",
-            data_uri(plots.class_accuracy(study, dataset)),
-        )
+        found["rounds"] = plots.accuracy_over_rounds(study)
+        if (rounds["bytes"] > 0).any():
+            found["bytes"] = plots.accuracy_against_bytes(study)
+    if any(len(set(group["partition"])) > 1 for group in plots.alpha_groups(study).values()):
+        found["alpha"] = plots.accuracy_against_alpha(study)
+    return {name: data_uri(figure) for name, figure in found.items()}
 
 
-def _clients(study: Study) -> Picture | None:
-    if client_scores.client_scores(study).empty:
-        return None
-    return Picture(
-        "",
-        "Each mark is a client of one seed, larger where it held out more samples; bars go from "
-        "the first to the third quartile, with the median. A long tail to the left: clients that "
-        "the mean leaves behind.",
-        data_uri(client_scores.client_accuracy(study)),
-    )
+def _by_class(study: Study) -> dict[str, str]:
+    """Accuracy by class as a figure per data set."""
+    scores = final_scores(study, scope="class", split="test")
+    return {
+        dataset: data_uri(plots.class_accuracy(study, dataset))
+        for dataset in dict.fromkeys(scores["dataset"])
+    }
 
 
 def _galleries(study: Study) -> Iterator[Picture]:
@@ -210,17 +186,6 @@ def spread(rounds: Sequence[int], most: int) -> list[int]:
     if len(rounds) <= most:
         return list(rounds)
     return [rounds[round(place * (len(rounds) - 1) / (most - 1))] for place in range(most)]
-
-
-def _split(study: Study) -> Picture | None:
-    if not split_figure.label_counts(study):
-        return None
-    return Picture(
-        "",
-        "Samples per client (rows) and class (columns) of the first seed, by area or shade; equal "
-        "marks everywhere mean IID, few marks per row a strong skew.",
-        data_uri(split_figure.client_split(study)),
-    )
 
 
 def _costs(study: Study) -> list[Grid]:

@@ -13,17 +13,7 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.reader import Tables
 from fedsim.results.tables.schema import TABLES
 
-_CELL = [
-    "method",
-    "dataset",
-    "partition",
-    "dirichlet_alpha",
-    "num_clients",
-    "seed",
-    "phase",
-    "cache_init",
-    "num_rounds",
-]
+_CELL = [name for name in TABLES["runs"].names("key") if name not in ("run_id", "study")]
 
 
 def equal_results(

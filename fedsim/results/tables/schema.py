@@ -247,39 +247,3 @@ def arrow_schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, without the `config.*` columns of `runs`."""
     columns = table_named(name).columns
     return pa.schema([pa.field(column.name, column.arrow_type()) for column in columns])
-
-
-def schema_markdown() -> str:
-    """The reference page of all tables, in Markdown.
-
-    >>> schema_markdown().splitlines()[0]
-    '# Tables'
-    """
-    parts = [_INTRODUCTION]
-    for table in TABLES.values():
-        parts += [f"## {table.name}\n", table.doc + "\n"]
-        parts += ["| column | type | unit | kind | meaning |", "|---|---|---|---|---|"]
-        for column in table.columns:
-            doc = column.doc + (f": `{'`, `'.join(column.choices)}`" if column.choices else "")
-            cells = (f"`{column.name}`", column.type, column.unit, column.kind, doc)
-            parts.append("| " + " | ".join(cells) + " |")
-        if table.has_config:
-            parts.append("| `config.*` | JSON text | | key | One column per setting, by its path |")
-        parts.append("")
-    return "\n".join(parts)
-
-
-_INTRODUCTION = """# Tables
-
-A study is a folder of Parquet files, `<study>/<table>/<run_id>.parquet`, one per run and table,
-rewritten after every round. `fedsim.load("runs/<study>")` returns them as pandas data frames, also
-while the study runs and after a kill.
-
-Kinds: a `key` says which fact the row is about; a `result` was computed by the simulation and is
-equal for equal configurations wherever it ran; a `measured` value depends on the machine and the
-day. Two studies are equal when their keys and results are, bit by bit; the `events` table and the
-`config.*` columns are not compared.
-
-In the files, `config.*` columns hold JSON text, since one setting may be a number in one run and a
-word in the next. `fedsim.load` decodes them: a column of numbers arrives as numbers.
-"""
