@@ -54,17 +54,15 @@ def summarise(
         difference, difference_low, difference_high, num_pairs, num_missing_pairs, p_value, p_holm,
         test` (`paired` or `unpaired`), `rounds, bytes_total, flops_total, best`, and for each
         target, here 50 %: `target_50, reached_50` (runs), `rounds_to_50, bytes_to_50, flops_to_50`
-        (median over runs, infinite if not reached by half of them). `attrs` has `reference`,
-        `confidence`, `shares` (the targets asked for), `targets` (one dict per data set and
-        partition, which says where zero-shot and ceiling come from), `unfinished` (one dict per
-        run), `unpaired` (reason -> methods), `ceilings` (methods that are never the best), `levels`
-        (zero-shot and methods on pooled data) and `seeds`.
+        (median over runs, infinite if half of them did not reach it). `attrs` has `reference`,
+        `confidence`, `shares` (the targets asked for), `targets` (a `Goal` per data set and
+        partition), `unfinished` (one dict per run), `unpaired` (reason -> methods), `ceilings`
+        (methods that are never the best), `levels` (zero-shot and methods on pooled data), `seeds`.
 
     Raises:
         ResultsError: The study has no such reference method.
     """
-    runs, table, last = final_runs(study), curves(study), last_rounds(study)
-    finished = _finished(study)
+    runs, table, finished = final_runs(study), curves(study), _finished(study)
     reference = reference_of(study, reference_method)
     if targets is None:
         targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
@@ -74,7 +72,8 @@ def summarise(
         cell = finished[(finished["dataset"] == dataset) & (finished["partition"] == partition)]
         mine = cell[cell["method"] == method]
         by_seed = mine.groupby("seed")["accuracy"].mean()
-        row: dict[str, Any] = {
+        mean, low, high = mean_interval(by_seed.to_numpy(), confidence)
+        rows.append({
             "dataset": dataset,
             "partition": partition,
             "dirichlet_alpha": group["dirichlet_alpha"].iloc[0],
@@ -82,17 +81,15 @@ def summarise(
             "num_seeds": len(by_seed),
             "num_unfinished": len(group) - len(mine),
             "accuracy_sd": by_seed.std(ddof=1),
-        }
-        names = ("accuracy_mean", "accuracy_low", "accuracy_high")
-        row |= dict(zip(names, mean_interval(by_seed.to_numpy(), confidence), strict=True))
-        row |= _against(cell, method, reference, confidence)
-        row |= {
+            "accuracy_mean": mean,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            **_against(cell, method, reference, confidence),
             "rounds": mine["round"].mean(),
             "bytes_total": mine["bytes"].mean(),
             "flops_total": mine["flops"].mean(),
-        }
-        row |= costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets)
-        rows.append(row)
+            **costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets),
+        })  # fmt: skip
     ceilings = set(runs.loc[runs["bound"], "method"])
     frame = pd.DataFrame(rows, columns=None if rows else ["dataset", "partition", "method"])
     if rows:
@@ -101,8 +98,6 @@ def summarise(
         frame["best"] = rivals.notna() & (
             rivals == rivals.groupby([frame[c] for c in CELL]).transform("max")
         )
-    unfinished = runs.loc[~runs["run_id"].isin(finished["run_id"])]
-    progress = last.set_index("run_id")["round"]
     frame.attrs = {
         "reference": reference,
         "confidence": confidence,
@@ -112,20 +107,7 @@ def summarise(
         "levels": sorted(set(runs.loc[runs["level"], "method"])),
         "seeds": sorted({int(seed) for seed in runs["seed"].dropna()}),
         "unpaired": _unpaired(study, rows, reference),
-        "unfinished": [
-            {
-                "run_id": run.run_id,
-                "study": run.study,
-                "method": run.method,
-                "dataset": run.dataset,
-                "partition": run.partition,
-                "seed": run.seed,
-                "status": run.status,
-                "round": int(progress.get(run.run_id, -1)),
-                "num_rounds": None if pd.isna(run.num_rounds) else int(run.num_rounds),
-            }
-            for run in unfinished.itertuples()
-        ],
+        "unfinished": _unfinished(study, finished),
     }
     return frame
 
@@ -138,14 +120,14 @@ def non_inferiority(
 ) -> pd.DataFrame:
     """Whether each method is no more than `margin` below the best other method of its cell.
 
-    The best other method is the one with the highest mean, bounds aside. As it is chosen by
-    the same numbers, its mean is rather too high than too low, and the claim rather too hard.
+    The best other method is the one with the highest mean, bounds aside. It is chosen by the same
+    numbers, so its mean tends to be too high, which makes the claim harder.
 
     Args:
         study: The study, or several.
         margin: In 0..1; 0.003 is 0.3 points.
         confidence: Of the one-sided lower bound.
-        methods: Whose claims are tested, and corrected for one another; by default everyone's.
+        methods: Test the claims of these, and correct for them alone; by default all methods.
 
     Returns:
         One row per data set, partition and method that has a rival: `dataset, partition, method,
@@ -223,6 +205,15 @@ def _finished(study: Tables) -> pd.DataFrame:
     last = last_rounds(study)
     finished = last[(last["status"] == "finished") & last["accuracy"].notna()]
     return finished.assign(pair=finished["run_id"].map(pair_keys(study)))
+
+
+def _unfinished(study: Tables, finished: pd.DataFrame) -> list[dict[str, Any]]:
+    """The other runs: what they are, the last round of each (-1 without) and how many it has."""
+    runs = final_runs(study)[["run_id", "study", "method", *CELL, "seed", "status", "num_rounds"]]
+    runs = runs[~runs["run_id"].isin(finished["run_id"])]
+    progress = last_rounds(study).set_index("run_id")["round"]
+    runs["round"] = runs["run_id"].map(progress).fillna(-1).astype("int64")
+    return runs.astype(object).where(runs.notna(), None).to_dict("records")
 
 
 def _by_pair(cell: pd.DataFrame, method: str | None) -> pd.Series:

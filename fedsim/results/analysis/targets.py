@@ -1,8 +1,8 @@
-"""What it costs to get somewhere: rounds, bytes and FLOPs to a target that all methods share.
+"""The cost of reaching a target: rounds, bytes and FLOPs to an accuracy that all methods share.
 
 The target of a data set and partition lies a share of the way (50 %, 90 %) from zero-shot accuracy
-to a ceiling. Zero-shot is the method that saw no sample (`runs.zero_shot`), there or, as it does
-not depend on the split, in another partition of the data set; without it, the lowest accuracy
+to a ceiling. Zero-shot is the method that saw no sample (`runs.zero_shot`), in this partition or in
+another of the data set, since it does not depend on the split; without it, the lowest accuracy
 before training. The ceiling is the better of the methods on pooled data (`runs.pooled`); without
 one, the best mean of the partition. Bytes count everything sent and received since the start,
 downloads of the set-up included.
@@ -21,7 +21,10 @@ from fedsim.results.analysis.named_runs import CELL
 
 
 class Goal(TypedDict):
-    """The targets of one data set and partition, and where they come from."""
+    """Zero-shot and ceiling of one data set and partition, where both come from, and the targets.
+
+    `targets` maps shares to accuracies, NaN where the ceiling is not above zero-shot.
+    """
 
     dataset: str
     partition: str
@@ -48,8 +51,7 @@ def targets_of(
         shares: Shares of the way from zero-shot to the ceiling.
 
     Returns:
-        For each (data set, partition) a dict with `zero_shot, ceiling`, where both come from, and
-        `targets`: share to accuracy, NaN where the ceiling is not above zero-shot.
+        (data set, partition) -> goal.
     """
     goals: dict[tuple[str, str], Goal] = {}
     for (dataset, partition), group in curves.groupby(CELL, sort=False):
@@ -68,15 +70,10 @@ def targets_of(
                 ceiling_from = f"the best method here, {best.idxmax()}, {reason}"
         way = ceiling - zero_shot
         levels = {s: zero_shot + s * way if way > 0 else math.nan for s in shares}
-        goals[dataset, partition] = {
-            "dataset": dataset,
-            "partition": partition,
-            "zero_shot": zero_shot,
-            "zero_shot_from": zero_from,
-            "ceiling": ceiling,
-            "ceiling_from": ceiling_from,
-            "targets": levels,
-        }
+        goals[dataset, partition] = Goal(
+            dataset=dataset, partition=partition, zero_shot=zero_shot, zero_shot_from=zero_from,
+            ceiling=ceiling, ceiling_from=ceiling_from, targets=levels,
+        )  # fmt: skip
     return goals
 
 
