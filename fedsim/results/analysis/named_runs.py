@@ -30,8 +30,6 @@ _ASIDE = {
     "failures", "evaluation",
 }  # fmt: skip
 _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
-USE = CONFIG_PREFIX + "use"
-SEEN = CONFIG_PREFIX + "distill.prior_saw_data"
 
 
 def _once(compute: Callable[[Tables], pd.DataFrame]) -> Callable[[Tables], pd.DataFrame]:
@@ -58,12 +56,11 @@ def final_runs(study: Tables) -> pd.DataFrame:
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
     runs["method"] = runs["method"].fillna("method").astype(object)
-    runs["base_method"] = runs["method"]
     runs["level"] = runs["pooled"] | runs["zero_shot"]
-    if USE in runs:
-        built_in = runs["level"] & ~runs[USE].astype(str).str.contains(".py", regex=False)
-        runs["base_method"] = runs["method"].where(~built_in, runs[USE])
-    leaks = runs[SEEN].eq(True) if SEEN in runs else pd.Series(False, runs.index)
+    use = setting(runs, "use").fillna(runs["method"])
+    built_in = runs["level"] & ~use.astype(str).str.contains(".py", regex=False)
+    runs["base_method"] = runs["method"].where(~built_in, use)
+    leaks = setting(runs, "distill.prior_saw_data").eq(True)
     runs["bound"] = runs["pooled"] | leaks
     for name in ("partition", "partition_scheme"):
         runs[name] = runs[name].fillna("data").astype(object)
@@ -181,6 +178,12 @@ def final_scores(study: Tables, **where: str) -> pd.DataFrame:
     runs = last_rounds(study)
     runs = runs.loc[runs["status"] == "finished", ["run_id", "round", *CELL, "method", "seed"]]
     return runs.merge(rows, on=["run_id", "round"])
+
+
+def setting(runs: pd.DataFrame, path: str) -> pd.Series:
+    """The values of a setting in `runs`, such as `train.lr`; missing where a run lacks it."""
+    missing = pd.Series(None, index=runs.index, dtype=object)
+    return runs.get(CONFIG_PREFIX + path, missing)
 
 
 def setting_text(value: Any) -> str:

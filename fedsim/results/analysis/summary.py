@@ -18,7 +18,7 @@ from scipy import stats
 
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.methods.shown import REFERENCE
-from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds
+from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds, setting
 from fedsim.results.analysis.pairing import pair_keys, why_unpaired
 from fedsim.results.analysis.significance import (
     difference_of,
@@ -27,7 +27,6 @@ from fedsim.results.analysis.significance import (
     non_inferiority_test,
 )
 from fedsim.results.analysis.targets import costs_to_targets, targets_of
-from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Tables
 
 
@@ -65,7 +64,7 @@ def summarise(
     runs, table, finished = final_runs(study), curves(study), _finished(study)
     reference = reference_of(study, reference_method)
     if targets is None:
-        targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
+        targets = next(iter(setting(runs, "report.targets").dropna()), (0.5, 0.9))
     goals = targets_of(table, finished, targets)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), group in runs.groupby([*CELL, "method"], sort=False):
@@ -247,19 +246,13 @@ def _unpaired(
     return reasons
 
 
-def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
-    """The values of a setting, where there are any."""
-    column = CONFIG_PREFIX + path
-    return list(runs[column].dropna()) if column in runs else []
-
-
 def reference_of(study: Tables, asked: str | None) -> str | None:
     """The name, as shown, of the reference method; of several studies the first decides."""
     places = {name: place for place, name in enumerate(dict.fromkeys(study.runs["study"]))}
     runs = final_runs(study).sort_values("study", key=lambda s: s.map(places), kind="stable")
     names = list(dict.fromkeys(runs["method"]))
     if asked is None:
-        asked = next(iter(_settings(runs, "report.reference_method")), None)
+        asked = next(iter(setting(runs, "report.reference_method").dropna()), None)
         if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:

@@ -1,9 +1,8 @@
-"""Accuracy in parts, and what mean accuracy hides.
+"""Accuracy in parts, and measures beside accuracy.
 
-Parts: by domain on the test split, by client on what it held out, by network. A mean over all
-samples hides who pays for it: a method may win on average and lose a domain. And a server may hold
-several networks, of which the main table shows one. Beyond accuracy: classes that are missed, and
-probabilities that do not mean what they say.
+Parts are domains of the test split, clients (on the samples that each held out) and networks. A
+method may win on average and lose a domain, and a server may hold several networks, of which the
+main table shows one. Measures beside accuracy show missed classes and wrong probabilities.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def accuracy_by(study: Study, part: Breakdown) -> pd.DataFrame:
 
     Args:
         study: The study.
-        part: `domain`: of the served model, on the test split. `client`: on each one's held-out
-            samples; methods without a global model serve each client its own. `model`: of every
-            network that the server holds, on the test split, where it holds several.
+        part: `domain`: of the served model, on the test split. `client`: of the model that each
+            client is served (its own, in methods without a global one), on its held-out samples.
+            `model`: of every network of a server that holds several, on the test split.
 
     Returns:
         One row per run and part: `dataset, partition, method, seed, run_id, part` (name of the
@@ -61,7 +60,7 @@ def accuracy_by(study: Study, part: Breakdown) -> pd.DataFrame:
 def breakdown_grids(study: Study, part: Breakdown) -> list[Grid]:
     """A table per data set and partition: a row per method, a column per part, and the worst part.
 
-    The worst part is that of each run, averaged over seeds; of networks nobody needs the worst.
+    The worst part is that of each run, averaged over seeds. Networks have no such column.
     """
     table = accuracy_by(study, part).rename(columns={"accuracy": "value"})
     worst = [] if part == "model" else ["worst"]

@@ -1,4 +1,4 @@
-"""What a report says besides its summary and figures: plain rows, ready for a page."""
+"""The texts and grids of a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PHASES = {"train_s": "client training", "aggregate_s": "aggregation", "distill_
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """What was run, on what and when: label and text."""
+    """Methods, data, machine and time of the runs: labels and texts."""
     runs = final_runs(study)
     tuned = int((study.runs["phase"] == "tune").sum())
     status = study.runs["status"].fillna("unknown").value_counts()
@@ -140,7 +140,7 @@ def split_statistics(study: Study) -> Grid:
 
 
 def times(study: Study) -> Grid:
-    """Seconds per round by method and phase; measured, so only as good as the machine was idle."""
+    """Seconds per round by method and phase, as measured on a machine that may have been busy."""
     runs = final_runs(study)[["run_id", "method"]]
     rounds = runs.merge(study.rounds[study.rounds["round"] > 0], on="run_id")
     means = rounds.groupby("method", sort=False)[list(_PHASES)].mean().dropna(how="all")

@@ -1,7 +1,7 @@
 """Figures of synthetic sets: their first images, class by class, and those nearest to real ones.
 
-Sets beside each other are those of a run's rounds, or of several methods. Bars share one scale from
-0 to 1, so that a weak class is seen beside its images.
+Sets beside each other come from a run's rounds, or from several methods. All bars go from 0 to 1,
+so that a weak class is seen beside its images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ALARM = {"memorisation": 0.75}
 
 
 def drawn_bars(quality: pd.DataFrame) -> list[str]:
-    """Those of `BARS` that were measured; without an encoder none is."""
+    """The entries of `BARS` that were measured; none without an encoder."""
     return [bar for bar in BARS if quality[bar].notna().any()]
 
 
@@ -82,7 +82,7 @@ def sets_beside(
     """The first images of each class of several sets: one row per class, a block per set.
 
     Args:
-        sets: By what stands above them; of the same data, so that a class is the same row in all.
+        sets: By their titles; all of the same data, so that a class has the same row in all.
         per_class: Images of a class in a block, at most.
         max_classes: Rows, at most.
         side: Images are shrunk to this many pixels.

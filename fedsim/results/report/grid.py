@@ -1,6 +1,7 @@
-"""A table to read: plain data, which the terminal, the page and the docs each draw their own way.
+"""A table to read, as plain data.
 
-The terminal's is `fedsim.results.report.terminal.layout`; the page's is a macro of `page.html.j2`.
+`fedsim.results.report.terminal.layout` draws it for a terminal, a macro of `page.html.j2` for the
+page, and `docs/fill_tables.py` for Markdown.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Grid(NamedTuple):
         title: Above it; may be empty.
         header: One text per column.
         rows: As many texts each.
-        names: The first so many columns are words, set left; the others are numbers, set right.
-        best: Numbers of the rows to stress.
+        names: How many columns at the left hold words; the others hold numbers, set right.
+        best: Places of the rows to stress.
     """
 
     title: str
@@ -65,7 +66,7 @@ def over_seeds(scores: pd.DataFrame, sign: bool = False, form: str = "") -> str:
     Args:
         scores: With the columns `seed` and `value`; the runs of one seed count as their mean.
         sign: Also write `+`.
-        form: Format of a number that is no share, instead of percent.
+        form: Format of numbers that are no shares; empty for percent.
     """
     mean, _, high = mean_interval(scores.groupby("seed")["value"].mean().to_numpy())
     if not form:

@@ -83,7 +83,7 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
 
 
 def _best_two(rows: LatexRows, cell: tuple[str, str], rivals: Iterable[str]) -> list[float]:
-    """The two highest means of a column; equal ones share their place."""
+    """The two highest means of a column; equal means share a place."""
     means = [rows[(*cell, m)]["accuracy_mean"] for m in rivals if (*cell, m) in rows]
     return sorted({mean for mean in means if mean == mean}, reverse=True)[:2]
 

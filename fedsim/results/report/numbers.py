@@ -1,4 +1,4 @@
-"""Numbers as words, the same in the terminal, on the page and in papers."""
+"""Numbers as text, the same in the terminal, on the page and in papers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
-    """A cost to reach a target, or `>` and all that was spent without reaching it.
+    """A cost to reach a target; `>` and all that was spent if it was not reached.
 
     >>> cost_text(3, 50), cost_text(math.inf, 50), cost_text(math.inf, 2048, is_bytes=True)
     ('3', '>50', '>2.0 KiB')
@@ -110,10 +110,10 @@ def reach_text(row: Mapping[str, Any], ends: Sequence[str]) -> tuple[str, str]:
     """Rounds to every target, such as `2/7`, and bytes to the last one; `-` where none applies.
 
     Args:
-        row: Of the summary, with its cost columns.
-        ends: How these end, in rising order (`fedsim.results.analysis.targets.target_name`).
+        row: A row of the summary.
+        ends: Ends of its cost columns, in rising order (`target_name`).
     """
-    if not ends or not row["rounds"] > 0:  # what does not train reaches nothing
+    if not ends or not row["rounds"] > 0:  # without training, nothing is reached
         return NONE, NONE
     rounds = "/".join(cost_text(row[f"rounds_to_{end}"], row["rounds"]) for end in ends)
     sent = cost_text(row[f"bytes_to_{ends[-1]}"], row["bytes_total"], is_bytes=True)

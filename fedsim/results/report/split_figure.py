@@ -1,4 +1,4 @@
-"""Figures of data: how it was split over the clients."""
+"""The figure of a split: the samples of each client by class."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The look of the figures: one colour per method everywhere, panels, legends, files.
 
-Line styles and markers repeat the distinction that colours make (`fedsim.methods.shown`). Sizes,
-greys and lines that are the same in all figures stand in the style sheet `fedsim.mplstyle`, which
-`styled` applies while a figure is drawn: matplotlib's global settings stay as they are.
+Line styles and markers repeat the distinction that colours make (`fedsim.methods.shown`). The style
+sheet `fedsim.mplstyle` holds sizes, greys and lines of all figures. `styled` applies it while a
+figure is drawn, so matplotlib's global settings stay as they are.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class MethodStyle:
 def method_styles(
     methods: Iterable[str], zero_shot: Collection[str] = (), ceilings: Collection[str] = ()
 ) -> dict[str, MethodStyle]:
-    """A style for each method of a study, the same whichever figure asks, in the order of tables.
+    """A style for each method of a study, the same in every figure, in the order of tables.
 
     Args:
-        methods: All methods of the study, as shown. Versions of one method, `cachefl (ipc=8)`,
-            share its colour family only while colours last: the first has the method's own.
-        zero_shot: Those that are drawn as the level before training.
-        ceilings: Those that are drawn as the level of pooled data.
+        methods: All methods of the study, as shown. Of several versions of a method, such as
+            `cachefl (ipc=8)`, the first has the method's colour.
+        zero_shot: Methods that are drawn as the level before training.
+        ceilings: Methods that are drawn as the level of pooled data.
     """
     ordered = sorted(set(methods), key=lambda m: (m in ceilings, method_order(m)))
     own = {m: DARK if m in ceilings else GREY for m in ordered if m in (*zero_shot, *ceilings)}
@@ -118,7 +118,6 @@ def panels(
     ylabel: str,
     height: float = 3.0,
     share_x: bool = True,
-    max_columns: int = 3,
     share_y: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples, one panel per title, at most three in a row.
@@ -129,10 +128,9 @@ def panels(
         ylabel: Label left of each row.
         height: Height of a row in inches.
         share_x: Whether all panels have one x axis.
-        max_columns: Panels in a row.
         share_y: Whether all panels have one y axis.
     """
-    columns = min(max_columns, max(1, len(titles)))
+    columns = min(3, max(1, len(titles)))
     rows = max(1, math.ceil(len(titles) / columns))
     width = {1: 6.4, 2: 9.0}.get(columns, 10.8)
     figure = Figure(figsize=(width, height * rows + 0.7), layout="constrained")
@@ -156,11 +154,7 @@ def panels(
 def legend(figure: Figure, order: Iterable[str] = ()) -> None:
     """One legend above all panels, each method once, in as many columns as fit.
 
-    A long one makes the figure higher, not the panels lower.
-
-    Args:
-        figure: The figure.
-        order: The labels in their order; others follow.
+    A long legend makes the figure higher, not the panels lower. The labels in `order` come first.
     """
     entries: dict[str, Any] = {}
     for axis in figure.axes:
@@ -178,10 +172,8 @@ def legend(figure: Figure, order: Iterable[str] = ()) -> None:
 
 
 @styled
-def data_uri(figure: Figure, format: str = "svg") -> str:
+def data_uri(figure: Figure) -> str:
     """The figure as a `data:` address, for a page that needs no other file."""
     sink = io.BytesIO()
-    stamp = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
-    figure.savefig(sink, format=format, dpi=144, metadata=stamp)
-    kind = "svg+xml" if format == "svg" else format
-    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
+    figure.savefig(sink, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}"

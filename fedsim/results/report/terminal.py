@@ -17,7 +17,7 @@ WIDTH = 110
 
 
 def format_summary(summary: pd.DataFrame) -> str:
-    """What `summarise` returned, as a table for a terminal of 110 columns."""
+    """A summary as a table for a terminal of 110 columns."""
     if summary.empty:
         return "No run of this study has started."
     attrs = summary.attrs

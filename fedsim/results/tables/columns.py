@@ -8,8 +8,8 @@ A column's kind says what may be asked of it:
 
 The `runs` table also has one column per setting, named `config.` and the setting's dotted path
 (`config.train.lr`). In the files these hold JSON text (`0.05`, `"auto"`, `null`, `[1, 2]`), since
-one setting may be a number in one run and a word in the next; `fedsim.load` decodes them. They are
-what was asked for, so comparing two studies does not look at them.
+one setting may be a number in one run and a word in the next; `fedsim.load` decodes them. They say
+what was asked for, so a comparison of two studies leaves them out.
 """
 
 from __future__ import annotations

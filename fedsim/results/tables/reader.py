@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +25,7 @@ def holds_tables(folder: Path) -> bool:
 
 
 class Selection(NamedTuple):
-    """Which runs tables and figures show, by names as `fedsim.results.analysis.named_runs` gives.
-
-    Attributes:
-        methods: Empty for all.
-        partitions: Empty for all.
-    """
+    """Methods and partitions to show, named as in `named_runs.final_runs`; empty for all."""
 
     methods: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
@@ -81,7 +77,7 @@ class Tables:
         return _to_pandas(self._table(name, columns).select(list(columns)))
 
     def once(self, compute: Callable[[Self], pd.DataFrame]) -> pd.DataFrame:
-        """What a function makes of these tables, computed at the first call; not to be changed."""
+        """The result of a function of these tables, computed at the first call; read only."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
@@ -113,12 +109,5 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 def _decoded(column: pd.Series) -> pd.Series:
     """A `config.*` column with its JSON texts turned into values."""
     known = {text: json.loads(text) for text in column.dropna().unique()}
-    for text, value in list(known.items()):
-        if isinstance(value, list | dict):  # every row gets its own
-            del known[text]
-    texts = zip(column.tolist(), column.isna(), strict=True)
-    values = [
-        None if missing else known[text] if text in known else json.loads(text)
-        for text, missing in texts
-    ]
+    values = [deepcopy(known.get(text)) for text in column]  # every row gets a list of its own
     return pd.Series(values, index=column.index, name=column.name)
