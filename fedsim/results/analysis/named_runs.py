@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 
@@ -34,10 +35,13 @@ _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
 
 def _once(compute: Callable[[Tables], pd.DataFrame]) -> Callable[[Tables], pd.DataFrame]:
     """Compute once per loaded study; callers get a copy that they may add columns to."""
+    known: WeakKeyDictionary[Tables, pd.DataFrame] = WeakKeyDictionary()
 
     @wraps(compute)
     def get(study: Tables) -> pd.DataFrame:
-        return study.once(compute).copy(deep=False)
+        if study not in known:
+            known[study] = compute(study)
+        return known[study].copy(deep=False)
 
     return get
 

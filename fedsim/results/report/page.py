@@ -15,11 +15,10 @@ from fedsim.results.analysis.named_runs import CELL, curves, final_runs, final_s
 from fedsim.results.analysis.summary import summarise
 from fedsim.results.report import (
     breakdown,
-    client_scores,
+    client_figures,
     cost_sheet,
     facts,
     plots,
-    split_figure,
     synthetic_sets,
 )
 from fedsim.results.report.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
@@ -51,7 +50,7 @@ def write_report(
 
     Args:
         study_dir: Folder of the study.
-        config_path: The experiment's YAML, to say how to reproduce; by default the YAML files and
+        config_path: The study's YAML file, to say how to reproduce; by default the YAML files and
             the plan in the study's folder.
         command: The command that reproduces the study; by default what the runs recorded.
 
@@ -66,8 +65,9 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     summary, config_files = summarise(study), _config_files(study, config_path)
     differences, shared = facts.settings(study)
-    has_clients = not client_scores.client_scores(study).empty
-    has_split = bool(split_figure.label_counts(study))
+    has_clients = not breakdown.client_scores(study).empty
+    is_finished = final_runs(study)["status"] == "finished"
+    has_split = bool(client_figures.label_counts(study))
     text = page.render(
         name=study.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -80,8 +80,8 @@ def write_report(
         summaries=facts.summary_grids(summary),
         ranks=facts.ranks(summary),
         beyond=breakdown.beyond_accuracy(study),
-        clients=client_scores.client_grids(study),
-        client_picture=has_clients and data_uri(client_scores.client_accuracy(study)),
+        clients=breakdown.client_grids(study),
+        client_picture=has_clients and data_uri(client_figures.client_accuracy(study)),
         by_domain=breakdown.breakdown_grids(study, "domain"),
         by_client=_by_client(study),
         by_model=breakdown.breakdown_grids(study, "model"),
@@ -89,10 +89,10 @@ def write_report(
         by_class=_by_class(study),
         galleries=[*_galleries(study), *_made(study)],
         quality=synthetic_sets.synthetic_quality(study),
-        split=has_split and data_uri(split_figure.client_split(study)),
+        split=has_split and data_uri(client_figures.client_split(study)),
         split_statistics=facts.split_statistics(study),
         times=facts.times(study),
-        costs=_costs(study),
+        costs=cost_sheet.cost_grids(cost_sheet.cost_sheet(study)) if is_finished.any() else [],
         costs_note=cost_sheet.NOTE,
         failed=_failed(study),
         events=_events(study),
@@ -112,7 +112,7 @@ def write_report(
 
 
 def _by_client(study: Study) -> list[Grid]:
-    """Client by client, where they are few enough to be known by their number."""
+    """Client by client, if there are few of them."""
     few = bool((final_runs(study)["num_clients"] <= _MAX_COLUMNS).all())
     return breakdown.breakdown_grids(study, "client") if few else []
 
@@ -163,7 +163,7 @@ def _galleries(study: Study) -> Iterator[Picture]:
 
 
 def _made(study: Study) -> Iterator[Picture]:
-    """The sets that every method's server held in its rounds, in the first run that has them."""
+    """The sets that each method's server held in its rounds, from the first run that has them."""
     for method, (run_id, called, kept) in synthetic_sets.first_makers(study).items():
         rounds = spread(kept, _MAX_ROUNDS)
         sets = {f"round {number}": study.synthetic_images(number, run_id) for number in rounds}
@@ -176,7 +176,7 @@ def _made(study: Study) -> Iterator[Picture]:
 
 
 def spread(rounds: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, the first and the last included, as evenly as they come.
+    """At most so many of the rounds, evenly spread, with the first and the last.
 
     >>> spread([1, 2, 3, 4, 5, 6, 7], 3)
     [1, 4, 7]
@@ -186,12 +186,6 @@ def spread(rounds: Sequence[int], most: int) -> list[int]:
     if len(rounds) <= most:
         return list(rounds)
     return [rounds[round(place * (len(rounds) - 1) / (most - 1))] for place in range(most)]
-
-
-def _costs(study: Study) -> list[Grid]:
-    if not (final_runs(study)["status"] == "finished").any():
-        return []
-    return cost_sheet.cost_grids(cost_sheet.cost_sheet(study))
 
 
 def _failed(study: Study) -> Grid:

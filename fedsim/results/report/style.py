@@ -97,14 +97,9 @@ def cell_titles(cells: Iterable[tuple[str, str]]) -> list[str]:
 def cell_panels(
     table: pd.DataFrame, empty: str, xlabel: str, ylabel: str, height: float = 3.0
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel per data set and partition of a table, and the rows of each.
+    """`panels` of the data sets and partitions of a table, and the rows of each.
 
-    Args:
-        table: With the columns `dataset, partition`.
-        empty: Title of the one panel of an empty table.
-        xlabel: As in `panels`.
-        ylabel: As in `panels`.
-        height: As in `panels`.
+    An empty table has one panel, whose title is `empty`, and no rows.
     """
     cells = dict(tuple(table.groupby(CELL, sort=False)))
     figure, axes = panels(cell_titles(cells) or [empty], xlabel, ylabel, height)

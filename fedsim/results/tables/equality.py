@@ -1,4 +1,4 @@
-"""Are two studies the same, bit by bit, in what they computed?"""
+"""Whether two studies computed the same, bit by bit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def equal_results(
     Args:
         a: A study or its folder.
         b: Another.
-        match: How runs find each other: by `run_id`, or, for runs whose configurations differ in
-            ways that must not matter (number of actors), by `cell`: method, data, partition, seed.
+        match: How runs are matched: by `run_id`, or by `cell` (method, data, partition, seed) if
+            their configurations differ in ways that must not matter, such as the number of actors.
 
     Returns:
-        The differences in words, one per column and table; nothing when equal.
+        The differences in words, one per column and table; none when equal.
 
     Raises:
         ResultsError: There is no such folder, or, with `match="cell"`, two runs of one study

@@ -4,9 +4,9 @@
     <study>/<table>/<run_id>-0001.parquet   sealed parts, each once an open part that grew large
 
 Every file is written under a temporary name and renamed. Sealing is a rename of the open part, so
-no row is ever in two files. The open part knows how many sealed parts come before it (`AFTER` in
-its metadata); sealed parts beyond that number are leftovers of a merge or a truncation that was
-killed, and are ignored. Temporary files start with a dot, which Parquet readers skip.
+no row is ever in two files. The open part's metadata says how many sealed parts come before it
+(`AFTER`). Readers ignore sealed parts beyond that number: a killed merge or truncation left them.
+Temporary files start with a dot, which Parquet readers skip.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def run_of(name: str) -> str:
-    """Whose part a file is, by its name."""
+    """The run that a file belongs to, by its name."""
     sealed = _SEALED.match(name)
     return sealed["run_id"] if sealed else name.removesuffix(".parquet")
 
@@ -120,10 +120,10 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
     Args:
         folder: Of the table.
         run_id: The run.
-        columns: Only these, of those that there are; by default all.
+        columns: Only these, where a file has them; by default all.
 
     Returns:
-        The rows, or nothing if the run has no file here.
+        The rows; None if the run has no file here.
 
     Raises:
         ResultsError: A file cannot be read, or parts are missing.
@@ -136,16 +136,15 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
             opened = read_file(open_path(folder, run_id), columns)
         except FileNotFoundError:
             opened = None
-        numbers = sealed_numbers(folder, run_id) if opened is None else list(_before(opened))
-        if not numbers and opened is None:
+        if opened is not None:
+            before = int((opened.schema.metadata or {}).get(AFTER, b"0"))
+        elif not (before := len(sealed_numbers(folder, run_id))):
             if attempt < 2:  # the open part may just be on its way to a sealed name
                 continue
             return None
         try:
-            sealed = [
-                read_file(sealed_path(folder, run_id, n), columns)
-                for n in range(1, 1 + len(numbers))
-            ]
+            paths = [sealed_path(folder, run_id, number) for number in range(1, 1 + before)]
+            sealed = [read_file(path, columns) for path in paths]
         except FileNotFoundError as error:
             problem = f"{Path(error.filename).name} is missing"
             continue
@@ -165,7 +164,7 @@ def conform(table: pa.Table, name: str) -> pa.Table:
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    """One column of the type wanted, of nulls where the table has none; a cast costs as a copy."""
+    """One column in the type wanted; nulls if the table lacks it. A needless cast would copy."""
     place = table.schema.get_field_index(field.name)
     if place < 0:
         return pa.nulls(table.num_rows, field.type)
@@ -177,11 +176,6 @@ def remove(paths: Iterable[Path]) -> None:
     """Delete files that may be gone already."""
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _before(table: pa.Table) -> range:
-    """Numbers of the sealed parts that come before an open part."""
-    return range(int((table.schema.metadata or {}).get(AFTER, b"0")))
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Reading studies that an earlier version of fedsim wrote: every difference is mended here.
+"""Studies that an earlier version of fedsim wrote: their tables get the columns of today.
 
 Earlier versions did not record these facts in the row of a run:
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -49,7 +49,6 @@ class Tables:
 
     path: Path
     selection: Selection = field(default_factory=Selection)
-    _computed: dict[Any, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -75,12 +74,6 @@ class Tables:
     def read(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """A few columns of a table as they are on disk now: quick, however wide the table is."""
         return _to_pandas(self._table(name, columns).select(list(columns)))
-
-    def once(self, compute: Callable[[Self], pd.DataFrame]) -> pd.DataFrame:
-        """The result of a function of these tables, computed at the first call; read only."""
-        if compute not in self._computed:
-            self._computed[compute] = compute(self)
-        return self._computed[compute]
 
     def showing(self, selection: Selection) -> Self:
         """The same tables with another selection; what was read is not read again."""

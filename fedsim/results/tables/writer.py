@@ -29,20 +29,19 @@ SEAL_ROWS = 8192
 class TableWriter(AbstractContextManager["TableWriter"]):
     """Appends the rows of one run to the tables of a study.
 
-    What the run wrote before is kept, so that a resumed run goes on where its checkpoint is; such a
-    run must say where with `truncate` before it appends. It is looked at when the writer is first
-    used: until the run is claimed another process may still be writing it.
+    Rows that the run wrote before are kept. A resumed run must call `truncate` with the round of
+    its checkpoint before it appends. The writer reads them when it is first used, since another
+    process may be writing them until the run is claimed.
 
     Args:
         study_dir: Folder of the study; made when first needed.
         run_id: The run; a file name of its own.
         seal_rows: An open part with this many rows is sealed and no longer rewritten.
-        durable: Wait for the disk at each commit, not only at `close`. A killed process loses
-            nothing either way; a power cut may, on file systems that do not order renames.
+        durable: Wait for the disk at each commit, not only at `close`. Without it, a power cut may
+            lose rows on file systems that do not order renames; a killed process loses nothing.
 
     Raises:
-        ResultsError: The run id cannot be a file name. When first used: what is there cannot be
-            read.
+        ResultsError: The run id cannot be a file name; when first used, a file cannot be read.
     """
 
     def __init__(
@@ -164,11 +163,11 @@ class TableWriter(AbstractContextManager["TableWriter"]):
             self._run_changed = False
 
     def truncate(self, last_round: int) -> None:
-        """Drop the rows of rounds after `last_round`, on disk at once. Events go by their round.
+        """Drop the rows of rounds after `last_round`, events included, on disk at once.
 
         Args:
-            last_round: Last round to keep; -1 starts the run anew: of its row in `runs`, only what
-                this writer set is kept.
+            last_round: Last round to keep. -1 starts the run anew: of its row in `runs`, only the
+                columns that this writer has set are kept.
         """
         self._check_open()
         for name in TABLES:
@@ -207,7 +206,7 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         return before[1]
 
     def _open_existing(self) -> bool:
-        """Take up what is on disk and clear away a killed writer's leavings; whether rows exist."""
+        """Read the run's files and clear away a killed writer's leavings; whether rows exist."""
         found = False
         for name in TABLES:
             folder = self.study_dir / name

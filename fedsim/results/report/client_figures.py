@@ -1,4 +1,4 @@
-"""The figure of a split: the samples of each client by class."""
+"""Figures of clients: the samples of each by class, and the accuracy of each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.results.analysis.named_runs import CELL, final_runs
-from fedsim.results.report.style import GREY, cell_titles, panels, styled
+from fedsim.results.report.breakdown import MODELS, client_scores
+from fedsim.results.report.style import (
+    GREY,
+    MethodStyle,
+    cell_panels,
+    cell_titles,
+    panels,
+    study_styles,
+    styled,
+)
 from fedsim.results.study import Study
 
 _COLOR = "#0072B2"
+_GOLDEN = 0.6180339887498949  # multiples of it, without their whole part, spread evenly over 0..1
 _MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
 
 
@@ -85,3 +95,56 @@ def _bubbles(axis: Axes, counts: np.ndarray) -> None:
     title = axis.get_title(loc="left")
     largest_text = f"largest: {values.max() if len(values) else 0} samples"
     axis.set_title(f"{title}\n{largest_text}")
+
+
+@styled
+def client_accuracy(study: Study) -> Figure:
+    """Accuracy of every client, one panel per data set and partition, one row per method.
+
+    Filled: the served model. Hollow, below it: the client's own. Bars go from the first to the
+    third quartile, with the median; marks are larger for clients that held out more samples.
+    """
+    scores = client_scores(study)
+    styles = study_styles(study)
+    methods = [method for method in styles if method in set(scores["method"])][::-1]
+    height = 0.7 + 0.5 * max(len(methods), 3)
+    figure, cells = cell_panels(
+        scores, "no client was measured", "accuracy of a client, %", "", height
+    )
+    for axis, here in cells:
+        for method, mine in here.groupby("method", sort=False):
+            shift = 0.21 if len(set(mine["model"])) > 1 else 0.0
+            for model, group in mine.groupby("model"):
+                served = model == "global"
+                place = methods.index(method) + (shift if served else -shift)
+                _strip(axis, group, place, styles[method], served)
+        axis.set_yticks(range(len(methods)), methods)
+        axis.set_ylim(-0.6, max(len(methods), 1) - 0.4)
+        axis.set_xlim(-3, 103)
+    if set(MODELS) <= set(scores["model"]):
+        for label, fill in (("served model", GREY), ("the client's own", "white")):
+            figure.axes[0].scatter([], [], s=30, color=fill, edgecolor=GREY, label=label)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def _strip(
+    axis: Axes, clients: pd.DataFrame, place: float, style: MethodStyle, filled: bool
+) -> None:
+    """The clients of one method as points around a line, and their quartiles."""
+    values = 100 * clients["accuracy"].to_numpy()
+    weight = np.sqrt(clients["num_samples"].fillna(1).to_numpy(dtype=float))
+    spread = (np.arange(len(values)) * _GOLDEN) % 1 - 0.5
+    axis.scatter(
+        values,
+        place + 0.32 * spread,
+        s=3 + 13 * weight / max(weight.max(), 1.0),
+        facecolor=style.color if filled else "none",
+        edgecolor="none" if filled else style.color,
+        linewidth=0.7,
+        alpha=0.45 if filled else 0.6,
+    )
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    axis.plot([low, high], [place, place], color=style.color, linewidth=5, alpha=0.35,
+              solid_capstyle="butt")  # fmt: skip
+    axis.plot(middle, place, marker="|", markersize=11, markeredgewidth=2, color=style.color)
