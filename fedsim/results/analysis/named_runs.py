@@ -1,11 +1,11 @@
-"""The runs that count: how they are called in tables and figures, their curves and last values.
+"""The runs that count: their names in tables and figures, their curves and last values.
 
-A run counts when its phase is `final` (or not said). Partitions are named by their scheme and its
-number (`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by what else differs
-in the data or, as an axis of the study, for every method (`dirichlet_label 0.05, shots=4`). Methods
-are named by their own name, and by the settings that tell them apart where a study still holds one
-method in several versions. Of several studies (`fedsim.results.several`) each is named by
-itself, and methods that meet under one name get that of their study: `cachefl [quickstart]`.
+A run counts if its phase is `final` or missing. A partition is named by its scheme and number
+(`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by other settings of the
+data, or of all methods, that the study varies (`dirichlet_label 0.05, shots=4`). A method is named
+by its own name, and by the settings that tell its versions apart where a study holds several. Of
+several studies (`fedsim.results.several`) each is named by itself; methods of equal names get the
+name of their study: `cachefl [quickstart]`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def final_runs(study: Tables) -> pd.DataFrame:
 
     Returns:
         `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
-        `base_method` (what it is: the built-in zero-shot or ceiling behind a method, whatever its
-        name), `bound` (a ceiling, or a prior that has seen the data: never the best) and `level`
-        (zero-shot or a ceiling: curves are seen against it), sorted by data set, partition, method
-        and seed.
+        `base_method` (the built-in zero-shot or ceiling behind a method, else its own name),
+        `bound` (a ceiling, or a prior that has seen the data: never the best) and `level`
+        (zero-shot or a ceiling: a line that curves are seen against), sorted by data set,
+        partition, method and seed.
     """
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
@@ -167,7 +167,7 @@ def last_rounds(study: Tables) -> pd.DataFrame:
 
 
 def final_scores(study: Tables, **where: str) -> pd.DataFrame:
-    """Rows of `evaluations` in the last round of the finished runs, and whose they are.
+    """Rows of `evaluations` in the last round of the finished runs, with their runs' names.
 
     Args:
         study: The study, or several.
@@ -190,6 +190,12 @@ def setting(runs: pd.DataFrame, path: str) -> pd.Series:
     return runs.get(CONFIG_PREFIX + path, missing)
 
 
+def setting_paths(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of settings, and the parts of each one's path."""
+    columns = [column for column in runs if column.startswith(CONFIG_PREFIX)]
+    return {column: column.removeprefix(CONFIG_PREFIX).split(".") for column in columns}
+
+
 def setting_text(value: Any) -> str:
     """The value of a `config.*` column in words."""
     if value is None or value != value:
@@ -200,7 +206,7 @@ def setting_text(value: Any) -> str:
 
 
 def _test_accuracy(study: Tables, rounds: pd.DataFrame) -> pd.Series:
-    """`rounds.accuracy` where it is of the test split, else what `evaluations` says of it."""
+    """`rounds.accuracy` where it is of the test split; if it never is, that of `evaluations`."""
     on_test = rounds["split"].fillna("test") == "test"
     accuracy = rounds["accuracy"].where(on_test)
     if accuracy.notna().any() or study.evaluations.empty:
@@ -215,7 +221,7 @@ def _test_accuracy(study: Tables, rounds: pd.DataFrame) -> pd.Series:
 
 
 def _numbers(runs: pd.DataFrame) -> pd.Series:
-    """The number that ends the label of a partition, to sort by; NaN where none does."""
+    """The number at the end of a partition's label, to sort by; NaN without one."""
     ends = [
         label.removeprefix(scheme)
         for label, scheme in zip(runs["partition"], runs["partition_scheme"], strict=True)
@@ -235,12 +241,13 @@ def _partition_names(runs: pd.DataFrame, axes: Iterable[str]) -> pd.Series:
 
 
 def _axes(runs: pd.DataFrame) -> list[str]:
-    """What tells the partitions of one study apart, scheme and number aside."""
+    """The columns that tell the partitions of one study apart, beside scheme and number."""
     axes = []
     if runs.groupby("dataset")["num_clients"].nunique().max() > 1:
         axes.append("num_clients")
-    data = _texts(runs, [c for c in _config_columns(runs) if _section(c) in ("data", "partition")])
-    for column, text in data.items():
+    paths = setting_paths(runs)
+    data = [column for column, path in paths.items() if path[0] in ("data", "partition")]
+    for column, text in _texts(runs, data).items():
         names = _partition_names(runs, axes)
         if _leaf(column) not in _NAMED and text.groupby(names).nunique().max() > 1:
             axes.append(column)
@@ -286,16 +293,9 @@ def _texts(runs: pd.DataFrame, columns: list[str]) -> dict[str, pd.Series]:
 
 
 def _method_columns(runs: pd.DataFrame) -> list[str]:
-    return [c for c in _config_columns(runs) if _section(c) not in {*_ASIDE, "data", "partition"}]
-
-
-def _section(column: str) -> str:
-    return column.removeprefix(CONFIG_PREFIX).split(".")[0]
+    aside = {*_ASIDE, "data", "partition"}
+    return [column for column, path in setting_paths(runs).items() if path[0] not in aside]
 
 
 def _leaf(column: str) -> str:
     return column.split(".")[-1]
-
-
-def _config_columns(runs: pd.DataFrame) -> list[str]:
-    return [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]

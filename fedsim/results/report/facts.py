@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
+from fedsim.results.analysis.named_runs import CELL, final_runs, setting_paths, setting_text
 from fedsim.results.analysis.summary import rank_methods
 from fedsim.results.analysis.targets import target_name
 from fedsim.results.report.grid import Grid, grid_of
@@ -22,7 +22,6 @@ from fedsim.results.report.numbers import (
     seconds_text,
 )
 from fedsim.results.study import Study
-from fedsim.results.tables.columns import CONFIG_PREFIX
 
 # Settings that say which cell a run is in.
 _CELL_SECTIONS = {"study", "output", "phase", "method", "seed", "partition"}
@@ -49,7 +48,8 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("Processor", _list(study.runs["cpu_name"])),
         ("GPU", _list(study.runs["gpu_name"])),
         ("System", _list(study.runs["platform"])),
-        ("Versions", _list(_versions(study.runs))),
+        ("Versions", _list(f"{name} {version}" for name in ("fedsim", "python", "torch", "ray")
+                           for version in study.runs[f"{name}_version"].dropna())),
     ]  # fmt: skip
     return [(label, text) for label, text in found if text]
 
@@ -154,15 +154,12 @@ def settings(study: Study) -> tuple[Grid, Grid]:
     Settings that just say which cell a run is in are left out.
     """
     runs = final_runs(study)
-    paths = {
-        column: path
-        for column in runs
-        if column.startswith(CONFIG_PREFIX)
-        and (path := column.removeprefix(CONFIG_PREFIX)).split(".")[0] not in _CELL_SECTIONS
-        and path.split(".")[-1] != "seed"
-    }
     methods = dict(tuple(runs.groupby("method", sort=False)))
-    texts = {path: [_values(m[name]) for m in methods.values()] for name, path in paths.items()}
+    texts = {
+        ".".join(path): [_values(own[column]) for own in methods.values()]
+        for column, path in setting_paths(runs).items()
+        if path[0] not in _CELL_SECTIONS and path[-1] != "seed"
+    }
     differing = [[path, *row] for path, row in texts.items() if len(set(row)) > 1]
     shared = [[path, row[0]] for path, row in texts.items() if len(set(row)) == 1]
     return (
@@ -206,18 +203,6 @@ def _list(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in dict.fromkeys(values) if value == value and value)
 
 
-def _span(times_: pd.Series) -> str:
-    known = times_.dropna()
-    if known.empty:
-        return ""
-    first, last = (f"{moment:%Y-%m-%d %H:%M} UTC" for moment in (known.min(), known.max()))
-    return first if first == last else f"{first} to {last}"
-
-
-def _versions(runs: pd.DataFrame) -> list[str]:
-    names = ("fedsim", "python", "torch", "ray")
-    return [
-        f"{name} {version}"
-        for name in names
-        for version in runs[f"{name}_version"].dropna().unique()
-    ]
+def _span(moments: pd.Series) -> str:
+    ends = moments.agg(["min", "max"]).dropna()
+    return " to ".join(dict.fromkeys(f"{moment:%Y-%m-%d %H:%M} UTC" for moment in ends))
