@@ -51,10 +51,7 @@ class Studies(Study):
 
 
 def load_several(paths: Sequence[Path | str]) -> Studies:
-    """Open the folders of several studies as one.
-
-    Args:
-        paths: The folders; the settings of the first decide the reference method.
+    """Open the folders of several studies as one; the first one's settings decide the reference.
 
     Raises:
         ResultsError: A folder holds no study, or is given twice.

@@ -172,6 +172,4 @@ def load(path: Path | str) -> Study:
 
 
 def _studies_in(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and holds_tables(path))
+    return sorted(path.name for path in folder.glob("*/") if holds_tables(path))

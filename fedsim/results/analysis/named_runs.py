@@ -98,12 +98,9 @@ def final_runs(study: Tables) -> pd.DataFrame:
 
 
 def select(study: T, methods: Collection[str] = (), partitions: Collection[str] = ()) -> T:
-    """The same study, of which only the runs of these methods and partitions count.
+    """The same study, of which only the runs of these methods and partitions count; none: all.
 
-    Args:
-        study: The study, or several.
-        methods: As tables show them, or by their own name in all versions; empty: all.
-        partitions: As tables show them; empty: all.
+    They are named as in tables; a method's own name stands for all of its versions.
 
     Raises:
         ResultsError: There is no such method or partition.
@@ -169,12 +166,8 @@ def last_rounds(study: Tables) -> pd.DataFrame:
 def final_scores(study: Tables, **where: str) -> pd.DataFrame:
     """Rows of `evaluations` in the last round of the finished runs, with their runs' names.
 
-    Args:
-        study: The study, or several.
-        **where: Values that columns of `evaluations` must have, such as `scope="client"`.
-
-    Returns:
-        `dataset, partition, method, seed` beside the columns of `evaluations`.
+    `where` gives values that columns must have, such as `scope="client"`. The rows also have the
+    columns `dataset, partition, method, seed`.
     """
     rows = study.evaluations
     for column, value in where.items():

@@ -24,9 +24,8 @@ _SEED = "partition.seed"  # by default the run's own
 def pair_keys(study: Tables) -> pd.Series:
     """The key that two runs of one data set and partition share if they are a pair.
 
-    Returns:
-        Indexed by run id: seed, settings of the split and a digest of the clients' label counts,
-        as text; missing for a run without a seed.
+    By run id: seed, settings of the split and a digest of the clients' label counts, as text;
+    missing for a run without a seed.
     """
     runs = final_runs(study).set_index("run_id")
     counts, settings = _counts(study), _split_settings(runs)

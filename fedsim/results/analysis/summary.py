@@ -240,10 +240,8 @@ def _unpaired(
     for row in rows:
         if row["test"] == "unpaired" and reference is not None:
             names = (row["dataset"], row["partition"], row["method"], reference)
-            methods = reasons.setdefault(why_unpaired(study, *names), [])
-            if row["method"] not in methods:
-                methods.append(row["method"])
-    return reasons
+            reasons.setdefault(why_unpaired(study, *names), []).append(row["method"])
+    return {reason: list(dict.fromkeys(methods)) for reason, methods in reasons.items()}
 
 
 def reference_of(study: Tables, asked: str | None) -> str | None:

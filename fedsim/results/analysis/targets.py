@@ -43,15 +43,12 @@ def target_name(share: float) -> str:
 def targets_of(
     curves: pd.DataFrame, finished: pd.DataFrame, shares: Sequence[float]
 ) -> dict[tuple[str, str], Goal]:
-    """The targets of every data set and partition.
+    """The targets of every data set and partition at these shares of the way to the ceiling.
 
     Args:
         curves: From `fedsim.results.analysis.named_runs.curves`.
         finished: Last rounds of the finished runs.
-        shares: Shares of the way from zero-shot to the ceiling.
-
-    Returns:
-        (data set, partition) -> goal.
+        shares: In 0..1.
     """
     goals: dict[tuple[str, str], Goal] = {}
     for (dataset, partition), group in curves.groupby(CELL, sort=False):
@@ -78,14 +75,9 @@ def targets_of(
 
 
 def cost_to_reach(run: pd.DataFrame, target: float) -> tuple[float, float, float]:
-    """Round, cumulative bytes and FLOPs at which one run first reached an accuracy.
+    """Round, cumulative bytes and FLOPs at which the curve of one run first reached an accuracy.
 
-    Args:
-        run: The curve of one run, rounds ascending.
-        target: The accuracy.
-
-    Returns:
-        Three infinities if it never did; three NaN if there is no target.
+    Three infinities if it never did; three NaN if there is no target.
     """
     if math.isnan(target):
         return math.nan, math.nan, math.nan
@@ -99,13 +91,7 @@ def cost_to_reach(run: pd.DataFrame, target: float) -> tuple[float, float, float
 def costs_to_targets(
     curves: pd.DataFrame, goals: dict[tuple[str, str], Goal], shares: Sequence[float]
 ) -> dict[str, float]:
-    """The cost columns of one row of the summary: medians over its runs.
-
-    Args:
-        curves: Curves of the finished runs of one method in one cell.
-        goals: From `targets_of`.
-        shares: The targets asked for.
-    """
+    """The cost columns of one row of the summary, from the curves of its finished runs: medians."""
     row: dict[str, float] = {}
     runs = [run for _, run in curves.groupby("run_id", sort=False)]
     for share in shares:

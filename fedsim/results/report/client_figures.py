@@ -29,10 +29,9 @@ _MAX_BUBBLES = 30  # clients or classes; beyond that a map of shades
 
 
 def label_counts(study: Study) -> dict[tuple[str, str], np.ndarray]:
-    """How many samples of each class each client has, for the first seed of every partition.
+    """Samples of each class and client, for the first seed of every data set and partition.
 
-    Returns:
-        (data set, partition) -> counts (num_clients, num_classes), from the rows of round 0.
+    Counts are (num_clients, num_classes), from the rows of round 0.
     """
     start = study.clients[(study.clients["round"] == 0) & study.clients["label_counts"].notna()]
     runs = final_runs(study)  # sorted by cell
@@ -58,9 +57,8 @@ def client_split(study: Study) -> Figure:
 def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
     """Samples per client and class: bubbles by area for up to 30 of both, shades beyond.
 
-    Args:
-        splits: Panel title -> counts (num_clients, num_classes).
-        classnames: Written under the columns of panels with as many classes, at most 15.
+    `splits` maps panel titles to counts (num_clients, num_classes). `classnames` stand under the
+    columns of panels with as many classes, at most 15.
     """
     clients = max((len(counts) for counts in splits.values()), default=4)
     height = min(4.2, 1.4 + 0.19 * min(clients, _MAX_BUBBLES))

@@ -68,10 +68,6 @@ def read_prices(path: Path) -> Prices:
 def cost_sheet(study: Study, prices: Prices | None = None) -> pd.DataFrame:
     """The cost of the finished runs of each method, means per run.
 
-    Args:
-        study: The study, or several.
-        prices: For the columns of money.
-
     Returns:
         One row per data set, partition and method: `dataset, partition, method, num_runs,
         num_clients, rounds, bytes_up, bytes_down` (all clients together, set-up included),

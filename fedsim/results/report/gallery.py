@@ -46,12 +46,8 @@ def synthetic_gallery(
 ) -> Figure:
     """The first images of each class of a synthetic set, one row per class, and their quality.
 
-    Args:
-        images: From `Study.synthetic_images`.
-        quality: Measures by class name (`fedsim.results.report.synthetic_sets.class_quality`).
-        per_class: Images in a row, at most.
-        max_classes: Rows, at most.
-        side: Images are shrunk to this many pixels.
+    `quality` is that of `fedsim.results.report.synthetic_sets.class_quality`. Larger images are
+    shrunk to `side` pixels.
     """
     classes = [int(label) for label in np.unique(images.labels)][:max_classes]
     names = [_name(images.classnames, label) for label in classes]
@@ -81,11 +77,8 @@ def sets_beside(
 ) -> Figure:
     """The first images of each class of several sets: one row per class, a block per set.
 
-    Args:
-        sets: By their titles; all of the same data, so that a class has the same row in all.
-        per_class: Images of a class in a block, at most.
-        max_classes: Rows, at most.
-        side: Images are shrunk to this many pixels.
+    The sets, by their titles, are all of the same data, so that a class has the same row in all.
+    Larger images are shrunk to `side` pixels.
     """
     labels = sorted({int(label) for one in sets.values() for label in np.unique(one.labels)})
     classes = labels[:max_classes]
@@ -110,10 +103,7 @@ def sets_beside(
 def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96) -> Figure:
     """The synthetic images most like a training image, above it, with their cosines.
 
-    Args:
-        images: From `Study.synthetic_images`.
-        nearest: From `Study.nearest_real`, of the same set and with pixels.
-        side: Images are brought to this many pixels.
+    `nearest` is of the set `images` and has pixels; images are resized to `side` pixels.
     """
     assert nearest.closest is not None
     assert nearest.pixels is not None

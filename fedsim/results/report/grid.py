@@ -43,12 +43,9 @@ def grid_of(frame: pd.DataFrame, names: int = 1) -> Grid:
 def grids_by_cell(
     table: pd.DataFrame, header: list[str], cells: Callable[[pd.DataFrame], list[str]]
 ) -> list[Grid]:
-    """A grid per data set and partition, with a row per method.
+    """A grid per data set and partition of a table, with a row per method.
 
-    Args:
-        table: With the columns `dataset, partition, method`.
-        header: Of the columns after the method.
-        cells: The rows of one method in one cell -> the texts of its row.
+    `cells` makes the texts of a row, one per column of `header`, from the rows of its method.
     """
     return [
         Grid(

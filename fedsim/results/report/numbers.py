@@ -109,9 +109,7 @@ def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
 def reach_text(row: Mapping[str, Any], ends: Sequence[str]) -> tuple[str, str]:
     """Rounds to every target, such as `2/7`, and bytes to the last one; `-` where none applies.
 
-    Args:
-        row: A row of the summary.
-        ends: Ends of its cost columns, in rising order (`target_name`).
+    `ends` are the ends of the row's cost columns, in rising order (see `target_name`).
     """
     if not ends or not row["rounds"] > 0:  # without training, nothing is reached
         return NONE, NONE

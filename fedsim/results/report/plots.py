@@ -2,8 +2,8 @@
 
 Each function takes a study, which may still be running, and returns a matplotlib figure; save it
 with `figure.savefig`. Lines are means over seeds. Bands are 95 % t intervals for three seeds or
-more, from the lowest to the highest run for two, and none for one. Where a method has finished
-runs, only those are drawn; otherwise the rounds that all of its runs have reached.
+more, and go from the lowest to the highest run for two. Of a method with finished runs, only these
+are drawn; of others, the rounds that all runs have reached.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from fedsim.results.study import Study
 
 
 def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and band over the runs of one method in one cell, by round.
-
-    Args:
-        runs: Rows of `fedsim.results.analysis.named_runs.curves`.
+    """Mean and band by round over the `curves` of one method in one cell.
 
     Returns:
         `round, bytes, mean, low, high, num_runs`; `low` and `high` are NaN without a band.
@@ -120,10 +117,9 @@ def accuracy_against_alpha(study: Study) -> Figure:
 
 
 def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
-    """Last rounds of the finished runs on Dirichlet partitions, and with each the IID ones.
+    """Last rounds of finished runs on Dirichlet and IID partitions, by the titles of their panels.
 
-    Returns:
-        Panel title (data set, scheme, what else is set) -> rows of `last_rounds`.
+    A title names the data set, the scheme and what else is set.
     """
     last = last_rounds(study)
     last = last[(last["status"] == "finished") & last["accuracy"].notna()]
@@ -143,10 +139,8 @@ def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
 def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 20) -> Figure:
     """Accuracy of each class of a data set in the last round, one panel per partition.
 
-    Args:
-        study: The study.
-        dataset: Which data set; by default the first.
-        max_classes: With more classes, those on which the methods differ most are shown.
+    By default of the first data set. Of more than `max_classes`, it shows those on which the
+    methods differ most.
     """
     final = final_scores(study, scope="class", metric="accuracy", split="test")
     final = final[final["dataset"] == (dataset or next(iter(final["dataset"]), None))]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib as mpl
@@ -66,18 +67,12 @@ def method_styles(
             own[method] = color
     known = [*_MORE, *COLORS.values(), GREY, DARK]
     free = [c for c in dict.fromkeys(known) if c not in own.values()]
-    styles: dict[str, MethodStyle] = {}
-    num_curves = num_free = 0
-    for method in ordered:
-        color = own.get(method, free[num_free % len(free)])
-        num_free += method not in own
-        if method in zero_shot or method in ceilings:
-            styles[method] = MethodStyle(color, ":" if method in ceilings else "--", "_")
-            continue
-        line = _LINES[(num_curves // len(_MARKERS)) % len(_LINES)]
-        styles[method] = MethodStyle(color, line, _MARKERS[num_curves % len(_MARKERS)])
-        num_curves += 1
-    return styles
+    colors, looks = cycle(free), cycle(product(_LINES, _MARKERS))
+    levels = dict.fromkeys(zero_shot, ("--", "_")) | dict.fromkeys(ceilings, (":", "_"))
+    return {
+        method: MethodStyle(own.get(method) or next(colors), *levels.get(method) or next(looks))
+        for method in ordered
+    }
 
 
 def study_styles(study: Tables) -> dict[str, MethodStyle]:
@@ -117,13 +112,8 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples, one panel per title, at most three in a row.
 
-    Args:
-        titles: Panel titles.
-        xlabel: Label under the lowest panel of each column.
-        ylabel: Label left of each row.
-        height: Height of a row in inches.
-        share_x: Whether all panels have one x axis.
-        share_y: Whether all panels have one y axis.
+    The lowest panels have the label of the x axis, the leftmost that of the y axis. A row is
+    `height` inches high.
     """
     columns = min(3, max(1, len(titles)))
     rows = max(1, math.ceil(len(titles) / columns))

@@ -54,11 +54,8 @@ class Column:
     @lru_cache  # noqa: B019 - columns are few and live as long as the process
     def arrow_type(self) -> pa.DataType:
         """The column's Arrow type; time stamps are in microseconds, UTC."""
-        if self.type == "timestamp":
-            return pa.timestamp("us", tz="UTC")
-        if self.type == "list<int64>":
-            return pa.list_(pa.int64())
-        return getattr(pa, {"bool": "bool_"}.get(self.type, self.type))()
+        others = {"timestamp": pa.timestamp("us", tz="UTC"), "list<int64>": pa.list_(pa.int64())}
+        return others.get(self.type) or pa.type_for_alias(self.type)
 
 
 @dataclass(frozen=True)

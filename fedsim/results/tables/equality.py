@@ -38,7 +38,10 @@ def equal_results(
         ResultsError: There is no such folder, or, with `match="cell"`, two runs of one study
             share a cell.
     """
-    first, second = _opened(a), _opened(b)
+    first, second = (s if isinstance(s, Tables) else Tables(Path(s)) for s in (a, b))
+    for study in (first, second):
+        if not study.path.is_dir():
+            raise ResultsError(f"there is no study {study.path}")
     labels = [_cells(study) if match == "cell" else None for study in (first, second)]
     differences: list[str] = []
     for name, table in TABLES.items():
@@ -53,14 +56,6 @@ def equal_results(
         keys = [key for key in table.names("key") if key != "study"]
         differences += _compare(name, frames[0], frames[1], keys)
     return differences
-
-
-def _opened(study: Tables | Path | str) -> Tables:
-    if isinstance(study, Tables):
-        return study
-    if not Path(study).is_dir():
-        raise ResultsError(f"there is no study {study}")
-    return Tables(Path(study))
 
 
 def _cells(study: Tables) -> dict[str, str]:

@@ -86,8 +86,8 @@ def write(path: Path, table: pa.Table, after: int, durable: bool, compact: bool 
         path: Final name.
         table: The rows.
         after: Number of sealed parts that come before this one.
-        durable: Wait until the bytes are on the disk before the rename.
-        compact: Spend time on a smaller file; for files that are written once.
+        durable: Wait for the disk before the rename.
+        compact: Spend time on a smaller file, if it is written once.
     """
     table = table.replace_schema_metadata({AFTER: str(after)})
     words = [field.name for field in table.schema if field.type == pa.string()]
@@ -115,15 +115,10 @@ class RunRows:
 
 
 def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) -> RunRows | None:
-    """The rows of one run in one table, while another process may be writing them.
-
-    Args:
-        folder: Of the table.
-        run_id: The run.
-        columns: Only these, where a file has them; by default all.
+    """The rows of one run in a table's folder, while another process may be writing them.
 
     Returns:
-        The rows; None if the run has no file here.
+        The rows, with `columns` alone if they are given; None if the run has no file here.
 
     Raises:
         ResultsError: A file cannot be read, or parts are missing.

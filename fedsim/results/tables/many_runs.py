@@ -36,12 +36,9 @@ _Stamps = dict[str, list[int]]
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All runs' rows of a table, by run id, with the columns of its schema.
+    """All runs' rows of the table in a folder, by run id, with the columns of its schema.
 
-    Args:
-        folder: Of the table.
-        name: Of the table.
-        columns: The others may be left empty, which is quicker; by default all are read.
+    Columns that are not among `columns` may be left empty, which is quicker.
 
     Raises:
         ResultsError: A file cannot be read.

@@ -18,11 +18,7 @@ _NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # t
 
 
 def with_new_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `runs` with the columns above filled in where a run lacks them.
-
-    Args:
-        runs: With decoded `config.*` columns.
-    """
+    """The table `runs`, with decoded settings, and these columns where a run lacked them."""
     older = runs["partition_scheme"].isna() & runs["partition"].notna()
     if older.any():
         scheme = runs["partition"].where(older)

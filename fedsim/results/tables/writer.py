@@ -96,8 +96,7 @@ class TableWriter(AbstractContextManager["TableWriter"]):
         for name, value in columns.items():
             cell_array("runs", TABLES["runs"].column(name), [value])
         if config is not None:
-            kept = {k: v for k, v in self._run.items() if not k.startswith(CONFIG_PREFIX)}
-            self._run = kept
+            self._run = {k: v for k, v in self._run.items() if not k.startswith(CONFIG_PREFIX)}
             columns |= flatten_config(config)
         self._run.update(columns, run_id=self.run_id)
         self._set_here |= set(columns)
