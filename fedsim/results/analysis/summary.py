@@ -158,22 +158,18 @@ def non_inferiority(
     return frame.assign(margin_p_holm=holm(frame["margin_p"].to_numpy()))
 
 
-def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> pd.DataFrame:
+def rank_methods(summary: pd.DataFrame) -> pd.DataFrame:
     """Average ranks over data sets, and Wilcoxon's signed-rank test against the reference.
 
     A data set counts once: a method's accuracy there is its mean over the partitions that every
     method finished. Methods that miss a data set are left out and named in `attrs["left_out"]`.
-
-    Args:
-        summary: What `summarise` returned.
-        reference_method: By default that of the summary.
 
     Returns:
         One row per method, best rank first: `method, average_rank` (1 is best, ties share),
         `num_datasets, wins, losses` (data sets, against the reference), `difference` (median),
         `p_value, p_holm` (NaN for the reference and for one data set).
     """
-    reference = reference_method or summary.attrs.get("reference")
+    reference = summary.attrs.get("reference")
     wide = summary.pivot_table(index=CELL, columns="method", values="accuracy_mean", sort=False)
     datasets = set(summary["dataset"])
     complete = [m for m in wide if set(wide[m].dropna().index.get_level_values(0)) == datasets]

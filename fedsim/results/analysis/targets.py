@@ -45,10 +45,7 @@ def targets_of(
 ) -> dict[tuple[str, str], Goal]:
     """The targets of every data set and partition at these shares of the way to the ceiling.
 
-    Args:
-        curves: From `fedsim.results.analysis.named_runs.curves`.
-        finished: Last rounds of the finished runs.
-        shares: In 0..1.
+    `finished` holds the last rounds of finished runs, `curves` all rounds of all runs.
     """
     goals: dict[tuple[str, str], Goal] = {}
     for (dataset, partition), group in curves.groupby(CELL, sort=False):

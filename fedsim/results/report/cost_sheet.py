@@ -111,12 +111,7 @@ NOTE = (
 
 
 def cost_grids(sheet: pd.DataFrame, part: Literal["client", "all"] | None = None) -> list[Grid]:
-    """A cost sheet as tables to read, one per data set and partition.
-
-    Args:
-        sheet: From `cost_sheet`.
-        part: The cost of each client, or of all together; by default both.
-    """
+    """A cost sheet as tables to read, of each client, of all together or (by default) both."""
     currency = str(sheet["currency"].iloc[0]) if "currency" in sheet else ""
     columns: list[tuple[str, str, str, Callable[[float], str]]] = [
         ("client", "bytes_up_per_client", "up", human_bytes),

@@ -13,17 +13,10 @@ from fedsim.storage.atomic import whole_file
 
 
 def export(summary: pd.DataFrame, name: str, csv: Path | None, latex: Path | None) -> list[Path]:
-    """Write a summary into the files asked for.
+    """Write the summary of a study into the files asked for, and return their paths.
 
-    Args:
-        summary: What `fedsim.results.analysis.summary.summarise` returned.
-        name: Of the study, for the table's label.
-        csv: One row per data set, partition and method, with the reference and the confidence of
-            the intervals in columns of their own; shares are in 0..1.
-        latex: A table as `fedsim.results.report.latex` makes it.
-
-    Returns:
-        The files written.
+    The CSV file also has the reference and the confidence of the intervals, as columns. The LaTeX
+    table is that of `fedsim.results.report.latex`.
 
     Raises:
         ResultsError: There is nothing to write, or a file cannot be written.

@@ -58,12 +58,9 @@ def grids_by_cell(
 
 
 def over_seeds(scores: pd.DataFrame, sign: bool = False, form: str = "") -> str:
-    """Mean over seeds and half its t interval, in percent; `-` without a score.
+    """Mean over seeds of the column `value` and half its t interval, in percent or as in `form`.
 
-    Args:
-        scores: With the columns `seed` and `value`; the runs of one seed count as their mean.
-        sign: Also write `+`.
-        form: Format of numbers that are no shares; empty for percent.
+    Runs of one seed count as their mean. Without a score it is `-`.
     """
     mean, _, high = mean_interval(scores.groupby("seed")["value"].mean().to_numpy())
     if not form:
