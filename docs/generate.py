@@ -24,7 +24,7 @@ from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping, TuneConfig
-from fedsim.results.tables.schema import schema_markdown
+from fedsim.results.tables.schema import TABLES
 
 DOCS = Path(__file__).parent
 
@@ -298,12 +298,44 @@ def _text(text: str) -> list[str]:
     return inspect.cleandoc(text).replace("\f", "").splitlines()
 
 
+def tables() -> str:
+    """The reference page of all tables of a study."""
+    parts = [_TABLES]
+    for table in TABLES.values():
+        parts += [f"## {table.name}\n", table.doc + "\n"]
+        parts += ["| column | type | unit | kind | meaning |", "|---|---|---|---|---|"]
+        for column in table.columns:
+            doc = column.doc + (f": `{'`, `'.join(column.choices)}`" if column.choices else "")
+            cells = (f"`{column.name}`", column.type, column.unit, column.kind, doc)
+            parts.append("| " + " | ".join(cells) + " |")
+        if table.has_config:
+            parts.append("| `config.*` | JSON text | | key | One column per setting, by its path |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+_TABLES = """# Tables
+
+A study is a folder of Parquet files, `<study>/<table>/<run_id>.parquet`, one per run and table,
+rewritten after every round. `fedsim.load("runs/<study>")` returns them as pandas data frames, also
+while the study runs and after a kill.
+
+Kinds: a `key` says which fact the row is about; a `result` was computed by the simulation and is
+equal for equal configurations wherever it ran; a `measured` value depends on the machine and the
+day. Two studies are equal when their keys and results are, bit by bit; the `events` table and the
+`config.*` columns are not compared.
+
+In the files, `config.*` columns hold JSON text, since one setting may be a number in one run and a
+word in the next. `fedsim.load` decodes them: a column of numbers arrives as numbers.
+"""
+
+
 def pages() -> dict[str, str]:
     """File name -> what it should hold."""
     return {
         "cli.md": cli_page(),
         "configuration.md": configuration_page(),
-        "tables.md": schema_markdown().rstrip("\n") + "\n",
+        "tables.md": tables().rstrip("\n") + "\n",
     }
 
 

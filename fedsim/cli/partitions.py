@@ -163,8 +163,8 @@ def _check_picture(path: Path) -> None:
 
 
 def _draw(views: Mapping[str, View], path: Path) -> None:
-    """The same as a picture (see `fedsim.results.report.split_figure`)."""
-    from fedsim.results.report.split_figure import split_figure
+    """The same as a picture (see `fedsim.results.report.client_figures`)."""
+    from fedsim.results.report.client_figures import split_figure
 
     counts = {name: view.partition.label_counts for name, view in views.items()}
     figure = split_figure(counts, next(iter(views.values())).classnames)

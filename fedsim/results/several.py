@@ -13,18 +13,16 @@ import pyarrow.compute as pc
 from fedsim.errors import ResultsError
 from fedsim.results.study import Study, load
 
-__all__ = ["Studies", "load_several"]
-
 
 @dataclass(frozen=True, eq=False)
 class Studies(Study):
-    """The tables of several studies, one below the other.
+    """The tables of several studies, one below the other, for everything that takes a study.
 
-    `runs.study` holds the name of the study, and begins every run id. Everything that takes a
-    study takes these; images stay with their own studies.
+    `runs.study` holds the name of the study, and every run id begins with it. Images stay with
+    their own studies.
 
     Attributes:
-        members: The studies by name: that of the folder, and of those above where two share one.
+        members: The studies by the name of their folder, with folders above it if two share one.
     """
 
     members: dict[str, Study] = field(default_factory=dict)
@@ -35,7 +33,7 @@ class Studies(Study):
         return " and ".join(self.members)
 
     def synthetic_sets(self) -> list[str]:
-        """None: a set is found in the study that made it."""
+        """None: the study that made a set has it."""
         return []
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -53,13 +51,10 @@ class Studies(Study):
 
 
 def load_several(paths: Sequence[Path | str]) -> Studies:
-    """Open the folders of several studies as one.
-
-    Args:
-        paths: The folders; the first one's settings say what the methods are compared with.
+    """Open the folders of several studies as one; the first one's settings decide the reference.
 
     Raises:
-        ResultsError: There is no study in one of them, or one is given twice.
+        ResultsError: A folder holds no study, or is given twice.
     """
     folders = [Path(path) for path in paths]
     places = Counter(folder.resolve() for folder in folders)
@@ -71,7 +66,7 @@ def load_several(paths: Sequence[Path | str]) -> Studies:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as tells it from the others."""
+    """The shortest ends of the paths that tell them apart."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         labels = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(labels)) == len(labels):

@@ -13,8 +13,6 @@ from fedsim.errors import ResultsError, did_you_mean
 from fedsim.results.tables.reader import Tables, holds_tables
 from fedsim.storage.remote import Copy, local_folder
 
-__all__ = ["NearestReal", "Study", "SyntheticImages", "load"]
-
 
 class SyntheticImages(NamedTuple):
     """A synthetic set: uint8 images (N, H, W, 3), labels (N,), one name per class.
@@ -34,10 +32,10 @@ class NearestReal(NamedTuple):
     Attributes:
         rows: int64 (N,), rows of the training split.
         similarity: float64 (N,), cosines of the two images' features.
-        closest: int64 (P,), the synthetic images with the largest cosines, largest first; None
-            where the data holds features instead of images.
+        closest: int64 (P,), the synthetic images with the largest cosines, largest first. None if
+            the data holds features instead of images.
         pixels: uint8 (P, H, H, 3), the middle of the training image nearest to each of `closest`,
-            at most 128 pixels high; None like these.
+            at most 128 pixels high. None if `closest` is.
     """
 
     rows: np.ndarray
@@ -64,11 +62,10 @@ class Study(Tables):
         return sorted(path.stem for path in (self.path / "images").glob("[!.]*.npz"))
 
     def synthetic_rounds(self, run_id: str | None = None) -> dict[str, list[int]]:
-        """Rounds whose images are kept, by run: what the server made while it ran."""
-        folders = sorted((self.path / "images").glob("[!.]*/"))
+        """Rounds whose images are kept, by run: the images that the server made in them."""
         return {
             folder.name: sorted(int(path.stem) for path in folder.glob("[!.]*.npz"))
-            for folder in folders
+            for folder in sorted((self.path / "images").glob("[!.]*/"))
             if run_id in (None, folder.name)
         }
 
@@ -79,20 +76,19 @@ class Study(Tables):
 
         Args:
             which: A fingerprint (`runs.synthetic_set`), or a round of a method that makes images
-                in every round; needed when there is more than one set.
-            run_id: Of a round: which run's; needed when several have images of it.
+                in every round; may be left out if there is one set only.
+            run_id: The run, if several have images of the round.
 
         Raises:
-            ResultsError: There is no such set, or it does not say which.
+            ResultsError: There is no such set, or there are several.
         """
         if isinstance(which, int):
             return _read_images(self._round_images(which, run_id))
         known = self.synthetic_sets()
-        if which is None:
-            if len(known) != 1:
-                found = "no synthetic images" if not known else f"several: {', '.join(known)}"
-                raise ResultsError(f"study {self.name} has {found}; see the column synthetic_set")
-            which = known[0]
+        if which is None and len(known) != 1:
+            found = "no synthetic images" if not known else f"several: {', '.join(known)}"
+            raise ResultsError(f"study {self.name} has {found}; see the column synthetic_set")
+        which = known[0] if which is None else which
         if which not in known:
             hint = did_you_mean(which, known) if known else "it has none"
             raise ResultsError(f"study {self.name} has no synthetic set {which!r}; {hint}")
@@ -102,10 +98,10 @@ class Study(Tables):
         """Which training images a run's synthetic images are nearest to.
 
         Args:
-            run_id: The run; needed when sets or training data of the study's runs differ.
+            run_id: The run, if the study has several sets or training data.
 
         Raises:
-            ResultsError: Nothing is kept of the run, or it does not say which.
+            ResultsError: Nothing is kept of the run, or there are several sets or data.
         """
         runs = self.runs if run_id is None else self.runs[self.runs["run_id"] == run_id]
         known = runs.dropna(subset=["synthetic_set", "inputs"])
@@ -115,7 +111,7 @@ class Study(Tables):
         if not found:
             raise ResultsError(
                 f"{of} does not know the nearest training images of a synthetic set: it has no "
-                f"set, or its clients do not train on features of the same encoder"
+                "set, or its clients do not train on features of the same encoder"
             )
         if len(found) > 1:
             raise ResultsError(f"{of} has {len(found)} sets or training data: give run_id")
@@ -154,8 +150,7 @@ def load(path: Path | str) -> Study:
         path: The folder, usually `runs/<study>`, or its URL on object storage.
 
     Raises:
-        ResultsError: There is no such folder, or it holds studies rather than being one, or its
-            storage cannot be reached.
+        ResultsError: There is no such folder, its storage cannot be reached, or it holds studies.
     """
     if "://" in (url := str(path)):
         path = local_folder(url, reading=True)
@@ -164,11 +159,9 @@ def load(path: Path | str) -> Study:
             raise ResultsError(f"there is nothing at {url}")
     path = Path(path)
     if not path.is_dir():
-        siblings = _studies_in(path.parent)
-        if siblings:
+        hint = f"no study was found in {path.parent} either"
+        if siblings := _studies_in(path.parent):
             hint = did_you_mean(path.name, siblings)
-        else:
-            hint = f"no study was found in {path.parent} either"
         raise ResultsError(f"there is no study {path}; {hint}")
     if not holds_tables(path) and (inside := _studies_in(path)):
         raise ResultsError(
@@ -179,6 +172,4 @@ def load(path: Path | str) -> Study:
 
 
 def _studies_in(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and holds_tables(path))
+    return sorted(path.name for path in folder.glob("*/") if holds_tables(path))

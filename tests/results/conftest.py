@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.results.study import Study, load
-from fedsim.results.tables.writer import TableWriter, write_synthetic_images
+from fedsim.results.tables.writer import TableWriter
 
 CLASSES = ["airplane", "cat", "dog", "ship", "truck"]
 PARTITIONS = [("dirichlet", 0.05), ("dirichlet", 0.5), ("iid", None)]
@@ -147,5 +147,5 @@ def study(make_study: StudyMaker, tmp_path_factory: pytest.TempPathFactory) -> S
     images = rng.integers(0, 255, size=(20, 16, 16, 3), dtype=np.uint8)
     labels = np.repeat(np.arange(5), 4)
     images[..., 0] = (labels * 50)[:, None, None]
-    write_synthetic_images(folder, "f00d", images, labels, CLASSES)
+    TableWriter(folder, "r").save_images("f00d", images, labels, CLASSES)
     return made

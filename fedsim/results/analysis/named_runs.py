@@ -1,11 +1,11 @@
-"""The runs that count: how they are called in tables and figures, their curves and last values.
+"""The runs that count: their names in tables and figures, their curves and last values.
 
-A run counts when its phase is `final` (or not said). Partitions are named by their scheme and its
-number (`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by what else differs
-in the data or, as an axis of the study, for every method (`dirichlet_label 0.05, shots=4`). Methods
-are named by their own name, and by the settings that tell them apart where a study still holds one
-method in several versions. Of several studies (`fedsim.results.several`) each is named by
-itself, and methods that meet under one name get that of their study: `cachefl [quickstart]`.
+A run counts if its phase is `final` or missing. A partition is named by its scheme and number
+(`dirichlet_label 0.05`, `pathological 2`: two classes per client), and by other settings of the
+data, or of all methods, that the study varies (`dirichlet_label 0.05, shots=4`). A method is named
+by its own name, and by the settings that tell its versions apart where a study holds several. Of
+several studies (`fedsim.results.several`) each is named by itself; methods of equal names get the
+name of their study: `cachefl [quickstart]`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 
@@ -21,17 +22,6 @@ from fedsim.errors import ResultsError, did_you_mean
 from fedsim.methods.shown import CONTROLS, REFERENCE
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Selection, Tables
-
-__all__ = [
-    "CELL",
-    "curves",
-    "final_runs",
-    "final_scores",
-    "last_rounds",
-    "method_order",
-    "select",
-    "setting_text",
-]
 
 T = TypeVar("T", bound=Tables)
 CELL = ["dataset", "partition"]  # what a comparison is made within
@@ -41,16 +31,17 @@ _ASIDE = {
     "failures", "evaluation",
 }  # fmt: skip
 _NAMED = {"seed", "scheme", "dirichlet_alpha", "num_clients", "name", "path"}
-USE = CONFIG_PREFIX + "use"
-SEEN = CONFIG_PREFIX + "distill.prior_saw_data"
 
 
 def _once(compute: Callable[[Tables], pd.DataFrame]) -> Callable[[Tables], pd.DataFrame]:
     """Compute once per loaded study; callers get a copy that they may add columns to."""
+    known: WeakKeyDictionary[Tables, pd.DataFrame] = WeakKeyDictionary()
 
     @wraps(compute)
     def get(study: Tables) -> pd.DataFrame:
-        return study.once(compute).copy(deep=False)
+        if study not in known:
+            known[study] = compute(study)
+        return known[study].copy(deep=False)
 
     return get
 
@@ -61,20 +52,19 @@ def final_runs(study: Tables) -> pd.DataFrame:
 
     Returns:
         `study.runs` where `phase` is not `tune`, with `method` and `partition` as they are shown,
-        `base_method` (what it is: the built-in zero-shot or ceiling behind a method, whatever its
-        name), `bound` (a ceiling, or a prior that has seen the data: never the best) and `level`
-        (zero-shot or a ceiling: curves are seen against it), sorted by data set, partition, method
-        and seed.
+        `base_method` (the built-in zero-shot or ceiling behind a method, else its own name),
+        `bound` (a ceiling, or a prior that has seen the data: never the best) and `level`
+        (zero-shot or a ceiling: a line that curves are seen against), sorted by data set,
+        partition, method and seed.
     """
     runs = study.runs[study.runs["phase"].fillna("final") == "final"].copy()
     runs["dataset"] = runs["dataset"].fillna("data").astype(object)
     runs["method"] = runs["method"].fillna("method").astype(object)
-    runs["base_method"] = runs["method"]
     runs["level"] = runs["pooled"] | runs["zero_shot"]
-    if USE in runs:
-        built_in = runs["level"] & ~runs[USE].astype(str).str.contains(".py", regex=False)
-        runs["base_method"] = runs["method"].where(~built_in, runs[USE])
-    leaks = runs[SEEN].eq(True) if SEEN in runs else pd.Series(False, runs.index)
+    use = setting(runs, "use").fillna(runs["method"])
+    built_in = runs["level"] & ~use.astype(str).str.contains(".py", regex=False)
+    runs["base_method"] = runs["method"].where(~built_in, use)
+    leaks = setting(runs, "distill.prior_saw_data").eq(True)
     runs["bound"] = runs["pooled"] | leaks
     for name in ("partition", "partition_scheme"):
         runs[name] = runs[name].fillna("data").astype(object)
@@ -108,12 +98,9 @@ def final_runs(study: Tables) -> pd.DataFrame:
 
 
 def select(study: T, methods: Collection[str] = (), partitions: Collection[str] = ()) -> T:
-    """The same study, of which only the runs of these methods and partitions count.
+    """The same study, of which only the runs of these methods and partitions count; none: all.
 
-    Args:
-        study: The study, or several.
-        methods: As tables show them, or by their own name in all versions; empty: all.
-        partitions: As tables show them; empty: all.
+    They are named as in tables; a method's own name stands for all of its versions.
 
     Raises:
         ResultsError: There is no such method or partition.
@@ -177,14 +164,10 @@ def last_rounds(study: Tables) -> pd.DataFrame:
 
 
 def final_scores(study: Tables, **where: str) -> pd.DataFrame:
-    """Rows of `evaluations` in the last round of the finished runs, and whose they are.
+    """Rows of `evaluations` in the last round of the finished runs, with their runs' names.
 
-    Args:
-        study: The study, or several.
-        **where: Values that columns of `evaluations` must have, such as `scope="client"`.
-
-    Returns:
-        `dataset, partition, method, seed` beside the columns of `evaluations`.
+    `where` gives values that columns must have, such as `scope="client"`. The rows also have the
+    columns `dataset, partition, method, seed`.
     """
     rows = study.evaluations
     for column, value in where.items():
@@ -192,6 +175,18 @@ def final_scores(study: Tables, **where: str) -> pd.DataFrame:
     runs = last_rounds(study)
     runs = runs.loc[runs["status"] == "finished", ["run_id", "round", *CELL, "method", "seed"]]
     return runs.merge(rows, on=["run_id", "round"])
+
+
+def setting(runs: pd.DataFrame, path: str) -> pd.Series:
+    """The values of a setting in `runs`, such as `train.lr`; missing where a run lacks it."""
+    missing = pd.Series(None, index=runs.index, dtype=object)
+    return runs.get(CONFIG_PREFIX + path, missing)
+
+
+def setting_paths(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of settings, and the parts of each one's path."""
+    columns = [column for column in runs if column.startswith(CONFIG_PREFIX)]
+    return {column: column.removeprefix(CONFIG_PREFIX).split(".") for column in columns}
 
 
 def setting_text(value: Any) -> str:
@@ -204,7 +199,7 @@ def setting_text(value: Any) -> str:
 
 
 def _test_accuracy(study: Tables, rounds: pd.DataFrame) -> pd.Series:
-    """`rounds.accuracy` where it is of the test split, else what `evaluations` says of it."""
+    """`rounds.accuracy` where it is of the test split; if it never is, that of `evaluations`."""
     on_test = rounds["split"].fillna("test") == "test"
     accuracy = rounds["accuracy"].where(on_test)
     if accuracy.notna().any() or study.evaluations.empty:
@@ -219,7 +214,7 @@ def _test_accuracy(study: Tables, rounds: pd.DataFrame) -> pd.Series:
 
 
 def _numbers(runs: pd.DataFrame) -> pd.Series:
-    """The number that ends the label of a partition, to sort by; NaN where none does."""
+    """The number at the end of a partition's label, to sort by; NaN without one."""
     ends = [
         label.removeprefix(scheme)
         for label, scheme in zip(runs["partition"], runs["partition_scheme"], strict=True)
@@ -239,12 +234,13 @@ def _partition_names(runs: pd.DataFrame, axes: Iterable[str]) -> pd.Series:
 
 
 def _axes(runs: pd.DataFrame) -> list[str]:
-    """What tells the partitions of one study apart, scheme and number aside."""
+    """The columns that tell the partitions of one study apart, beside scheme and number."""
     axes = []
     if runs.groupby("dataset")["num_clients"].nunique().max() > 1:
         axes.append("num_clients")
-    data = _texts(runs, [c for c in _config_columns(runs) if _section(c) in ("data", "partition")])
-    for column, text in data.items():
+    paths = setting_paths(runs)
+    data = [column for column, path in paths.items() if path[0] in ("data", "partition")]
+    for column, text in _texts(runs, data).items():
         names = _partition_names(runs, axes)
         if _leaf(column) not in _NAMED and text.groupby(names).nunique().max() > 1:
             axes.append(column)
@@ -290,16 +286,9 @@ def _texts(runs: pd.DataFrame, columns: list[str]) -> dict[str, pd.Series]:
 
 
 def _method_columns(runs: pd.DataFrame) -> list[str]:
-    return [c for c in _config_columns(runs) if _section(c) not in {*_ASIDE, "data", "partition"}]
-
-
-def _section(column: str) -> str:
-    return column.removeprefix(CONFIG_PREFIX).split(".")[0]
+    aside = {*_ASIDE, "data", "partition"}
+    return [column for column, path in setting_paths(runs).items() if path[0] not in aside]
 
 
 def _leaf(column: str) -> str:
     return column.split(".")[-1]
-
-
-def _config_columns(runs: pd.DataFrame) -> list[str]:
-    return [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]

@@ -1,8 +1,8 @@
-"""Which runs were given the same data: what makes the difference of two methods a paired one.
+"""Which runs had the same data, so that the difference of their methods is a paired one.
 
-Within a study, runs of one data set, partition and seed share their split whatever the method.
-Between studies that has to be checked: the settings that decide the split are compared one by one,
-and so are the samples of each class that every client got.
+Within a study, runs of one data set, partition and seed share their split, whatever the method.
+Between studies this is checked: by the settings that decide the split, and by how many samples of
+each class every client got.
 """
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
 from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Tables
 
-__all__ = ["pair_keys", "why_unpaired"]
-
-_SOURCE = {"data.name", "data.path"}  # where the data lies: its name and its counts say what it is
+_SOURCE = {"data.name", "data.path"}  # one data set may have several names and places
 _SEED = "partition.seed"  # by default the run's own
 
 
 def pair_keys(study: Tables) -> pd.Series:
-    """What two runs of one data set and partition have to share to be a pair.
+    """The key that two runs of one data set and partition share if they are a pair.
 
-    Returns:
-        Indexed by run id: seed, settings of the split and a digest of the clients' label counts,
-        as text; missing for a run without a seed.
+    By run id: seed, settings of the split and a digest of the clients' label counts, as text;
+    missing for a run without a seed.
     """
     runs = final_runs(study).set_index("run_id")
     counts, settings = _counts(study), _split_settings(runs)
@@ -53,7 +50,7 @@ def why_unpaired(study: Tables, dataset: str, partition: str, mine: str, other: 
 
 
 def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
-    """The settings of data and partition as texts, by name; what a run does not say is default."""
+    """The settings of data and partition as texts, by name; defaults where a run has none."""
     found = {}
     for section, model in (("data", DataConfig), ("partition", PartitionConfig)):
         options: dict[str, object] = getattr(model, "known", dict)()  # of every partition scheme
@@ -71,7 +68,7 @@ def _split_settings(runs: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _counts(study: Tables) -> dict[str, str]:
-    """A digest of round 0 of `clients`: run id -> who holds how many samples of which class."""
+    """Run id -> a digest of how many samples of each class every client holds."""
     rows = study.clients
     rows = rows[(rows["round"] == 0) & rows["label_counts"].notna()]
     found = {}

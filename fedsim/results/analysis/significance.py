@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-__all__ = ["Difference", "difference_of", "holm", "mean_interval", "non_inferiority_test", "t_test"]
-
 _NO_SPREAD = 1e-12  # relative to the mean; what floating point leaves of equal numbers
 
 
@@ -43,9 +41,9 @@ class Difference(NamedTuple):
 
 
 def difference_of(mine: pd.Series, other: pd.Series, confidence: float = 0.95) -> Difference:
-    """Compare two methods by their pairs, or without, where there are too few.
+    """Compare two methods by their pairs, or as independent samples if there are too few.
 
-    Two pairs are enough; a single one is used where either method has only one run.
+    Two pairs are enough; a single one is used if either method has only one run.
 
     Args:
         mine: One number per run, indexed by what makes a pair.
@@ -90,8 +88,7 @@ def t_test(
 
     Returns:
         Mean, low, high and p. Low, high and p are NaN for fewer than two numbers on a side. Without
-        spread, a test has nothing to measure by: the interval is the mean alone, and p is 1 for
-        equal means and NaN for others.
+        spread, the interval is the mean alone, and p is 1 for equal means and NaN for others.
     """
     mean = float((first - second).mean() if paired else first.mean() - second.mean())
     spread = _spread(first, second, paired)
@@ -144,7 +141,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def _samples(mine: pd.Series, other: pd.Series) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The numbers to test, and whether they are pairs: two of them, or one that is all there is."""
+    """The numbers to test, and whether they are pairs (see `difference_of`)."""
     pairs = sorted(set(mine.index) & set(other.index))
     if len(pairs) > 1 or (len(pairs) == 1 and min(len(mine), len(other)) == 1):
         return mine.loc[pairs].to_numpy(dtype=float), other.loc[pairs].to_numpy(dtype=float), True
@@ -163,7 +160,7 @@ def _scipy_test(
 
 
 def _spread(first: np.ndarray, second: np.ndarray, paired: bool) -> float:
-    """Scale of what a test measures by: 0 if that is rounding, NaN for too few numbers."""
+    """The spread that a test divides by: 0 if it is rounding, NaN for too few numbers."""
     if min(len(first), len(second)) < 2:
         return math.nan
     if paired:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from fedsim.errors import ResultsError, did_you_mean
 from fedsim.methods.shown import REFERENCE
-from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds
+from fedsim.results.analysis.named_runs import CELL, curves, final_runs, last_rounds, setting
 from fedsim.results.analysis.pairing import pair_keys, why_unpaired
 from fedsim.results.analysis.significance import (
     difference_of,
@@ -27,10 +27,7 @@ from fedsim.results.analysis.significance import (
     non_inferiority_test,
 )
 from fedsim.results.analysis.targets import costs_to_targets, targets_of
-from fedsim.results.tables.columns import CONFIG_PREFIX
 from fedsim.results.tables.reader import Tables
-
-__all__ = ["non_inferiority", "rank_methods", "reference_of", "summarise"]
 
 
 def summarise(
@@ -56,27 +53,26 @@ def summarise(
         difference, difference_low, difference_high, num_pairs, num_missing_pairs, p_value, p_holm,
         test` (`paired` or `unpaired`), `rounds, bytes_total, flops_total, best`, and for each
         target, here 50 %: `target_50, reached_50` (runs), `rounds_to_50, bytes_to_50, flops_to_50`
-        (median over runs, infinite if not reached by half of them). `attrs` has `reference`,
-        `confidence`, `shares` (the targets asked for), `targets` (one dict per data set and
-        partition, which says where zero-shot and ceiling come from), `unfinished` (one dict per
-        run), `unpaired` (reason -> methods), `ceilings` (methods that are never the best), `levels`
-        (zero-shot and methods on pooled data) and `seeds`.
+        (median over runs, infinite if half of them did not reach it). `attrs` has `reference`,
+        `confidence`, `shares` (the targets asked for), `targets` (a `Goal` per data set and
+        partition), `unfinished` (one dict per run), `unpaired` (reason -> methods), `ceilings`
+        (methods that are never the best), `levels` (zero-shot and methods on pooled data), `seeds`.
 
     Raises:
         ResultsError: The study has no such reference method.
     """
-    runs, table, last = final_runs(study), curves(study), last_rounds(study)
-    finished = _finished(study)
+    runs, table, finished = final_runs(study), curves(study), _finished(study)
     reference = reference_of(study, reference_method)
     if targets is None:
-        targets = next(iter(_settings(runs, "report.targets")), (0.5, 0.9))
+        targets = next(iter(setting(runs, "report.targets").dropna()), (0.5, 0.9))
     goals = targets_of(table, finished, targets)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), group in runs.groupby([*CELL, "method"], sort=False):
         cell = finished[(finished["dataset"] == dataset) & (finished["partition"] == partition)]
         mine = cell[cell["method"] == method]
         by_seed = mine.groupby("seed")["accuracy"].mean()
-        row: dict[str, Any] = {
+        mean, low, high = mean_interval(by_seed.to_numpy(), confidence)
+        rows.append({
             "dataset": dataset,
             "partition": partition,
             "dirichlet_alpha": group["dirichlet_alpha"].iloc[0],
@@ -84,17 +80,15 @@ def summarise(
             "num_seeds": len(by_seed),
             "num_unfinished": len(group) - len(mine),
             "accuracy_sd": by_seed.std(ddof=1),
-        }
-        names = ("accuracy_mean", "accuracy_low", "accuracy_high")
-        row |= dict(zip(names, mean_interval(by_seed.to_numpy(), confidence), strict=True))
-        row |= _against(cell, method, reference, confidence)
-        row |= {
+            "accuracy_mean": mean,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            **_against(cell, method, reference, confidence),
             "rounds": mine["round"].mean(),
             "bytes_total": mine["bytes"].mean(),
             "flops_total": mine["flops"].mean(),
-        }
-        row |= costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets)
-        rows.append(row)
+            **costs_to_targets(table[table["run_id"].isin(mine["run_id"])], goals, targets),
+        })  # fmt: skip
     ceilings = set(runs.loc[runs["bound"], "method"])
     frame = pd.DataFrame(rows, columns=None if rows else ["dataset", "partition", "method"])
     if rows:
@@ -103,8 +97,6 @@ def summarise(
         frame["best"] = rivals.notna() & (
             rivals == rivals.groupby([frame[c] for c in CELL]).transform("max")
         )
-    unfinished = runs.loc[~runs["run_id"].isin(finished["run_id"])]
-    progress = last.set_index("run_id")["round"]
     frame.attrs = {
         "reference": reference,
         "confidence": confidence,
@@ -114,20 +106,7 @@ def summarise(
         "levels": sorted(set(runs.loc[runs["level"], "method"])),
         "seeds": sorted({int(seed) for seed in runs["seed"].dropna()}),
         "unpaired": _unpaired(study, rows, reference),
-        "unfinished": [
-            {
-                "run_id": run.run_id,
-                "study": run.study,
-                "method": run.method,
-                "dataset": run.dataset,
-                "partition": run.partition,
-                "seed": run.seed,
-                "status": run.status,
-                "round": int(progress.get(run.run_id, -1)),
-                "num_rounds": None if pd.isna(run.num_rounds) else int(run.num_rounds),
-            }
-            for run in unfinished.itertuples()
-        ],
+        "unfinished": _unfinished(study, finished),
     }
     return frame
 
@@ -140,14 +119,14 @@ def non_inferiority(
 ) -> pd.DataFrame:
     """Whether each method is no more than `margin` below the best other method of its cell.
 
-    The best other method is the one with the highest mean, bounds aside. As it is chosen by
-    the same numbers, its mean is rather too high than too low, and the claim rather too hard.
+    The best other method is the one with the highest mean, bounds aside. It is chosen by the same
+    numbers, so its mean tends to be too high, which makes the claim harder.
 
     Args:
         study: The study, or several.
         margin: In 0..1; 0.003 is 0.3 points.
         confidence: Of the one-sided lower bound.
-        methods: Whose claims are tested, and corrected for one another; by default everyone's.
+        methods: Test the claims of these, and correct for them alone; by default all methods.
 
     Returns:
         One row per data set, partition and method that has a rival: `dataset, partition, method,
@@ -179,22 +158,18 @@ def non_inferiority(
     return frame.assign(margin_p_holm=holm(frame["margin_p"].to_numpy()))
 
 
-def rank_methods(summary: pd.DataFrame, reference_method: str | None = None) -> pd.DataFrame:
+def rank_methods(summary: pd.DataFrame) -> pd.DataFrame:
     """Average ranks over data sets, and Wilcoxon's signed-rank test against the reference.
 
     A data set counts once: a method's accuracy there is its mean over the partitions that every
     method finished. Methods that miss a data set are left out and named in `attrs["left_out"]`.
-
-    Args:
-        summary: What `summarise` returned.
-        reference_method: By default that of the summary.
 
     Returns:
         One row per method, best rank first: `method, average_rank` (1 is best, ties share),
         `num_datasets, wins, losses` (data sets, against the reference), `difference` (median),
         `p_value, p_holm` (NaN for the reference and for one data set).
     """
-    reference = reference_method or summary.attrs.get("reference")
+    reference = summary.attrs.get("reference")
     wide = summary.pivot_table(index=CELL, columns="method", values="accuracy_mean", sort=False)
     datasets = set(summary["dataset"])
     complete = [m for m in wide if set(wide[m].dropna().index.get_level_values(0)) == datasets]
@@ -227,6 +202,15 @@ def _finished(study: Tables) -> pd.DataFrame:
     return finished.assign(pair=finished["run_id"].map(pair_keys(study)))
 
 
+def _unfinished(study: Tables, finished: pd.DataFrame) -> list[dict[str, Any]]:
+    """The other runs: what they are, the last round of each (-1 without) and how many it has."""
+    runs = final_runs(study)[["run_id", "study", "method", *CELL, "seed", "status", "num_rounds"]]
+    runs = runs[~runs["run_id"].isin(finished["run_id"])]
+    progress = last_rounds(study).set_index("run_id")["round"]
+    runs["round"] = runs["run_id"].map(progress).fillna(-1).astype("int64")
+    return runs.astype(object).where(runs.notna(), None).to_dict("records")
+
+
 def _by_pair(cell: pd.DataFrame, method: str | None) -> pd.Series:
     """Accuracy of a method in one cell, indexed by what makes a pair."""
     return cell[cell["method"] == method].groupby("pair")["accuracy"].mean()
@@ -252,16 +236,8 @@ def _unpaired(
     for row in rows:
         if row["test"] == "unpaired" and reference is not None:
             names = (row["dataset"], row["partition"], row["method"], reference)
-            methods = reasons.setdefault(why_unpaired(study, *names), [])
-            if row["method"] not in methods:
-                methods.append(row["method"])
-    return reasons
-
-
-def _settings(runs: pd.DataFrame, path: str) -> list[Any]:
-    """The values of a setting, where there are any."""
-    column = CONFIG_PREFIX + path
-    return list(runs[column].dropna()) if column in runs else []
+            reasons.setdefault(why_unpaired(study, *names), []).append(row["method"])
+    return {reason: list(dict.fromkeys(methods)) for reason, methods in reasons.items()}
 
 
 def reference_of(study: Tables, asked: str | None) -> str | None:
@@ -270,7 +246,7 @@ def reference_of(study: Tables, asked: str | None) -> str | None:
     runs = final_runs(study).sort_values("study", key=lambda s: s.map(places), kind="stable")
     names = list(dict.fromkeys(runs["method"]))
     if asked is None:
-        asked = next(iter(_settings(runs, "report.reference_method")), None)
+        asked = next(iter(setting(runs, "report.reference_method").dropna()), None)
         if asked not in {*names, *runs["base_method"]}:
             asked = None  # its runs have not started
     if asked is None:

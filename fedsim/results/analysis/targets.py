@@ -1,8 +1,8 @@
-"""What it costs to get somewhere: rounds, bytes and FLOPs to a target that all methods share.
+"""The cost of reaching a target: rounds, bytes and FLOPs to an accuracy that all methods share.
 
 The target of a data set and partition lies a share of the way (50 %, 90 %) from zero-shot accuracy
-to a ceiling. Zero-shot is the method that saw no sample (`runs.zero_shot`), there or, as it does
-not depend on the split, in another partition of the data set; without it, the lowest accuracy
+to a ceiling. Zero-shot is the method that saw no sample (`runs.zero_shot`), in this partition or in
+another of the data set, since it does not depend on the split; without it, the lowest accuracy
 before training. The ceiling is the better of the methods on pooled data (`runs.pooled`); without
 one, the best mean of the partition. Bytes count everything sent and received since the start,
 downloads of the set-up included.
@@ -19,11 +19,12 @@ import pandas as pd
 
 from fedsim.results.analysis.named_runs import CELL
 
-__all__ = ["Goal", "cost_to_reach", "costs_to_targets", "target_name", "targets_of"]
-
 
 class Goal(TypedDict):
-    """The targets of one data set and partition, and where they come from."""
+    """Zero-shot and ceiling of one data set and partition, where both come from, and the targets.
+
+    `targets` maps shares to accuracies, NaN where the ceiling is not above zero-shot.
+    """
 
     dataset: str
     partition: str
@@ -42,16 +43,9 @@ def target_name(share: float) -> str:
 def targets_of(
     curves: pd.DataFrame, finished: pd.DataFrame, shares: Sequence[float]
 ) -> dict[tuple[str, str], Goal]:
-    """The targets of every data set and partition.
+    """The targets of every data set and partition at these shares of the way to the ceiling.
 
-    Args:
-        curves: From `fedsim.results.analysis.named_runs.curves`.
-        finished: Last rounds of the finished runs.
-        shares: Shares of the way from zero-shot to the ceiling.
-
-    Returns:
-        For each (data set, partition) a dict with `zero_shot, ceiling`, where both come from, and
-        `targets`: share to accuracy, NaN where the ceiling is not above zero-shot.
+    `finished` holds the last rounds of finished runs, `curves` all rounds of all runs.
     """
     goals: dict[tuple[str, str], Goal] = {}
     for (dataset, partition), group in curves.groupby(CELL, sort=False):
@@ -70,27 +64,17 @@ def targets_of(
                 ceiling_from = f"the best method here, {best.idxmax()}, {reason}"
         way = ceiling - zero_shot
         levels = {s: zero_shot + s * way if way > 0 else math.nan for s in shares}
-        goals[dataset, partition] = {
-            "dataset": dataset,
-            "partition": partition,
-            "zero_shot": zero_shot,
-            "zero_shot_from": zero_from,
-            "ceiling": ceiling,
-            "ceiling_from": ceiling_from,
-            "targets": levels,
-        }
+        goals[dataset, partition] = Goal(
+            dataset=dataset, partition=partition, zero_shot=zero_shot, zero_shot_from=zero_from,
+            ceiling=ceiling, ceiling_from=ceiling_from, targets=levels,
+        )  # fmt: skip
     return goals
 
 
 def cost_to_reach(run: pd.DataFrame, target: float) -> tuple[float, float, float]:
-    """Round, cumulative bytes and FLOPs at which one run first reached an accuracy.
+    """Round, cumulative bytes and FLOPs at which the curve of one run first reached an accuracy.
 
-    Args:
-        run: The curve of one run, rounds ascending.
-        target: The accuracy.
-
-    Returns:
-        Three infinities if it never did; three NaN if there is no target.
+    Three infinities if it never did; three NaN if there is no target.
     """
     if math.isnan(target):
         return math.nan, math.nan, math.nan
@@ -104,13 +88,7 @@ def cost_to_reach(run: pd.DataFrame, target: float) -> tuple[float, float, float
 def costs_to_targets(
     curves: pd.DataFrame, goals: dict[tuple[str, str], Goal], shares: Sequence[float]
 ) -> dict[str, float]:
-    """The cost columns of one row of the summary: medians over its runs.
-
-    Args:
-        curves: Curves of the finished runs of one method in one cell.
-        goals: From `targets_of`.
-        shares: The targets asked for.
-    """
+    """The cost columns of one row of the summary, from the curves of its finished runs: medians."""
     row: dict[str, float] = {}
     runs = [run for _, run in curves.groupby("run_id", sort=False)]
     for share in shares:

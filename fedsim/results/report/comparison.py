@@ -19,8 +19,6 @@ from fedsim.results.report.numbers import p_text, percent
 from fedsim.results.report.terminal import format_summary, layout, wrapped
 from fedsim.results.several import Studies, load_several
 
-__all__ = ["Comparison", "compare", "margin_of"]
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -30,7 +28,7 @@ class Comparison:
         name: The names of all of them.
         summary: As `fedsim.results.analysis.summary.summarise` returns it, without targets; with
             the columns of `non_inferiority` where a margin was given.
-        warnings: What a reader should know first, one line each.
+        warnings: One line each, to be read first.
         text: The tables for a terminal.
     """
 
@@ -53,13 +51,13 @@ def compare(
         paths: Their folders; one is enough.
         reference_method: What the others are compared with; by default that of the first study.
         margin: In 0..1: also test which methods are no more than that below the best other one.
-        methods: Compare only these with the reference, by the names in the table; p values are
-            corrected over what is compared, so choose before looking.
-        partitions: Only in these, by the names in the table.
+        methods: Compare only these, named as in the table, with the reference. p values are
+            corrected over these comparisons, so choose before looking.
+        partitions: Only these, named as in the table.
 
     Raises:
-        ResultsError: A folder holds no study or is given twice, there is no such method or
-            partition, the reference was not run in these, or the margin is no share.
+        ResultsError: A folder holds no study or is given twice, a method or partition is unknown,
+            the reference was not run in the partitions, or the margin is no share.
     """
     studies = load_several(paths)
     reference_method = reference_of(studies, reference_method)
@@ -131,7 +129,7 @@ def _margin_text(tested: pd.DataFrame, margin: float) -> str:
 
 
 def _warnings(studies: Studies, summary: pd.DataFrame) -> list[str]:
-    """Unfinished runs by study, and comparisons that cannot be made."""
+    """Unfinished runs by study, and comparisons that are impossible."""
     runs = final_runs(studies)
     total = Counter(runs["study"])
     unfinished = Counter(run["study"] for run in summary.attrs["unfinished"])

@@ -1,9 +1,9 @@
-"""What a study cost, by partition and method: bytes, FLOPs, memory, time, and money if asked.
+"""The cost of a study, by partition and method: bytes, FLOPs, memory, time, and money if asked.
 
-Bytes and FLOPs are those a deployment would have; seconds are those of the machine it was simulated
-on. The server's time is aggregation and its own work after it (distillation, training on generated
-images); evaluation belongs to the study, not to the method, and is left out, and so are loading,
-encoding and generating images, which are done once and kept.
+Bytes and FLOPs are those of a deployment; seconds are those of the machine that simulated it. The
+server's time is aggregation and its own work after it (distillation, training on generated images).
+Evaluation is left out, since it belongs to the study. Loading, encoding and generating images are
+left out, since they are done once and kept.
 """
 
 from __future__ import annotations
@@ -19,21 +19,18 @@ from pydantic import Field, ValidationError
 from fedsim.config.problems import messages, shown
 from fedsim.config.sections import Section
 from fedsim.errors import ConfigError, ResultsError
-from fedsim.results.analysis.named_runs import CELL, final_runs
+from fedsim.results.analysis.named_runs import CELL, final_runs, setting
 from fedsim.results.report.grid import Grid, grids_by_cell
 from fedsim.results.report.numbers import human_bytes, human_flops, human_time
 from fedsim.results.report.terminal import layout, wrapped
 from fedsim.results.study import Study
-from fedsim.results.tables.columns import CONFIG_PREFIX
-
-__all__ = ["Prices", "cost_grids", "cost_sheet", "format_costs", "read_prices"]
 
 _GB = 1e9  # as it is sold
 _HOUR = 3600.0
 
 
 class Prices(Section):
-    """What things cost; what is not said is free."""
+    """Prices; whatever has none is free."""
 
     currency: str = "EUR"
     per_gb_sent: float = Field(0.0, ge=0)
@@ -47,7 +44,7 @@ def read_prices(path: Path) -> Prices:
     """Prices from a YAML file.
 
     Raises:
-        ConfigError: The file is missing, is no YAML mapping, or holds something else than prices.
+        ConfigError: The file is missing, is no YAML mapping, or holds anything but prices.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -69,11 +66,7 @@ def read_prices(path: Path) -> Prices:
 
 
 def cost_sheet(study: Study, prices: Prices | None = None) -> pd.DataFrame:
-    """What the finished runs of each method cost, means per run.
-
-    Args:
-        study: The study, or several.
-        prices: For the columns of money.
+    """The cost of the finished runs of each method, means per run.
 
     Returns:
         One row per data set, partition and method: `dataset, partition, method, num_runs,
@@ -118,12 +111,7 @@ NOTE = (
 
 
 def cost_grids(sheet: pd.DataFrame, part: Literal["client", "all"] | None = None) -> list[Grid]:
-    """A cost sheet as tables to read, one per data set and partition.
-
-    Args:
-        sheet: From `cost_sheet`.
-        part: What each client bears, or what all bear together; by default both.
-    """
+    """A cost sheet as tables to read, of each client, of all together or (by default) both."""
     currency = str(sheet["currency"].iloc[0]) if "currency" in sheet else ""
     columns: list[tuple[str, str, str, Callable[[float], str]]] = [
         ("client", "bytes_up_per_client", "up", human_bytes),
@@ -177,7 +165,7 @@ _PEAKS = ["peak_memory_bytes", "peak_resident_bytes"]
 
 
 def _of_runs(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
-    """The same numbers of every run."""
+    """The numbers of the sheet for every run."""
     rounds, clients = study.rounds, study.clients[study.clients["round"] > 0]
     on_gpu = clients["device"].astype(str).str.startswith("cuda")
     parts = {
@@ -200,7 +188,7 @@ def _of_runs(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
         num_clients=runs.set_index("run_id")["num_clients"],
         **{name: part.reindex(each.index) for name, part in parts.items()},
     )
-    known = [name for name in parts if name not in _PEAKS]  # what is missing there was nothing
+    known = [name for name in parts if name not in _PEAKS]  # there, missing means none
     each[known] = each[known].astype("float64").fillna(0.0)
     for way in ("up", "down"):
         each[f"bytes_{way}_per_client"] = each[f"bytes_{way}"] / each["num_clients"]
@@ -219,13 +207,11 @@ def _sum(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _held(runs: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """What a client actor holds, by run id: its share of a GPU, and CPU cores."""
-
-    def setting(path: str) -> pd.Series:
-        column = CONFIG_PREFIX + path
-        values = runs[column] if column in runs else pd.Series(index=runs.index, dtype=object)
-        numbers = pd.to_numeric(values, errors="coerce").fillna(1.0)  # 'auto', or not said
-        return numbers.set_axis(runs["run_id"])
-
-    cores = setting("resources.cpus_per_client").clip(lower=setting("engine.threads"))
-    return setting("resources.gpus_per_client"), cores
+    """Resources of a client actor, by run id: its share of a GPU, and CPU cores."""
+    names = ("resources.gpus_per_client", "resources.cpus_per_client", "engine.threads")
+    share, cores, threads = (
+        pd.to_numeric(setting(runs, name), errors="coerce").fillna(1.0)  # `auto`, or not said
+        for name in names
+    )
+    by_run = runs["run_id"]
+    return share.set_axis(by_run), cores.clip(lower=threads).set_axis(by_run)

@@ -1,4 +1,4 @@
-"""Tables for a paper: a summary as CSV, with every number as it is, or as LaTeX."""
+"""Tables for a paper: a summary as CSV, with unrounded numbers, or as LaTeX."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ from fedsim.errors import ResultsError
 from fedsim.results.report.latex import latex_table
 from fedsim.storage.atomic import whole_file
 
-__all__ = ["check_targets", "export", "write_csv"]
-
 
 def export(summary: pd.DataFrame, name: str, csv: Path | None, latex: Path | None) -> list[Path]:
-    """Write a summary into the files asked for.
+    """Write the summary of a study into the files asked for, and return their paths.
 
-    Args:
-        summary: What `fedsim.results.analysis.summary.summarise` returned.
-        name: Of the study, for the table's label.
-        csv: One row per data set, partition and method, with the reference and the confidence of
-            the intervals in columns of their own; numbers unrounded, shares in 0..1.
-        latex: A table as `fedsim.results.report.latex` makes it.
-
-    Returns:
-        The files written.
+    The CSV file also has the reference and the confidence of the intervals, as columns. The LaTeX
+    table is that of `fedsim.results.report.latex`.
 
     Raises:
         ResultsError: There is nothing to write, or a file cannot be written.
@@ -41,7 +32,7 @@ def export(summary: pd.DataFrame, name: str, csv: Path | None, latex: Path | Non
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """A data frame as CSV, numbers as exact as they are.
+    """Write a data frame as CSV, with unrounded numbers.
 
     Raises:
         ResultsError: The file cannot be written.
@@ -53,7 +44,7 @@ def check_targets(csv: Path | None = None, latex: Path | None = None) -> None:
     """Refuse files that cannot be written, before anything is computed.
 
     Raises:
-        ResultsError: Naming the option and saying why.
+        ResultsError: A file cannot be written.
     """
     for option, path in (("--csv", csv), ("--latex", latex)):
         if path is None:

@@ -1,4 +1,4 @@
-"""What a report says besides its summary and figures: plain rows, ready for a page."""
+"""The texts and grids of a report."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from fedsim.results.analysis.named_runs import CELL, final_runs, setting_text
+from fedsim.results.analysis.named_runs import CELL, final_runs, setting_paths, setting_text
 from fedsim.results.analysis.summary import rank_methods
 from fedsim.results.analysis.targets import target_name
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grid_of
 from fedsim.results.report.numbers import (
+    NONE,
     cost_text,
     human_bytes,
     interval_text,
@@ -21,18 +22,6 @@ from fedsim.results.report.numbers import (
     seconds_text,
 )
 from fedsim.results.study import Study
-from fedsim.results.tables.columns import CONFIG_PREFIX
-
-__all__ = [
-    "facts",
-    "headline",
-    "ranks",
-    "setting_differences",
-    "shared_settings",
-    "split_statistics",
-    "summary_grids",
-    "times",
-]
 
 # Settings that say which cell a run is in.
 _CELL_SECTIONS = {"study", "output", "phase", "method", "seed", "partition"}
@@ -41,7 +30,7 @@ _PHASES = {"train_s": "client training", "aggregate_s": "aggregation", "distill_
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
-    """What was run, on what and when: label and text."""
+    """Methods, data, machine and time of the runs: labels and texts."""
     runs = final_runs(study)
     tuned = int((study.runs["phase"] == "tune").sum())
     status = study.runs["status"].fillna("unknown").value_counts()
@@ -59,7 +48,8 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("Processor", _list(study.runs["cpu_name"])),
         ("GPU", _list(study.runs["gpu_name"])),
         ("System", _list(study.runs["platform"])),
-        ("Versions", _list(_versions(study.runs))),
+        ("Versions", _list(f"{name} {version}" for name in ("fedsim", "python", "torch", "ray")
+                           for version in study.runs[f"{name}_version"].dropna())),
     ]  # fmt: skip
     return [(label, text) for label, text in found if text]
 
@@ -140,55 +130,42 @@ def split_statistics(study: Study) -> Grid:
         "partition_effective_classes": "effective classes",
         "partition_size_gini": "Gini of sizes",
     }
-    runs = final_runs(study)
-    rows = []
-    for cell, group in runs.groupby(CELL, sort=False):
-        means = [group[column].mean() for column in columns]
-        if not all(math.isnan(mean) for mean in means):
-            texts = ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
-            rows.append([", ".join(cell), _list(group["num_clients"].dropna().unique()), *texts])
-    return Grid("", ["partition", "clients", *columns.values()], rows)
+    cells = final_runs(study).groupby(CELL, sort=False)
+    means = cells[list(columns)].mean().dropna(how="all").rename(columns=columns)
+    texts = means.map(lambda mean: NONE if math.isnan(mean) else f"{mean:.2f}")
+    clients = cells["num_clients"].agg(lambda numbers: _list(numbers.dropna()))
+    texts.insert(0, "clients", clients.reindex(texts.index))
+    texts.insert(0, "partition", [", ".join(cell) for cell in texts.index])
+    return grid_of(texts)
 
 
 def times(study: Study) -> Grid:
-    """Seconds per round by method and phase; measured, so only as good as the machine was idle."""
+    """Seconds per round by method and phase, as measured on a machine that may have been busy."""
     runs = final_runs(study)[["run_id", "method"]]
-    table = study.rounds[study.rounds["round"] > 0].merge(runs, on="run_id")
-    rows = []
-    for method in _methods_in(runs, table):
-        means = [table.loc[table["method"] == method, phase].mean() for phase in _PHASES]
-        if not all(math.isnan(mean) for mean in means):
-            rows.append([method, *map(seconds_text, means)])
-    return Grid("", ["method", *(f"{name}, s" for name in _PHASES.values())], rows)
+    rounds = runs.merge(study.rounds[study.rounds["round"] > 0], on="run_id")
+    means = rounds.groupby("method", sort=False)[list(_PHASES)].mean().dropna(how="all")
+    texts = means.map(seconds_text).rename(columns=_PHASES).add_suffix(", s")
+    return grid_of(texts.reset_index())
 
 
-def setting_differences(study: Study) -> Grid:
-    """Settings in which methods differ, one column per method."""
+def settings(study: Study) -> tuple[Grid, Grid]:
+    """Settings in which methods differ, a column per method; and settings that all methods share.
+
+    Settings that just say which cell a run is in are left out.
+    """
     runs = final_runs(study)
-    methods = list(dict.fromkeys(runs["method"]))
-    rows = []
-    for column in _settings(runs):
-        texts = [_values(runs.loc[runs["method"] == method, column]) for method in methods]
-        if len(set(texts)) > 1:
-            rows.append([column.removeprefix(CONFIG_PREFIX), *texts])
-    return Grid("", ["setting", *methods], rows, names=1 + len(methods))
-
-
-def shared_settings(study: Study) -> Grid:
-    """Settings that are the same for all methods."""
-    runs = final_runs(study)
-    rows = []
-    for column in _settings(runs):
-        by_method = runs.groupby("method")[column].agg(_values)
-        if len(set(by_method)) == 1:
-            rows.append([column.removeprefix(CONFIG_PREFIX), by_method.iloc[0]])
-    return Grid("", ["setting", "value"], rows, names=2)
-
-
-def _methods_in(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of the study."""
-    present = set(table["method"])
-    return [method for method in dict.fromkeys(runs["method"]) if method in present]
+    methods = dict(tuple(runs.groupby("method", sort=False)))
+    texts = {
+        ".".join(path): [_values(own[column]) for own in methods.values()]
+        for column, path in setting_paths(runs).items()
+        if path[0] not in _CELL_SECTIONS and path[-1] != "seed"
+    }
+    differing = [[path, *row] for path, row in texts.items() if len(set(row)) > 1]
+    shared = [[path, row[0]] for path, row in texts.items() if len(set(row)) == 1]
+    return (
+        Grid("", ["setting", *methods], differing, names=1 + len(methods)),
+        Grid("", ["setting", "value"], shared, names=2),
+    )
 
 
 def _summary_row(row: dict[str, Any], ends: list[str], levels: Sequence[str]) -> list[str]:
@@ -218,17 +195,6 @@ def _summary_row(row: dict[str, Any], ends: list[str], levels: Sequence[str]) ->
     return cells
 
 
-def _settings(runs: pd.DataFrame) -> list[str]:
-    """Settings that do not just say which cell a run is in."""
-    columns = [column for column in runs.columns if column.startswith(CONFIG_PREFIX)]
-    paths = {column: column.removeprefix(CONFIG_PREFIX).split(".") for column in columns}
-    return [
-        column
-        for column, path in paths.items()
-        if path[0] not in _CELL_SECTIONS and path[-1] != "seed"
-    ]
-
-
 def _values(column: pd.Series) -> str:
     return ", ".join(sorted(set(column.map(setting_text))))
 
@@ -237,18 +203,6 @@ def _list(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in dict.fromkeys(values) if value == value and value)
 
 
-def _span(times_: pd.Series) -> str:
-    known = times_.dropna()
-    if known.empty:
-        return ""
-    first, last = (f"{moment:%Y-%m-%d %H:%M} UTC" for moment in (known.min(), known.max()))
-    return first if first == last else f"{first} to {last}"
-
-
-def _versions(runs: pd.DataFrame) -> list[str]:
-    names = ("fedsim", "python", "torch", "ray")
-    return [
-        f"{name} {version}"
-        for name in names
-        for version in runs[f"{name}_version"].dropna().unique()
-    ]
+def _span(moments: pd.Series) -> str:
+    ends = moments.agg(["min", "max"]).dropna()
+    return " to ".join(dict.fromkeys(f"{moment:%Y-%m-%d %H:%M} UTC" for moment in ends))

@@ -1,12 +1,12 @@
 """Figures of synthetic sets: their first images, class by class, and those nearest to real ones.
 
-Sets beside each other are those of a run's rounds, or of several methods. Bars share one scale from
-0 to 1, so that a weak class is seen beside its images.
+Sets beside each other come from a run's rounds, or from several methods. All bars go from 0 to 1,
+so that a weak class is seen beside its images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,6 @@ from PIL import Image
 
 from fedsim.results.report.style import DARK, GREY
 from fedsim.results.study import NearestReal, SyntheticImages
-
-__all__ = ["BARS", "drawn_bars", "nearest_pairs", "sets_beside", "synthetic_gallery"]
 
 BARS = {
     "clip_agreement": "CLIP\nagreement",
@@ -35,7 +33,7 @@ _ALARM = {"memorisation": 0.75}
 
 
 def drawn_bars(quality: pd.DataFrame) -> list[str]:
-    """Those of `BARS` that were measured; without an encoder none is."""
+    """The entries of `BARS` that were measured; none without an encoder."""
     return [bar for bar in BARS if quality[bar].notna().any()]
 
 
@@ -48,12 +46,8 @@ def synthetic_gallery(
 ) -> Figure:
     """The first images of each class of a synthetic set, one row per class, and their quality.
 
-    Args:
-        images: From `Study.synthetic_images`.
-        quality: Measures by class name (`fedsim.results.report.synthetic_sets.class_quality`).
-        per_class: Images in a row, at most.
-        max_classes: Rows, at most.
-        side: Images are shrunk to this many pixels.
+    `quality` is that of `fedsim.results.report.synthetic_sets.class_quality`. Larger images are
+    shrunk to `side` pixels.
     """
     classes = [int(label) for label in np.unique(images.labels)][:max_classes]
     names = [_name(images.classnames, label) for label in classes]
@@ -65,8 +59,7 @@ def synthetic_gallery(
     top = 0.5 if bars else 0.1  # their titles
     size = (left + wide * scale + len(bars) * (bar + between) + 0.1, top + high * scale + 0.15)
     figure = Figure(figsize=size)
-    axis = _axes(figure, left, 0.15, wide * scale, high * scale)
-    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis = _picture(figure, canvas, left, 0.15, scale)
     middles = [place * (h + gap) + h / 2 for place in range(len(classes))]
     axis.set_yticks(middles, names)
     for place, measure in enumerate(bars):
@@ -84,11 +77,8 @@ def sets_beside(
 ) -> Figure:
     """The first images of each class of several sets: one row per class, a block per set.
 
-    Args:
-        sets: By what stands above them; of the same data, so that a class is the same row in all.
-        per_class: Images of a class in a block, at most.
-        max_classes: Rows, at most.
-        side: Images are shrunk to this many pixels.
+    The sets, by their titles, are all of the same data, so that a class has the same row in all.
+    Larger images are shrunk to `side` pixels.
     """
     labels = sorted({int(label) for one in sets.values() for label in np.unique(one.labels)})
     classes = labels[:max_classes]
@@ -102,8 +92,7 @@ def sets_beside(
     figure = Figure(figsize=(left + sum(widths) + apart * len(widths), top + high + 0.1))
     x = left
     for (canvas, _, _), title, width in zip(drawn, sets, widths, strict=True):
-        axis = _axes(figure, x, 0.1, width, high)
-        axis.imshow(canvas, interpolation="nearest", aspect="auto")
+        axis = _picture(figure, canvas, x, 0.1, scale)
         axis.set_title(title, fontsize=8.5, color=DARK, pad=4)
         if x == left:
             axis.set_yticks([place * (h + gap) + h / 2 for place in range(len(classes))], names)
@@ -114,29 +103,30 @@ def sets_beside(
 def nearest_pairs(images: SyntheticImages, nearest: NearestReal, side: int = 96) -> Figure:
     """The synthetic images most like a training image, above it, with their cosines.
 
-    Args:
-        images: From `Study.synthetic_images`.
-        nearest: From `Study.nearest_real`, of the same set and with pixels.
-        side: Images are brought to this many pixels.
+    `nearest` is of the set `images` and has pixels; images are resized to `side` pixels.
     """
     assert nearest.closest is not None
     assert nearest.pixels is not None
     gap, pairs = max(1, side // 16), len(nearest.closest)
-    canvas = np.full((2 * side + gap, pairs * (side + gap) - gap, 3), 255, np.uint8)
-    for place, (index, real) in enumerate(zip(nearest.closest, nearest.pixels, strict=True)):
-        columns = slice(place * (side + gap), place * (side + gap) + side)
-        canvas[:side, columns] = _resized(images.images[index], side, side)
-        canvas[-side:, columns] = _resized(real, side, side)
+    rows = [[images.images[index] for index in nearest.closest], list(nearest.pixels)]
+    canvas = _tiles(rows, side, side, gap)
     inch = 1.3 * _INCH / side
     left, top, high, wide = 0.9, 0.35, canvas.shape[0] * inch, canvas.shape[1] * inch
     figure = Figure(figsize=(left + wide + 0.1, top + high + 0.1))
-    axis = _axes(figure, left, 0.1, wide, high)
-    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    axis = _picture(figure, canvas, left, 0.1, inch)
     axis.set_yticks([side / 2, 1.5 * side + gap], ["synthetic", "nearest\ntraining"])
     cosines = [f"{cosine:.2f}" for cosine in nearest.similarity[nearest.closest]]
     axis.set_xticks([place * (side + gap) + side / 2 for place in range(pairs)], cosines)
     axis.xaxis.tick_top()
     return figure
+
+
+def _picture(figure: Figure, canvas: np.ndarray, left: float, bottom: float, inch: float) -> Axes:
+    """An image in axes of its own, at `inch` per pixel."""
+    high, wide = canvas.shape[:2]
+    axis = _axes(figure, left, bottom, wide * inch, high * inch)
+    axis.imshow(canvas, interpolation="nearest", aspect="auto")
+    return axis
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -170,24 +160,26 @@ def _canvas(
     images: SyntheticImages, classes: list[int], per_class: int, side: int
 ) -> tuple[np.ndarray, int, int]:
     """All images of the figure as one, the height of each, and the gap between them, in px."""
-    chosen = [np.flatnonzero(images.labels == label)[:per_class] for label in classes]
-    columns = max((len(row) for row in chosen), default=1)
     height, width = images.images.shape[1:3]
     scale = min(1.0, side / max(height, width))
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    rows = [images.images[images.labels == label][:per_class] for label in classes]
     gap = max(1, h // 16)
-    canvas = np.full(((h + gap) * max(len(classes), 1), (w + gap) * columns, 3), 255, np.uint8)
-    for place, row in enumerate(chosen):
-        for column, index in enumerate(row):
+    return _tiles(rows, h, w, gap), h, gap
+
+
+def _tiles(rows: Sequence[Sequence[np.ndarray]], h: int, w: int, gap: int) -> np.ndarray:
+    """Rows of images as one image; each is resized to h x w and set apart by a white gap."""
+    columns = max(map(len, rows), default=1)
+    canvas = np.full(((h + gap) * max(len(rows), 1), (w + gap) * columns, 3), 255, np.uint8)
+    for place, row in enumerate(rows):
+        for column, image in enumerate(row):
+            if image.shape[:2] != (h, w):
+                resized = Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS)
+                image = np.asarray(resized)
             top, left = place * (h + gap), column * (w + gap)
-            canvas[top : top + h, left : left + w] = _resized(images.images[index], h, w)
-    return canvas[:-gap, :-gap], h, gap
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+            canvas[top : top + h, left : left + w] = image
+    return canvas[:-gap, :-gap]
 
 
 def _name(classnames: list[str], label: int) -> str:

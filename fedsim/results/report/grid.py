@@ -1,6 +1,7 @@
-"""A table to read: plain data, which the terminal, the page and the docs each draw their own way.
+"""A table to read, as plain data.
 
-The terminal's is `fedsim.results.report.terminal.layout`; the page's is a macro of `page.html.j2`.
+`fedsim.results.report.terminal.layout` draws it for a terminal, a macro of `page.html.j2` for the
+page, and `docs/fill_tables.py` for Markdown.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from fedsim.results.analysis.named_runs import CELL
 from fedsim.results.analysis.significance import mean_interval
 from fedsim.results.report.numbers import NONE, half_text
 
-__all__ = ["Grid", "grids_by_cell", "over_seeds"]
-
 
 class Grid(NamedTuple):
     """A table of texts.
@@ -25,8 +24,8 @@ class Grid(NamedTuple):
         title: Above it; may be empty.
         header: One text per column.
         rows: As many texts each.
-        names: The first so many columns are words, set left; the others are numbers, set right.
-        best: Numbers of the rows to stress.
+        names: How many columns at the left hold words; the others hold numbers, set right.
+        best: Places of the rows to stress.
     """
 
     title: str
@@ -36,15 +35,17 @@ class Grid(NamedTuple):
     best: tuple[int, ...] = ()
 
 
+def grid_of(frame: pd.DataFrame, names: int = 1) -> Grid:
+    """A frame of texts as a grid, without its index."""
+    return Grid("", list(frame), frame.to_numpy(dtype=object).tolist(), names)
+
+
 def grids_by_cell(
     table: pd.DataFrame, header: list[str], cells: Callable[[pd.DataFrame], list[str]]
 ) -> list[Grid]:
-    """A grid per data set and partition, with a row per method.
+    """A grid per data set and partition of a table, with a row per method.
 
-    Args:
-        table: With the columns `dataset, partition, method`.
-        header: Of the columns after the method.
-        cells: The rows of one method in one cell -> the texts of its row.
+    `cells` makes the texts of a row, one per column of `header`, from the rows of its method.
     """
     return [
         Grid(
@@ -57,12 +58,9 @@ def grids_by_cell(
 
 
 def over_seeds(scores: pd.DataFrame, sign: bool = False, form: str = "") -> str:
-    """Mean over seeds and half its t interval, in percent; `-` without a score.
+    """Mean over seeds of the column `value` and half its t interval, in percent or as in `form`.
 
-    Args:
-        scores: With the columns `seed` and `value`; the runs of one seed count as their mean.
-        sign: Also write `+`.
-        form: Format of a number that is no share, instead of percent.
+    Runs of one seed count as their mean. Without a score it is `-`.
     """
     mean, _, high = mean_interval(scores.groupby("seed")["value"].mean().to_numpy())
     if not form:

@@ -9,18 +9,12 @@ reference that is significant after Holm's correction.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from fedsim.results.analysis.named_runs import method_order
+from fedsim.results.analysis.named_runs import CELL, method_order
 from fedsim.results.report.numbers import percent
-
-__all__ = ["escape", "latex_table"]
-
-LatexRows = dict[tuple[str, str, str], dict[str, Any]]
-"""(data set, partition, method) -> row of the summary."""
 
 _LEVEL = 0.05  # of significance
 _SPECIAL = {
@@ -43,31 +37,22 @@ def escape(text: str) -> str:
 
 
 def latex_table(summary: pd.DataFrame, name: str) -> str:
-    """The accuracies of a summary as a `table` with caption and label.
-
-    Args:
-        summary: What `fedsim.results.analysis.summary.summarise` returned.
-        name: Of the study; it makes the label `tab:<name>`.
-    """
+    """The accuracies of a summary as a `table` with caption; the study's name makes its label."""
     cells = list(dict.fromkeys(zip(summary["dataset"], summary["partition"], strict=True)))
-    rows: LatexRows = {
-        (row["dataset"], row["partition"], row["method"]): row for row in summary.to_dict("records")
-    }
     bounds = summary.attrs["ceilings"]
     top = set(bounds) & set(summary.attrs["levels"])
     methods = sorted(set(summary["method"]), key=lambda m: (m in bounds, m in top, method_order(m)))
     rivals = [method for method in methods if method not in bounds]
-    columns = {}
-    for cell in cells:
-        best = _best_two(rows, cell, rivals)
-        columns[cell] = [
-            _number(rows.get((*cell, method)), best if method in rivals else [])
-            for method in methods
-        ]
+    means = summary["accuracy_mean"].where(summary["method"].isin(rivals))
+    places = means.groupby([summary[name] for name in CELL]).rank("dense", ascending=False)
+    rows = summary.assign(place=places).to_dict("records")
+    texts = summary.assign(text=list(map(_number, rows))).pivot_table(
+        index="method", columns=CELL, values="text", aggfunc="first"
+    )
     names = [escape(method) for method in methods]
     if rivals and bounds:
         names[len(rivals)] = "\\midrule\n" + names[len(rivals)]  # it stands before the row
-    table = pd.DataFrame(columns, index=names)
+    table = texts.reindex(index=methods, columns=cells).fillna("--").set_axis(names)
     table.columns = _header(cells)
     text: str = table.style.to_latex(
         column_format="l" + "c" * len(cells),
@@ -84,20 +69,14 @@ def latex_table(summary: pd.DataFrame, name: str) -> str:
     return "\n".join([*lines, text])
 
 
-def _best_two(rows: LatexRows, cell: tuple[str, str], rivals: Iterable[str]) -> list[float]:
-    """The two highest means of a column; equal ones share their place."""
-    means = [rows[(*cell, m)]["accuracy_mean"] for m in rivals if (*cell, m) in rows]
-    return sorted({mean for mean in means if mean == mean}, reverse=True)[:2]
-
-
-def _number(row: dict[str, Any] | None, ranked: list[float]) -> str:
+def _number(row: dict[str, Any]) -> str:
     """One accuracy: mean, half the interval where there is one, and its marks."""
-    if row is None or row["accuracy_mean"] != row["accuracy_mean"]:
+    if row["accuracy_mean"] != row["accuracy_mean"]:
         return "--"
     text = percent(row["accuracy_mean"])
-    for mean, mark in zip(ranked, (r"\textbf", r"\underline"), strict=False):
-        if row["accuracy_mean"] == mean:
-            text = f"{mark}{{{text}}}"
+    if row["place"] <= 2:  # equal means share a place
+        mark = r"\textbf" if row["place"] == 1 else r"\underline"
+        text = f"{mark}{{{text}}}"
     if row["accuracy_high"] == row["accuracy_high"]:
         half = percent(row["accuracy_high"] - row["accuracy_mean"])
         text += rf" {{\scriptsize $\pm$ {half}}}"

@@ -1,24 +1,10 @@
-"""Numbers as words, the same in the terminal, on the page and in papers."""
+"""Numbers as text, the same in the terminal, on the page and in papers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-__all__ = [
-    "NONE",
-    "cost_text",
-    "half_text",
-    "human_bytes",
-    "human_flops",
-    "human_time",
-    "interval_text",
-    "p_text",
-    "percent",
-    "reach_text",
-    "seconds_text",
-]
 
 NONE = "-"
 
@@ -29,13 +15,7 @@ def human_bytes(num_bytes: float) -> str:
     >>> human_bytes(512), human_bytes(20_000), human_bytes(3 * 2**30)
     ('512 B', '19.5 KiB', '3.0 GiB')
     """
-    if math.isnan(num_bytes):
-        return NONE
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(num_bytes) < 1023.95 or unit == "TiB":
-            break
-        num_bytes /= 1024
-    return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+    return _scaled(num_bytes, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 
 def human_flops(flops: float) -> str:
@@ -44,13 +24,7 @@ def human_flops(flops: float) -> str:
     >>> human_flops(900), human_flops(41_830_400), human_flops(2.5e15)
     ('900', '41.8 M', '2.5 P')
     """
-    if math.isnan(flops):
-        return NONE
-    for unit in ("", " k", " M", " G", " T", " P", " E"):
-        if abs(flops) < 999.95 or unit == " E":
-            break
-        flops /= 1000
-    return f"{flops:.0f}" if not unit else f"{flops:.1f}{unit}"
+    return _scaled(flops, 1000, ("", " k", " M", " G", " T", " P", " E"))
 
 
 def human_time(seconds: float) -> str:
@@ -121,7 +95,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
-    """A cost to reach a target, or `>` and all that was spent without reaching it.
+    """A cost to reach a target; `>` and all that was spent if it was not reached.
 
     >>> cost_text(3, 50), cost_text(math.inf, 50), cost_text(math.inf, 2048, is_bytes=True)
     ('3', '>50', '>2.0 KiB')
@@ -135,12 +109,21 @@ def cost_text(cost: float, spent: float, is_bytes: bool = False) -> str:
 def reach_text(row: Mapping[str, Any], ends: Sequence[str]) -> tuple[str, str]:
     """Rounds to every target, such as `2/7`, and bytes to the last one; `-` where none applies.
 
-    Args:
-        row: Of the summary, with its cost columns.
-        ends: How these end, in rising order (`fedsim.results.analysis.targets.target_name`).
+    `ends` are the ends of the row's cost columns, in rising order (see `target_name`).
     """
-    if not ends or not row["rounds"] > 0:  # what does not train reaches nothing
+    if not ends or not row["rounds"] > 0:  # without training, nothing is reached
         return NONE, NONE
     rounds = "/".join(cost_text(row[f"rounds_to_{end}"], row["rounds"]) for end in ends)
     sent = cost_text(row[f"bytes_to_{ends[-1]}"], row["bytes_total"], is_bytes=True)
     return (rounds if set(rounds) - set("/-") else NONE), sent
+
+
+def _scaled(number: float, step: int, units: Sequence[str]) -> str:
+    """A number in the unit that suits it, with one decimal in all units but the first."""
+    if math.isnan(number):
+        return NONE
+    for unit in units:
+        if abs(number) < step - 0.05 or unit == units[-1]:
+            break
+        number /= step
+    return f"{number:.0f}{unit}" if unit == units[0] else f"{number:.1f}{unit}"

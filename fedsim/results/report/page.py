@@ -8,26 +8,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from jinja2 import Environment
 
-from fedsim.results.analysis.named_runs import CELL, final_runs
+from fedsim.results.analysis.named_runs import CELL, curves, final_runs, final_scores
 from fedsim.results.analysis.summary import summarise
 from fedsim.results.report import (
     breakdown,
-    client_scores,
+    client_figures,
     cost_sheet,
     facts,
     plots,
-    split_figure,
     synthetic_sets,
 )
 from fedsim.results.report.gallery import drawn_bars, nearest_pairs, sets_beside, synthetic_gallery
-from fedsim.results.report.grid import Grid
+from fedsim.results.report.grid import Grid, grid_of
+from fedsim.results.report.numbers import NONE
 from fedsim.results.report.style import data_uri
 from fedsim.results.study import Study, load
 from fedsim.storage.atomic import whole_file
-
-__all__ = ["write_report"]
 
 PLAN = "plan.json"  # the resolved configuration of every run, which `fedsim resume` follows
 _MAX_EVENTS = 100
@@ -51,7 +50,7 @@ def write_report(
 
     Args:
         study_dir: Folder of the study.
-        config_path: The experiment's YAML, to say how to reproduce; by default the YAML files and
+        config_path: The study's YAML file, to say how to reproduce; by default the YAML files and
             the plan in the study's folder.
         command: The command that reproduces the study; by default what the runs recorded.
 
@@ -65,6 +64,10 @@ def write_report(
     template = files("fedsim.results.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     summary, config_files = summarise(study), _config_files(study, config_path)
+    differences, shared = facts.settings(study)
+    has_clients = not breakdown.client_scores(study).empty
+    is_finished = final_runs(study)["status"] == "finished"
+    has_split = bool(client_figures.label_counts(study))
     text = page.render(
         name=study.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -77,24 +80,25 @@ def write_report(
         summaries=facts.summary_grids(summary),
         ranks=facts.ranks(summary),
         beyond=breakdown.beyond_accuracy(study),
-        clients=client_scores.client_grids(study),
-        client_picture=_clients(study),
+        clients=breakdown.client_grids(study),
+        client_picture=has_clients and data_uri(client_figures.client_accuracy(study)),
         by_domain=breakdown.breakdown_grids(study, "domain"),
         by_client=_by_client(study),
         by_model=breakdown.breakdown_grids(study, "model"),
-        curves=list(_curves(study)),
+        curves=_curves(study),
+        by_class=_by_class(study),
         galleries=[*_galleries(study), *_made(study)],
         quality=synthetic_sets.synthetic_quality(study),
-        split=_split(study),
+        split=has_split and data_uri(client_figures.client_split(study)),
         split_statistics=facts.split_statistics(study),
         times=facts.times(study),
-        costs=_costs(study),
+        costs=cost_sheet.cost_grids(cost_sheet.cost_sheet(study)) if is_finished.any() else [],
         costs_note=cost_sheet.NOTE,
         failed=_failed(study),
         events=_events(study),
         num_events=len(study.events),
-        differences=facts.setting_differences(study),
-        shared=facts.shared_settings(study),
+        differences=differences,
+        shared=shared,
         commands=[command] if command else list(study.runs["command"].dropna().unique()),
         config_files=config_files,
         sweep_file=next((file for file in config_files if not file.endswith(".json")), None),
@@ -108,58 +112,31 @@ def write_report(
 
 
 def _by_client(study: Study) -> list[Grid]:
-    """Client by client, where they are few enough to be known by their number."""
+    """Client by client, if there are few of them."""
     few = bool((final_runs(study)["num_clients"] <= _MAX_COLUMNS).all())
     return breakdown.breakdown_grids(study, "client") if few else []
 
 
-def _curves(study: Study) -> Iterator[Picture]:
-    runs = final_runs(study)
-    rounds = study.rounds[study.rounds["run_id"].isin(runs["run_id"])]
+def _curves(study: Study) -> dict[str, str]:
+    """Figures of accuracy as `data:` addresses, by name: those that the study has numbers for."""
+    rounds = curves(study)
+    found = {}
     if rounds["accuracy"].notna().any() and (rounds["round"] > 0).any():
-        yield Picture(
-            "Accuracy over rounds",
-            "Each line is the mean over seeds, the band its 95 % interval (from the lowest to the "
-            "highest run for two seeds); a curve that rises earlier needs fewer rounds.",
-            data_uri(plots.accuracy_over_rounds(study)),
-        )
-        if (rounds["bytes_up"].fillna(0) + rounds["bytes_down"].fillna(0)).sum() > 0:
-            yield Picture(
-                "Accuracy for bytes",
-                "The same curves against everything sent and received so far, set-up included, "
-                "on a logarithmic axis; further left is cheaper for the same accuracy.",
-                data_uri(plots.accuracy_against_bytes(study)),
-            )
-    groups = plots.alpha_groups(study)
-    if any(len(set(group["partition"])) > 1 for group in groups.values()):
-        yield Picture(
-            "Accuracy against heterogeneity",
-            "Final accuracy for each Dirichlet alpha, mean and the same kind of interval; a flat "
-            "line does not mind how data is split, one that falls to the left suffers from skew.",
-            data_uri(plots.accuracy_against_alpha(study)),
-        )
-    scores = study.evaluations
-    by_class = scores[(scores["scope"] == "class") & (scores["split"] == "test")]
-    finished = runs[(runs["status"] == "finished") & runs["run_id"].isin(by_class["run_id"])]
-    for dataset in dict.fromkeys(finished["dataset"]):
-        yield Picture(
-            f"Accuracy by class: {dataset}",
-            "One mark per method and class, mean over seeds, hardest classes at the bottom; marks "
-            "far apart in a row are classes on which the choice of method matters.",
-            data_uri(plots.class_accuracy(study, dataset)),
-        )
+        found["rounds"] = plots.accuracy_over_rounds(study)
+        if (rounds["bytes"] > 0).any():
+            found["bytes"] = plots.accuracy_against_bytes(study)
+    if any(len(set(group["partition"])) > 1 for group in plots.alpha_groups(study).values()):
+        found["alpha"] = plots.accuracy_against_alpha(study)
+    return {name: data_uri(figure) for name, figure in found.items()}
 
 
-def _clients(study: Study) -> Picture | None:
-    if client_scores.client_scores(study).empty:
-        return None
-    return Picture(
-        "",
-        "Each mark is a client of one seed, larger where it held out more samples; bars go from "
-        "the first to the third quartile, with the median. A long tail to the left: clients that "
-        "the mean leaves behind.",
-        data_uri(client_scores.client_accuracy(study)),
-    )
+def _by_class(study: Study) -> dict[str, str]:
+    """Accuracy by class as a figure per data set."""
+    scores = final_scores(study, scope="class", split="test")
+    return {
+        dataset: data_uri(plots.class_accuracy(study, dataset))
+        for dataset in dict.fromkeys(scores["dataset"])
+    }
 
 
 def _galleries(study: Study) -> Iterator[Picture]:
@@ -186,7 +163,7 @@ def _galleries(study: Study) -> Iterator[Picture]:
 
 
 def _made(study: Study) -> Iterator[Picture]:
-    """The sets that every method's server held in its rounds, in the first run that has them."""
+    """The sets that each method's server held in its rounds, from the first run that has them."""
     for method, (run_id, called, kept) in synthetic_sets.first_makers(study).items():
         rounds = spread(kept, _MAX_ROUNDS)
         sets = {f"round {number}": study.synthetic_images(number, run_id) for number in rounds}
@@ -199,7 +176,7 @@ def _made(study: Study) -> Iterator[Picture]:
 
 
 def spread(rounds: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, the first and the last included, as evenly as they come.
+    """At most so many of the rounds, evenly spread, with the first and the last.
 
     >>> spread([1, 2, 3, 4, 5, 6, 7], 3)
     [1, 4, 7]
@@ -211,46 +188,24 @@ def spread(rounds: Sequence[int], most: int) -> list[int]:
     return [rounds[round(place * (len(rounds) - 1) / (most - 1))] for place in range(most)]
 
 
-def _split(study: Study) -> Picture | None:
-    if not split_figure.label_counts(study):
-        return None
-    return Picture(
-        "",
-        "Samples per client (rows) and class (columns) of the first seed, by area or shade; equal "
-        "marks everywhere mean IID, few marks per row a strong skew.",
-        data_uri(split_figure.client_split(study)),
-    )
-
-
-def _costs(study: Study) -> list[Grid]:
-    if not (final_runs(study)["status"] == "finished").any():
-        return []
-    return cost_sheet.cost_grids(cost_sheet.cost_sheet(study))
-
-
 def _failed(study: Study) -> Grid:
     runs = final_runs(study)
-    failed = runs[runs["error"].notna()]
-    columns = ["method", *CELL, "seed", "status", "error"]
-    rows = [[str(value) for value in row] for row in failed[columns].itertuples(index=False)]
-    return Grid("", [*columns[:-1], "message"], rows, names=len(columns))
+    failed = runs.loc[runs["error"].notna(), ["method", *CELL, "seed", "status", "error"]]
+    return grid_of(failed.astype(str).rename(columns={"error": "message"}), names=6)
 
 
 def _events(study: Study) -> Grid:
     """The last events, newest first."""
     events = study.events.sort_values("time", ascending=False).head(_MAX_EVENTS)
-    rows = [
-        [
-            "-" if event.time != event.time else f"{event.time:%Y-%m-%d %H:%M:%S}",
-            str(event.run_id),
-            *("-" if place != place else f"{place:g}" for place in (event.round, event.client_id)),
-            str(event.kind),
-            "" if event.message != event.message else str(event.message),
-        ]
-        for event in events.astype({"round": "float64", "client_id": "float64"}).itertuples()
-    ]
-    header = ["time, UTC", "run", "round", "client", "kind", "message"]
-    return Grid("", header, rows, names=len(header))
+    texts = {
+        "time, UTC": events["time"].dt.strftime("%Y-%m-%d %H:%M:%S").fillna(NONE),
+        "run": events["run_id"],
+        "round": events["round"].astype("Int64").astype("string").fillna(NONE),
+        "client": events["client_id"].astype("Int64").astype("string").fillna(NONE),
+        "kind": events["kind"],
+        "message": events["message"].fillna(""),
+    }
+    return grid_of(pd.DataFrame(texts), names=len(texts))
 
 
 def _config_files(study: Study, config_path: Path | str | None) -> list[str]:

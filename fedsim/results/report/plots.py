@@ -2,8 +2,8 @@
 
 Each function takes a study, which may still be running, and returns a matplotlib figure; save it
 with `figure.savefig`. Lines are means over seeds. Bands are 95 % t intervals for three seeds or
-more, from the lowest to the highest run for two, and none for one. Where a method has finished
-runs, only those are drawn; otherwise the rounds that all of its runs have reached.
+more, and go from the lowest to the highest run for two. Of a method with finished runs, only these
+are drawn; of others, the rounds that all runs have reached.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
 from fedsim.results.analysis.named_runs import curves, final_scores, last_rounds
-from fedsim.results.analysis.significance import mean_interval
 from fedsim.results.report.numbers import human_bytes
 from fedsim.results.report.style import (
     GREY,
     MethodStyle,
-    cell_titles,
-    cells_of,
+    cell_panels,
     legend,
     panels,
     study_styles,
@@ -33,22 +32,9 @@ from fedsim.results.report.style import (
 )
 from fedsim.results.study import Study
 
-__all__ = [
-    "accuracy_against_alpha",
-    "accuracy_against_bytes",
-    "accuracy_over_rounds",
-    "alpha_groups",
-    "byte_ticks",
-    "class_accuracy",
-    "mean_curve",
-]
-
 
 def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and band over the runs of one method in one cell, by round.
-
-    Args:
-        runs: Rows of `fedsim.results.analysis.named_runs.curves`.
+    """Mean and band by round over the `curves` of one method in one cell.
 
     Returns:
         `round, bytes, mean, low, high, num_runs`; `low` and `high` are NaN without a band.
@@ -59,15 +45,19 @@ def mean_curve(runs: pd.DataFrame) -> pd.DataFrame:
     else:
         runs = runs[runs["round"] <= runs.groupby("run_id")["round"].max().min()]
     rounds = runs.groupby("round")
-    values = rounds["accuracy"].agg(["mean", "std", "min", "max", "count"])
-    num_runs = values["count"]
-    half = stats.t.ppf(0.975, np.maximum(num_runs - 1, 1)) * values["std"] / np.sqrt(num_runs)
-    low = (values["mean"] - half).where(num_runs > 2, values["min"]).where(num_runs > 1)
-    high = (values["mean"] + half).where(num_runs > 2, values["max"]).where(num_runs > 1)
-    curve = pd.DataFrame(
-        {"bytes": rounds["bytes"].mean(), "mean": values["mean"], "low": low, "high": high}
-    )
-    return curve.assign(num_runs=num_runs).reset_index()
+    bands = _bands(rounds["accuracy"])
+    bands.insert(0, "bytes", rounds["bytes"].mean())
+    return bands.reset_index()
+
+
+def _bands(values: SeriesGroupBy) -> pd.DataFrame:
+    """`mean, low, high, num_runs` of each group."""
+    table = values.agg(["mean", "std", "min", "max", "count"])
+    mean, n = table["mean"], table["count"]
+    half = stats.t.ppf(0.975, np.maximum(n - 1, 1)) * table["std"] / np.sqrt(n)
+    low = (mean - half).where(n > 2, table["min"]).where(n > 1)
+    high = (mean + half).where(n > 2, table["max"]).where(n > 1)
+    return pd.DataFrame({"mean": mean, "low": low, "high": high, "num_runs": n})
 
 
 @styled
@@ -122,15 +112,14 @@ def accuracy_against_alpha(study: Study) -> Figure:
         axis.set_xlim(alphas[0] / 10 ** (0.08 * width), right * 10 ** (0.08 * width))
         if has_iid:
             axis.axvline(math.sqrt(at_iid * alphas[-1]), color="#9ca3af", linewidth=0.8, ls=":")
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
 def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
-    """Last rounds of the finished runs on Dirichlet partitions, and with each the IID ones.
+    """Last rounds of finished runs on Dirichlet and IID partitions, by the titles of their panels.
 
-    Returns:
-        Panel title (data set, scheme, what else is set) -> rows of `last_rounds`.
+    A title names the data set, the scheme and what else is set.
     """
     last = last_rounds(study)
     last = last[(last["status"] == "finished") & last["accuracy"].notna()]
@@ -150,23 +139,19 @@ def alpha_groups(study: Study) -> dict[str, pd.DataFrame]:
 def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 20) -> Figure:
     """Accuracy of each class of a data set in the last round, one panel per partition.
 
-    Args:
-        study: The study.
-        dataset: Which data set; by default the first.
-        max_classes: With more classes, those on which the methods differ most are shown.
+    By default of the first data set. Of more than `max_classes`, it shows those on which the
+    methods differ most.
     """
     final = final_scores(study, scope="class", metric="accuracy", split="test")
     final = final[final["dataset"] == (dataset or next(iter(final["dataset"]), None))]
     styles = study_styles(study)
-    cells = cells_of(final)
     wide = final.pivot_table(index="class_name", columns="method", values="value", sort=False)
     spread = wide.max(axis=1) - wide.min(axis=1)
     names = list(spread.nlargest(max_classes).index)
     names.sort(key=lambda name: wide.loc[name].mean())
     height = 0.9 + 0.21 * max(len(names), 4)
-    figure, axes = panels(cell_titles(cells) or ["no finished run"], "accuracy, %", "", height)
-    for axis, cell in zip(axes, cells, strict=False):
-        here = final[(final["dataset"] == cell[0]) & (final["partition"] == cell[1])]
+    figure, cells = cell_panels(final, "no finished run", "accuracy, %", "", height)
+    for axis, here in cells:
         for method, group in here.groupby("method", sort=False):
             means = group.groupby("class_name")["value"].mean()
             known = [place for place, name in enumerate(names) if name in means.index]
@@ -178,17 +163,14 @@ def class_accuracy(study: Study, dataset: str | None = None, max_classes: int = 
             axis.plot(values, known, ls="none", color=style.color, alpha=0.9, label=method, **look)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(-0.6, max(len(names), 1) - 0.4)
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
 def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
-    table = curves(study)
     styles = study_styles(study)
-    cells = cells_of(table)
-    figure, axes = panels(cell_titles(cells) or ["no round yet"], xlabel, "test accuracy, %")
-    for axis, cell in zip(axes, cells, strict=False):
-        here = table[(table["dataset"] == cell[0]) & (table["partition"] == cell[1])]
+    figure, cells = cell_panels(curves(study), "no round yet", xlabel, "test accuracy, %")
+    for axis, here in cells:
         for method, group in here.groupby("method", sort=False):
             curve = mean_curve(group)
             if curve.empty:
@@ -202,7 +184,7 @@ def _curve_figure(study: Study, x: str, xlabel: str) -> Figure:
                 _draw(axis, shown, x, method, styles[method])
         if not axis.lines:
             axis.text(0.5, 0.5, "no round yet", transform=axis.transAxes, ha="center", color=GREY)
-    legend(figure, axes, styles)
+    legend(figure, styles)
     return figure
 
 
@@ -218,33 +200,16 @@ def _draw(axis: Axes, curve: pd.DataFrame, x: str, method: str, style: MethodSty
 def _alpha_line(
     axis: Axes, runs: pd.DataFrame, style: MethodStyle, at_iid: float, shift: float
 ) -> None:
-    points = []
-    for position, group in runs.groupby(runs["dirichlet_alpha"].fillna(at_iid)):
-        values = group.groupby("seed")["accuracy"].mean().to_numpy()
-        mean, low, high = mean_interval(values)
-        if len(values) == 2:
-            low, high = values.min(), values.max()
-        error = (0.0, 0.0) if math.isnan(low) else (100 * (mean - low), 100 * (high - mean))
-        points.append((position, 100 * mean, error))
-    drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4.5}
-    drawn |= {"linewidth": 1.5, "elinewidth": 1, "capsize": 2}
-    line = [point for point in points if point[0] != at_iid]
-    iid = [point for point in points if point[0] == at_iid]
-    label = runs["method"].iloc[0]
-    for part, name, linestyle in (
-        (line, label, style.line),
-        (iid, None if line else label, "none"),
-    ):
-        if part:
-            x, y, error = zip(*part, strict=True)
-            axis.errorbar(
-                [value * shift for value in x],
-                y,
-                yerr=np.transpose(error),
-                linestyle=linestyle,
-                label=name,
-                **drawn,
-            )
+    runs = runs.assign(x=shift * runs["dirichlet_alpha"].fillna(at_iid))
+    label: str | None = runs["method"].iloc[0]
+    for is_iid, part in runs.groupby(runs["dirichlet_alpha"].isna()):
+        by_seed = part.groupby(["x", "seed"])["accuracy"].mean()
+        bands = 100 * _bands(by_seed.groupby("x"))
+        errors = np.array([bands["mean"] - bands["low"], bands["high"] - bands["mean"]])
+        axis.errorbar(bands.index, bands["mean"], np.nan_to_num(errors), label=label,
+                      linestyle="none" if is_iid else style.line, color=style.color, linewidth=1.5,
+                      marker=style.marker, markersize=4.5, elinewidth=1, capsize=2)  # fmt: skip
+        label = None  # once in the legend
 
 
 def _label(axis: Axes, places: list[float], names: list[str]) -> None:

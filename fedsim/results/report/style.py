@@ -1,8 +1,8 @@
 """The look of the figures: one colour per method everywhere, panels, legends, files.
 
-Line styles and markers repeat the distinction that colours make (`fedsim.methods.shown`). Sizes,
-greys and lines that are the same in all figures stand in the style sheet `fedsim.mplstyle`, which
-`styled` applies while a figure is drawn: matplotlib's global settings stay as they are.
+Line styles and markers repeat the distinction that colours make (`fedsim.methods.shown`). The style
+sheet `fedsim.mplstyle` holds sizes, greys and lines of all figures. `styled` applies it while a
+figure is drawn, so matplotlib's global settings stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib as mpl
@@ -23,20 +24,6 @@ from matplotlib.figure import Figure
 from fedsim.methods.shown import COLORS
 from fedsim.results.analysis.named_runs import CELL, curves, method_order
 from fedsim.results.tables.reader import Tables
-
-__all__ = [
-    "DARK",
-    "GREY",
-    "MethodStyle",
-    "cell_titles",
-    "cells_of",
-    "data_uri",
-    "legend",
-    "method_styles",
-    "panels",
-    "study_styles",
-    "styled",
-]
 
 styled = mpl.rc_context(
     mpl.rc_params_from_file(
@@ -63,13 +50,13 @@ class MethodStyle:
 def method_styles(
     methods: Iterable[str], zero_shot: Collection[str] = (), ceilings: Collection[str] = ()
 ) -> dict[str, MethodStyle]:
-    """A style for each method of a study, the same whichever figure asks, in the order of tables.
+    """A style for each method of a study, the same in every figure, in the order of tables.
 
     Args:
-        methods: All methods of the study, as shown. Versions of one method, `cachefl (ipc=8)`,
-            share its colour family only while colours last: the first has the method's own.
-        zero_shot: Those that are drawn as the level before training.
-        ceilings: Those that are drawn as the level of pooled data.
+        methods: All methods of the study, as shown. Of several versions of a method, such as
+            `cachefl (ipc=8)`, the first has the method's colour.
+        zero_shot: Methods that are drawn as the level before training.
+        ceilings: Methods that are drawn as the level of pooled data.
     """
     ordered = sorted(set(methods), key=lambda m: (m in ceilings, method_order(m)))
     own = {m: DARK if m in ceilings else GREY for m in ordered if m in (*zero_shot, *ceilings)}
@@ -80,18 +67,12 @@ def method_styles(
             own[method] = color
     known = [*_MORE, *COLORS.values(), GREY, DARK]
     free = [c for c in dict.fromkeys(known) if c not in own.values()]
-    styles: dict[str, MethodStyle] = {}
-    num_curves = num_free = 0
-    for method in ordered:
-        color = own.get(method, free[num_free % len(free)])
-        num_free += method not in own
-        if method in zero_shot or method in ceilings:
-            styles[method] = MethodStyle(color, ":" if method in ceilings else "--", "_")
-            continue
-        line = _LINES[(num_curves // len(_MARKERS)) % len(_LINES)]
-        styles[method] = MethodStyle(color, line, _MARKERS[num_curves % len(_MARKERS)])
-        num_curves += 1
-    return styles
+    colors, looks = cycle(free), cycle(product(_LINES, _MARKERS))
+    levels = dict.fromkeys(zero_shot, ("--", "_")) | dict.fromkeys(ceilings, (":", "_"))
+    return {
+        method: MethodStyle(own.get(method) or next(colors), *levels.get(method) or next(looks))
+        for method in ordered
+    }
 
 
 def study_styles(study: Tables) -> dict[str, MethodStyle]:
@@ -101,16 +82,23 @@ def study_styles(study: Tables) -> dict[str, MethodStyle]:
     return method_styles(runs["method"], *facts)
 
 
-def cells_of(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Data sets and partitions of a table, in its order: a panel each."""
-    return list(dict.fromkeys(zip(*(table[name] for name in CELL), strict=True)))
-
-
 def cell_titles(cells: Iterable[tuple[str, str]]) -> list[str]:
-    """Titles of their panels: the partition, after its data set where there are several."""
+    """Titles of panels: the partition, after its data set where there are several."""
     cells = list(cells)
     several = len({dataset for dataset, _ in cells}) > 1
     return [f"{dataset}, {part}" if several else part for dataset, part in cells]
+
+
+def cell_panels(
+    table: pd.DataFrame, empty: str, xlabel: str, ylabel: str, height: float = 3.0
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """`panels` of the data sets and partitions of a table, and the rows of each.
+
+    An empty table has one panel, whose title is `empty`, and no rows.
+    """
+    cells = dict(tuple(table.groupby(CELL, sort=False)))
+    figure, axes = panels(cell_titles(cells) or [empty], xlabel, ylabel, height)
+    return figure, list(zip(axes, cells.values(), strict=False))
 
 
 @styled
@@ -120,21 +108,14 @@ def panels(
     ylabel: str,
     height: float = 3.0,
     share_x: bool = True,
-    max_columns: int = 3,
     share_y: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of small multiples, one panel per title, at most three in a row.
 
-    Args:
-        titles: Panel titles.
-        xlabel: Label under the lowest panel of each column.
-        ylabel: Label left of each row.
-        height: Height of a row in inches.
-        share_x: Whether all panels have one x axis.
-        max_columns: Panels in a row.
-        share_y: Whether all panels have one y axis.
+    The lowest panels have the label of the x axis, the leftmost that of the y axis. A row is
+    `height` inches high.
     """
-    columns = min(max_columns, max(1, len(titles)))
+    columns = min(3, max(1, len(titles)))
     rows = max(1, math.ceil(len(titles) / columns))
     width = {1: 6.4, 2: 9.0}.get(columns, 10.8)
     figure = Figure(figsize=(width, height * rows + 0.7), layout="constrained")
@@ -155,18 +136,13 @@ def panels(
 
 
 @styled
-def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = ()) -> None:
+def legend(figure: Figure, order: Iterable[str] = ()) -> None:
     """One legend above all panels, each method once, in as many columns as fit.
 
-    A long one makes the figure higher, not the panels lower.
-
-    Args:
-        figure: The figure.
-        axes: Its panels.
-        order: The labels in their order; others follow.
+    A long legend makes the figure higher, not the panels lower. The labels in `order` come first.
     """
     entries: dict[str, Any] = {}
-    for axis in axes:
+    for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
@@ -176,19 +152,13 @@ def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = ()) -> N
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inch)))
     more = max(0, math.ceil(len(labels) / columns) - 2)  # `panels` leaves room for two lines
     figure.set_figheight(figure.get_figheight() + 0.19 * more)
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="outside upper left",
-        ncols=columns,
-    )
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
 @styled
-def data_uri(figure: Figure, format: str = "svg") -> str:
+def data_uri(figure: Figure) -> str:
     """The figure as a `data:` address, for a page that needs no other file."""
     sink = io.BytesIO()
-    stamp = {"Date": None, "Creator": None} if format == "svg" else {"Software": None}
-    figure.savefig(sink, format=format, dpi=144, metadata=stamp)
-    kind = "svg+xml" if format == "svg" else format
-    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
+    figure.savefig(sink, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What a report says of synthetic sets: their quality in numbers, and the classes one by one."""
+"""Synthetic sets in a report: their quality in numbers, of whole sets and class by class."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from fedsim.results.analysis.named_runs import final_runs
 from fedsim.results.report.grid import Grid
 from fedsim.results.report.numbers import NONE
 from fedsim.results.study import NearestReal, Study
-
-__all__ = ["class_quality", "first_makers", "set_methods", "set_neighbours", "synthetic_quality"]
 
 
 class _Measure(NamedTuple):
@@ -69,15 +67,15 @@ _MEASURES = (
 def synthetic_quality(study: Study) -> Grid:
     """One row per measure, one column per group of methods whose sets are the same.
 
-    Means over sets and, where there are several, their standard deviation; of sets made anew in
-    every round, those of a run's last one. Measures that nobody has are left out.
+    Means over sets and, where there are several, their standard deviation. Of sets made anew in
+    every round, a run's last one counts. Measures that no set has are left out.
     """
     runs = final_runs(study)[["run_id", "method", "dataset", "synthetic_set"]]
     table = _whole_sets(study).merge(runs, on="run_id")
     columns: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for (dataset, method), group in table.groupby(["dataset", "method"], sort=False):
-        # A set serves all partitions, but what it is worth depends on the cache's settings. What
-        # clients' sets are like together is measured, but is no further set.
+        # A set serves all partitions, but its worth depends on the cache's settings. The measures
+        # of clients' sets together are no further set.
         is_set = group["num_images"].notna()
         named = is_set & (group["client_id"] < 0) & group["synthetic_set"].notna()
         again = group.duplicated(["synthetic_set", "cache_accuracy", "kid"])
@@ -120,7 +118,7 @@ def set_methods(study: Study, fingerprint: str) -> list[str]:
 
 
 def set_neighbours(study: Study, fingerprint: str) -> NearestReal | None:
-    """The nearest training images of a set, for the first run that has used it and knows them."""
+    """The nearest training images of a set, from the first run that knows them."""
     for run_id in study.runs.loc[study.runs["synthetic_set"] == fingerprint, "run_id"]:
         try:
             return study.nearest_real(run_id)

@@ -13,13 +13,11 @@ from fedsim.results.analysis.targets import target_name
 from fedsim.results.report.grid import Grid
 from fedsim.results.report.numbers import half_text, human_bytes, p_text, percent, reach_text
 
-__all__ = ["format_summary", "layout", "wrapped"]
-
 WIDTH = 110
 
 
 def format_summary(summary: pd.DataFrame) -> str:
-    """What `summarise` returned, as a table for a terminal of 110 columns."""
+    """A summary as a table for a terminal of 110 columns."""
     if summary.empty:
         return "No run of this study has started."
     attrs = summary.attrs

@@ -3,11 +3,11 @@
     <file>.zip
         runs.parquet, rounds.parquet, ...    one file per table, rows of finished runs, by run id
 
-What makes a study's folder large stays behind: checkpoints, images, and what was said of every
-sample. So does what tells of the machine: events with their tracebacks, command lines, names of
-hosts, and all but the last part of absolute paths. Equal tables give an equal file, byte for byte.
+The large parts of a study's folder stay behind: checkpoints, images, and predictions of single
+samples. So do facts about the machine: events with their tracebacks, command lines, names of hosts,
+and all but the last part of absolute paths. Equal tables give an equal file, byte for byte.
 Unpacked into a study's folder, the runs are finished there too: a sweep of the same settings runs
-only what is missing.
+only the missing ones.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from fedsim.results.tables.many_runs import read_table
 from fedsim.results.tables.schema import TABLES
 from fedsim.storage.atomic import whole_file
 
-__all__ = ["Unpacked", "check_folder", "pack", "study_in", "unpack"]
-
 _LEFT_OUT = ("events", "predictions")
 _NAMES = [*(name for name in TABLES if name not in ("runs", *_LEFT_OUT)), "runs"]
 """In the order of unpacking: `runs` last, for its row says that a run is whole."""
@@ -42,7 +40,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
 class Unpacked(NamedTuple):
-    """Run ids: those that were written, and those that the folder knew already."""
+    """Run ids that were written, and run ids that the folder knew already."""
 
     written: list[str]
     known: list[str]
@@ -80,7 +78,7 @@ def study_in(file: Path) -> str:
     """Name of the study whose runs a file holds.
 
     Raises:
-        ResultsError: The file is no such file, or holds several studies.
+        ResultsError: The file holds no runs, or those of several studies.
     """
     runs = files.conform(_read(file)["runs"], "runs")
     names = runs["study"].unique().to_pylist()
@@ -94,10 +92,10 @@ def study_in(file: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a URL, which commits run by run: unpack here, and copy the folder there.
+    """Refuse a URL, since object storage commits run by run.
 
     Raises:
-        ResultsError: It is one.
+        ResultsError: The folder is a URL.
     """
     if ":/" in str(folder):
         raise ResultsError(
@@ -108,11 +106,11 @@ def check_folder(folder: Path) -> None:
 def unpack(file: Path, folder: Path) -> Unpacked:
     """Write the runs of a file into a study's folder, which may be new.
 
-    Runs that the folder has, finished or not, stay as they are. Killed half-way, it can be done
-    again: a run is known once all its rows are there.
+    Runs that the folder has, finished or not, stay as they are. After a kill it can be done again:
+    a run is known once all its rows are there.
 
     Raises:
-        ResultsError: The file is no such file.
+        ResultsError: The file holds no runs.
     """
     tables = _read(file)
     for table in tables.values():
@@ -133,7 +131,7 @@ def unpack(file: Path, folder: Path) -> Unpacked:
 
 
 def _read(file: Path) -> dict[str, pa.Table]:
-    """The tables of a file by name; other things in it are not looked at."""
+    """The tables of a file by name; anything else in it is ignored."""
     try:
         with zipfile.ZipFile(file) as stored:
             inside = [name for name in _NAMES if f"{name}.parquet" in stored.namelist()]
@@ -163,7 +161,7 @@ def _by_run(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _elsewhere(table: pa.Table) -> pa.Table:
-    """The same rows, as they may be read on any machine."""
+    """The rows without facts about the machine."""
     for place, field in enumerate(table.schema):
         if field.name in _OF_THE_MACHINE:
             column = pa.nulls(len(table), field.type)

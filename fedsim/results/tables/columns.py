@@ -8,8 +8,8 @@ A column's kind says what may be asked of it:
 
 The `runs` table also has one column per setting, named `config.` and the setting's dotted path
 (`config.train.lr`). In the files these hold JSON text (`0.05`, `"auto"`, `null`, `[1, 2]`), since
-one setting may be a number in one run and a word in the next; `fedsim.load` decodes them. They are
-what was asked for, so comparing two studies does not look at them.
+one setting may be a number in one run and a word in the next; `fedsim.load` decodes them. They say
+what was asked for, so a comparison of two studies leaves them out.
 """
 
 from __future__ import annotations
@@ -17,25 +17,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from fedsim.config.tree import flatten
 from fedsim.errors import ResultsError, did_you_mean
-
-__all__ = [
-    "CONFIG_PREFIX",
-    "Column",
-    "Kind",
-    "TableSchema",
-    "flatten_config",
-    "key",
-    "measured",
-    "option",
-    "result",
-]
 
 Kind = Literal["key", "result", "measured"]
 CONFIG_PREFIX = "config."
@@ -48,29 +36,26 @@ class Column:
     Attributes:
         name: Column name; it carries the unit where there is one (`_s`, `_bytes`).
         type: Arrow type as text: `int64`, `float64`, `string`, `bool`, `list<int64>`, `timestamp`.
-        kind: `key`, `result` or `measured`.
         doc: One line of meaning.
         unit: Unit of the values, or an empty string.
+        choices: The only values allowed; empty for any.
+        kind: `key`, `result` or `measured`.
         required: Whether a row without a value is refused.
-        choices: The only values allowed, or nothing for any.
     """
 
     name: str
     type: str
-    kind: Kind
     doc: str
     unit: str = ""
-    required: bool = False
     choices: tuple[str, ...] = ()
+    kind: Kind = "result"
+    required: bool = False
 
     @lru_cache  # noqa: B019 - columns are few and live as long as the process
     def arrow_type(self) -> pa.DataType:
         """The column's Arrow type; time stamps are in microseconds, UTC."""
-        if self.type == "timestamp":
-            return pa.timestamp("us", tz="UTC")
-        if self.type == "list<int64>":
-            return pa.list_(pa.int64())
-        return getattr(pa, {"bool": "bool_"}.get(self.type, self.type))()
+        others = {"timestamp": pa.timestamp("us", tz="UTC"), "list<int64>": pa.list_(pa.int64())}
+        return others.get(self.type) or pa.type_for_alias(self.type)
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ class TableSchema:
             if column.name == name:
                 return column
         if self.has_config and name.startswith(CONFIG_PREFIX):
-            return Column(name, "string", "key", "A setting of the resolved configuration, as JSON")
+            return option(name, "string", "A setting of the resolved configuration, as JSON")
         hint = did_you_mean(name, self.names())
         raise ResultsError(f"table {self.name!r} has no column {name!r}; {hint}")
 
@@ -101,24 +86,14 @@ class TableSchema:
         return [column.name for column in self.columns if not kinds or column.kind in kinds]
 
 
-def key(name: str, type: str, doc: str, unit: str = "") -> Column:
-    """A column that says which fact a row is about; every row has it."""
-    return Column(name, type, "key", doc, unit, required=True)
-
-
-def option(name: str, type: str, doc: str, unit: str = "", choices: tuple[str, ...] = ()) -> Column:
-    """A key that not every row has."""
-    return Column(name, type, "key", doc, unit, choices=choices)
-
-
-def result(name: str, type: str, doc: str, unit: str = "", choices: tuple[str, ...] = ()) -> Column:
-    """A column that the simulation computed."""
-    return Column(name, type, "result", doc, unit, choices=choices)
-
-
-def measured(name: str, type: str, doc: str, unit: str = "") -> Column:
-    """A column that depends on the machine and the day."""
-    return Column(name, type, "measured", doc, unit)
+key = partial(Column, kind="key", required=True)
+"""A column that says which fact a row is about; every row has it."""
+option = partial(Column, kind="key")
+"""A key that not every row has."""
+result = partial(Column, kind="result")
+"""A column that the simulation computed."""
+measured = partial(Column, kind="measured")
+"""A column that depends on the machine and the day."""
 
 
 def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Are two studies the same, bit by bit, in what they computed?"""
+"""Whether two studies computed the same, bit by bit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,7 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.reader import Tables
 from fedsim.results.tables.schema import TABLES
 
-__all__ = ["equal_results"]
-
-_CELL = [
-    "method",
-    "dataset",
-    "partition",
-    "dirichlet_alpha",
-    "num_clients",
-    "seed",
-    "phase",
-    "cache_init",
-    "num_rounds",
-]
+_CELL = [name for name in TABLES["runs"].names("key") if name not in ("run_id", "study")]
 
 
 def equal_results(
@@ -40,17 +28,20 @@ def equal_results(
     Args:
         a: A study or its folder.
         b: Another.
-        match: How runs find each other: by `run_id`, or, for runs whose configurations differ in
-            ways that must not matter (number of actors), by `cell`: method, data, partition, seed.
+        match: How runs are matched: by `run_id`, or by `cell` (method, data, partition, seed) if
+            their configurations differ in ways that must not matter, such as the number of actors.
 
     Returns:
-        The differences in words, one per column and table; nothing when equal.
+        The differences in words, one per column and table; none when equal.
 
     Raises:
         ResultsError: There is no such folder, or, with `match="cell"`, two runs of one study
             share a cell.
     """
-    first, second = _opened(a), _opened(b)
+    first, second = (s if isinstance(s, Tables) else Tables(Path(s)) for s in (a, b))
+    for study in (first, second):
+        if not study.path.is_dir():
+            raise ResultsError(f"there is no study {study.path}")
     labels = [_cells(study) if match == "cell" else None for study in (first, second)]
     differences: list[str] = []
     for name, table in TABLES.items():
@@ -65,14 +56,6 @@ def equal_results(
         keys = [key for key in table.names("key") if key != "study"]
         differences += _compare(name, frames[0], frames[1], keys)
     return differences
-
-
-def _opened(study: Tables | Path | str) -> Tables:
-    if isinstance(study, Tables):
-        return study
-    if not Path(study).is_dir():
-        raise ResultsError(f"there is no study {study}")
-    return Tables(Path(study))
 
 
 def _cells(study: Tables) -> dict[str, str]:

@@ -4,9 +4,9 @@
     <study>/<table>/<run_id>-0001.parquet   sealed parts, each once an open part that grew large
 
 Every file is written under a temporary name and renamed. Sealing is a rename of the open part, so
-no row is ever in two files. The open part knows how many sealed parts come before it (`AFTER` in
-its metadata); sealed parts beyond that number are leftovers of a merge or a truncation that was
-killed, and are ignored. Temporary files start with a dot, which Parquet readers skip.
+no row is ever in two files. The open part's metadata says how many sealed parts come before it
+(`AFTER`). Readers ignore sealed parts beyond that number: a killed merge or truncation left them.
+Temporary files start with a dot, which Parquet readers skip.
 """
 
 from __future__ import annotations
@@ -24,20 +24,6 @@ import pyarrow.parquet as pq
 from fedsim.errors import ResultsError
 from fedsim.results.tables.schema import arrow_schema, table_named
 from fedsim.storage.atomic import whole_file
-
-__all__ = [
-    "RunRows",
-    "check_run_id",
-    "conform",
-    "open_path",
-    "read_run",
-    "remove",
-    "run_of",
-    "runs_in",
-    "sealed_numbers",
-    "sealed_path",
-    "write",
-]
 
 AFTER = b"fedsim.sealed_parts_before"
 _SEALED = re.compile(r"^(?P<run_id>.+)-(?P<number>\d{4})\.parquet$")
@@ -78,7 +64,7 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def run_of(name: str) -> str:
-    """Whose part a file is, by its name."""
+    """The run that a file belongs to, by its name."""
     sealed = _SEALED.match(name)
     return sealed["run_id"] if sealed else name.removesuffix(".parquet")
 
@@ -100,8 +86,8 @@ def write(path: Path, table: pa.Table, after: int, durable: bool, compact: bool 
         path: Final name.
         table: The rows.
         after: Number of sealed parts that come before this one.
-        durable: Wait until the bytes are on the disk before the rename.
-        compact: Spend time on a smaller file; for files that are written once.
+        durable: Wait for the disk before the rename.
+        compact: Spend time on a smaller file, if it is written once.
     """
     table = table.replace_schema_metadata({AFTER: str(after)})
     words = [field.name for field in table.schema if field.type == pa.string()]
@@ -129,15 +115,10 @@ class RunRows:
 
 
 def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) -> RunRows | None:
-    """The rows of one run in one table, while another process may be writing them.
-
-    Args:
-        folder: Of the table.
-        run_id: The run.
-        columns: Only these, of those that there are; by default all.
+    """The rows of one run in a table's folder, while another process may be writing them.
 
     Returns:
-        The rows, or nothing if the run has no file here.
+        The rows, with `columns` alone if they are given; None if the run has no file here.
 
     Raises:
         ResultsError: A file cannot be read, or parts are missing.
@@ -147,19 +128,18 @@ def read_run(folder: Path, run_id: str, columns: Sequence[str] | None = None) ->
         if attempt:
             time.sleep(0.001 * attempt)
         try:
-            opened = _read_file(open_path(folder, run_id), columns)
+            opened = read_file(open_path(folder, run_id), columns)
         except FileNotFoundError:
             opened = None
-        numbers = sealed_numbers(folder, run_id) if opened is None else list(_before(opened))
-        if not numbers and opened is None:
+        if opened is not None:
+            before = int((opened.schema.metadata or {}).get(AFTER, b"0"))
+        elif not (before := len(sealed_numbers(folder, run_id))):
             if attempt < 2:  # the open part may just be on its way to a sealed name
                 continue
             return None
         try:
-            sealed = [
-                _read_file(sealed_path(folder, run_id, n), columns)
-                for n in range(1, 1 + len(numbers))
-            ]
+            paths = [sealed_path(folder, run_id, number) for number in range(1, 1 + before)]
+            sealed = [read_file(path, columns) for path in paths]
         except FileNotFoundError as error:
             problem = f"{Path(error.filename).name} is missing"
             continue
@@ -179,7 +159,7 @@ def conform(table: pa.Table, name: str) -> pa.Table:
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    """One column of the type wanted, of nulls where the table has none; a cast costs as a copy."""
+    """One column in the type wanted; nulls if the table lacks it. A needless cast would copy."""
     place = table.schema.get_field_index(field.name)
     if place < 0:
         return pa.nulls(table.num_rows, field.type)
@@ -193,12 +173,13 @@ def remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _before(table: pa.Table) -> range:
-    """Numbers of the sealed parts that come before an open part."""
-    return range(int((table.schema.metadata or {}).get(AFTER, b"0")))
+def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A file's rows, of all columns or of those named that it has.
 
-
-def _read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    Raises:
+        FileNotFoundError: There is no such file.
+        ResultsError: It cannot be read as Parquet.
+    """
     with open(path, "rb") as file:  # one descriptor: a rename meanwhile does no harm
         try:
             stored = pq.ParquetFile(file)

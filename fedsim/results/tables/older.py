@@ -1,4 +1,4 @@
-"""Reading studies that an earlier version of fedsim wrote: every difference is mended here.
+"""Studies that an earlier version of fedsim wrote: their tables get the columns of today.
 
 Earlier versions did not record these facts in the row of a run:
 
@@ -14,17 +14,11 @@ import pandas as pd
 from fedsim.methods.shown import CEILINGS, ZERO_SHOT
 from fedsim.results.tables.columns import CONFIG_PREFIX
 
-__all__ = ["with_new_columns"]
-
 _NUMBERS = {"pathological": "classes_per_client", "quantity": "size_sigma"}  # the others: alpha
 
 
 def with_new_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `runs` with the columns above filled in where a run lacks them.
-
-    Args:
-        runs: With decoded `config.*` columns.
-    """
+    """The table `runs`, with decoded settings, and these columns where a run lacked them."""
     older = runs["partition_scheme"].isna() & runs["partition"].notna()
     if older.any():
         scheme = runs["partition"].where(older)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -17,8 +18,6 @@ from fedsim.results.tables.many_runs import read_table
 from fedsim.results.tables.older import with_new_columns
 from fedsim.results.tables.schema import TABLES
 
-__all__ = ["Selection", "Tables", "holds_tables"]
-
 
 def holds_tables(folder: Path) -> bool:
     """Whether a folder is that of a study."""
@@ -26,20 +25,22 @@ def holds_tables(folder: Path) -> bool:
 
 
 class Selection(NamedTuple):
-    """Which runs tables and figures show, by names as `fedsim.results.analysis.named_runs` gives.
-
-    Attributes:
-        methods: Empty for all.
-        partitions: Empty for all.
-    """
+    """Methods and partitions to show, named as in `named_runs.final_runs`; empty for all."""
 
     methods: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
 
 
+def _kept(name: str) -> cached_property[pd.DataFrame]:
+    """A table as an attribute: read when first asked for, then kept."""
+    return cached_property(lambda tables: _to_pandas(tables._table(name)))
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """The tables of one study, each read when first asked for, then kept.
+
+    What their rows and columns are: `fedsim.results.tables.schema`.
 
     Attributes:
         path: Folder of the study.
@@ -48,7 +49,6 @@ class Tables:
 
     path: Path
     selection: Selection = field(default_factory=Selection)
-    _computed: dict[Any, pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -58,60 +58,28 @@ class Tables:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row per run; `config.*` columns hold decoded values."""
-        frame = self._read("runs")
+        frame = _to_pandas(self._table("runs"))
         for name in frame.columns:
             if name.startswith(CONFIG_PREFIX):
                 frame[name] = _decoded(frame[name])
         return with_new_columns(frame)
 
-    @cached_property
-    def rounds(self) -> pd.DataFrame:
-        """One row per run and round."""
-        return self._read("rounds")
-
-    @cached_property
-    def evaluations(self) -> pd.DataFrame:
-        """One row per number: a metric of a model on a split, in a scope."""
-        return self._read("evaluations")
-
-    @cached_property
-    def clients(self) -> pd.DataFrame:
-        """Round 0: every client and its data. Later rounds: the clients of the cohort."""
-        return self._read("clients")
-
-    @cached_property
-    def synthetic(self) -> pd.DataFrame:
-        """One row per class of a synthetic set, whenever one was made."""
-        return self._read("synthetic")
-
-    @cached_property
-    def events(self) -> pd.DataFrame:
-        """One row per thing worth telling: failures, retries, back-offs, resumptions."""
-        return self._read("events")
-
-    @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """One row per sample of the last round: what the model said."""
-        return self._read("predictions")
+    rounds = _kept("rounds")
+    evaluations = _kept("evaluations")
+    clients = _kept("clients")
+    synthetic = _kept("synthetic")
+    events = _kept("events")
+    predictions = _kept("predictions")
 
     def read(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """A few columns of a table as they are on disk now: quick, however wide the table is."""
         return _to_pandas(self._table(name, columns).select(list(columns)))
-
-    def once(self, compute: Callable[[Self], pd.DataFrame]) -> pd.DataFrame:
-        """What a function makes of these tables, computed at the first call; not to be changed."""
-        if compute not in self._computed:
-            self._computed[compute] = compute(self)
-        return self._computed[compute]
 
     def showing(self, selection: Selection) -> Self:
         """The same tables with another selection; what was read is not read again."""
         other = replace(self, selection=selection)
         vars(other).update({name: table for name, table in vars(self).items() if name in TABLES})
         return other
-
-    def _read(self, name: str) -> pd.DataFrame:
-        return _to_pandas(self._table(name))
 
     def _table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """One of the tables, as it lies on disk."""
@@ -134,12 +102,5 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 def _decoded(column: pd.Series) -> pd.Series:
     """A `config.*` column with its JSON texts turned into values."""
     known = {text: json.loads(text) for text in column.dropna().unique()}
-    for text, value in list(known.items()):
-        if isinstance(value, list | dict):  # every row gets its own
-            del known[text]
-    texts = zip(column.tolist(), column.isna(), strict=True)
-    values = [
-        None if missing else known[text] if text in known else json.loads(text)
-        for text, missing in texts
-    ]
+    values = [deepcopy(known.get(text)) for text in column]  # every row gets a list of its own
     return pd.Series(values, index=column.index, name=column.name)

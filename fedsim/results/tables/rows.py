@@ -13,8 +13,6 @@ from fedsim.errors import ResultsError
 from fedsim.results.tables.columns import Column
 from fedsim.results.tables.schema import arrow_schema, table_named
 
-__all__ = ["Rows", "cell_array", "to_batch"]
-
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
@@ -48,9 +46,7 @@ def to_batch(name: str, rows: Rows, run_id: str) -> pa.RecordBatch:
                 f"table {name!r}: a row of run {value!r} in the writer of {run_id!r}"
             )
     arrays = [
-        cell_array(name, column, columns[column.name])
-        if column.name in columns
-        else _missing(name, column, num_rows)
+        cell_array(name, column, columns.get(column.name, [None] * num_rows))
         for column in table.columns
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(name))
@@ -86,17 +82,11 @@ def cell_array(name: str, column: Column, values: Sequence[Any]) -> pa.Array:
 
 
 def _first_float(values: Sequence[Any]) -> float | None:
-    """Arrow would cut floats short, 1.9 to 1."""
+    """The first float among whole numbers; Arrow would truncate it, 1.9 to 1."""
     if isinstance(values, np.ndarray):
         return float(values[0]) if values.dtype.kind == "f" and len(values) else None
     floats = (value for value in values if isinstance(value, (float, np.floating)))
     return next((float(value) for value in floats), None)
-
-
-def _missing(name: str, column: Column, num_rows: int) -> pa.Array:
-    if column.required and num_rows:
-        raise ResultsError(f"table {name!r}: column {column.name!r} needs a value in every row")
-    return pa.nulls(num_rows, column.arrow_type())
 
 
 def _repeat(name: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -11,9 +11,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from fedsim.errors import ResultsError, did_you_mean
-from fedsim.results.tables.columns import Column, TableSchema, key, measured, option, result
-
-__all__ = ["TABLES", "Column", "TableSchema", "arrow_schema", "schema_markdown", "table_named"]
+from fedsim.results.tables.columns import TableSchema, key, measured, option, result
 
 _RUN_ID = key("run_id", "string", "Hash of the resolved configuration")
 _ROUND = key("round", "int64", "Communication round; 0 is before training, set-up included")
@@ -99,6 +97,10 @@ _ROUNDS = TableSchema(
     ),
 )
 
+_METRICS = (
+    "`accuracy`, `balanced_accuracy`, `worst_class`, `nll`, `ece`; over clients `client_mean`, "
+    "`client_std` and `client_worst10` (mean of the worst tenth)"
+)
 _EVALUATIONS = TableSchema(
     "evaluations",
     "One row per number: a metric of a model on a split, over all, a client, a domain or a class.",
@@ -111,17 +113,16 @@ _EVALUATIONS = TableSchema(
         option("class_name", "string", "The class, in scope `class`"),
         option("domain", "string", "The domain, in scope `domain`"),
         key("split", "string", "`test`, `client_holdout`, `server_val`, ..."),
-        key(
-            "metric",
-            "string",
-            "`accuracy`, `balanced_accuracy`, `worst_class`, `nll`, `ece`; over clients "
-            "`client_mean`, `client_std` and `client_worst10` (mean of the worst tenth)",
-        ),
+        key("metric", "string", _METRICS),
         result("value", "float64", "The number; accuracies in 0..1"),
         result("num_samples", "int64", "Samples behind the number", "samples"),
     ),
 )
 
+_PEAK_RESIDENT = (
+    "On CPU: largest resident memory of its process while its group trained, libraries and data "
+    "included; an upper bound"
+)
 _CLIENTS = TableSchema(
     "clients",
     "Round 0: every client and its data. Later rounds: the clients of the cohort.",
@@ -132,12 +133,7 @@ _CLIENTS = TableSchema(
         result("num_samples", "int64", "Training samples of the client", "samples"),
         result("label_counts", "list<int64>", "Training samples per class", "samples"),
         result("domain", "string", "The client's domain, if the data has domains"),
-        result(
-            "status",
-            "string",
-            "`idle` at round 0; `ok`, `failed`; issue 26 (devices) adds `dropped`, `late` and "
-            "`unavailable`",
-        ),
+        result("status", "string", "`idle` at round 0, then `ok` or `failed`; issue 26 adds more"),
         result("num_steps", "int64", "Local optimiser steps", "steps"),
         result("weight", "float64", "Weight in the aggregation"),
         result("loss_before", "float64", "Loss on the client's data, message as received", "nats"),
@@ -155,13 +151,7 @@ _CLIENTS = TableSchema(
         result("virtual_s", "float64", "Virtual time the client took; of issue 26", "s"),
         measured("train_s", "float64", "Local training, the client's share of its group", "s"),
         measured("peak_memory_bytes", "int64", "Largest GPU memory of its group", "bytes"),
-        measured(
-            "peak_resident_bytes",
-            "int64",
-            "On CPU: most that was resident of its process while its group trained, libraries and "
-            "data included; an upper bound",
-            "bytes",
-        ),
+        measured("peak_resident_bytes", "int64", _PEAK_RESIDENT, "bytes"),
         measured("node", "string", "Host it ran on"),
         measured("device", "string", "Device it ran on"),
     ),
@@ -201,14 +191,8 @@ _SYNTHETIC = TableSchema(
         result("num_classes", "int64", "Classes of the set", "classes"),
         result("local_classes", "int64", "Classes that its client trains on", "classes"),
         result("student_lr", "float64", "Step size of the student on the set, as learned"),
-        result(
-            "uninformative",
-            "bool",
-            "Noise matches nearly as well: `match_loss_noise` < 0.1 per row",
-        ),
-        measured(
-            "generate_s", "float64", "Time to make them, when that was; a class: its share", "s"
-        ),
+        result("uninformative", "bool", "About as good as noise: `match_loss_noise` < 0.1 per row"),
+        measured("generate_s", "float64", "Time to make the images; of a class, its share", "s"),
     ),
 )
 
@@ -263,39 +247,3 @@ def arrow_schema(name: str) -> pa.Schema:
     """The Arrow schema of a table, without the `config.*` columns of `runs`."""
     columns = table_named(name).columns
     return pa.schema([pa.field(column.name, column.arrow_type()) for column in columns])
-
-
-def schema_markdown() -> str:
-    """The reference page of all tables, in Markdown.
-
-    >>> schema_markdown().splitlines()[0]
-    '# Tables'
-    """
-    parts = [_INTRODUCTION]
-    for table in TABLES.values():
-        parts += [f"## {table.name}\n", table.doc + "\n"]
-        parts += ["| column | type | unit | kind | meaning |", "|---|---|---|---|---|"]
-        for column in table.columns:
-            doc = column.doc + (f": `{'`, `'.join(column.choices)}`" if column.choices else "")
-            cells = (f"`{column.name}`", column.type, column.unit, column.kind, doc)
-            parts.append("| " + " | ".join(cells) + " |")
-        if table.has_config:
-            parts.append("| `config.*` | JSON text | | key | One column per setting, by its path |")
-        parts.append("")
-    return "\n".join(parts)
-
-
-_INTRODUCTION = """# Tables
-
-A study is a folder of Parquet files, `<study>/<table>/<run_id>.parquet`, one per run and table,
-rewritten after every round. `fedsim.load("runs/<study>")` returns them as pandas data frames, also
-while the study runs and after a kill.
-
-Kinds: a `key` says which fact the row is about; a `result` was computed by the simulation and is
-equal for equal configurations wherever it ran; a `measured` value depends on the machine and the
-day. Two studies are equal when their keys and results are, bit by bit; the `events` table and the
-`config.*` columns are not compared.
-
-In the files, `config.*` columns hold JSON text, since one setting may be a number in one run and a
-word in the next. `fedsim.load` decodes them: a column of numbers arrives as numbers.
-"""

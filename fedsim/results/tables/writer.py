@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,25 @@ from fedsim.results.tables.rows import Rows, cell_array, to_batch
 from fedsim.results.tables.schema import TABLES, arrow_schema
 from fedsim.storage.atomic import drafts_of, whole_file
 
-__all__ = ["TableWriter", "write_synthetic_images"]
-
 SEAL_ROWS = 8192
 
 
-class TableWriter:
+class TableWriter(AbstractContextManager["TableWriter"]):
     """Appends the rows of one run to the tables of a study.
 
-    What the run wrote before is kept, so that a resumed run goes on where its checkpoint is; such a
-    run must say where with `truncate` before it appends. It is looked at when the writer is first
-    used: until the run is claimed another process may still be writing it.
+    Rows that the run wrote before are kept. A resumed run must call `truncate` with the round of
+    its checkpoint before it appends. The writer reads them when it is first used, since another
+    process may be writing them until the run is claimed.
 
     Args:
         study_dir: Folder of the study; made when first needed.
         run_id: The run; a file name of its own.
         seal_rows: An open part with this many rows is sealed and no longer rewritten.
-        durable: Wait for the disk at each commit, not only at `close`. A killed process loses
-            nothing either way; a power cut may, on file systems that do not order renames.
+        durable: Wait for the disk at each commit, not only at `close`. Without it, a power cut may
+            lose rows on file systems that do not order renames; a killed process loses nothing.
 
     Raises:
-        ResultsError: The run id cannot be a file name. When first used: what is there cannot be
-            read.
+        ResultsError: The run id cannot be a file name; when first used, a file cannot be read.
     """
 
     def __init__(
@@ -99,8 +96,7 @@ class TableWriter:
         for name, value in columns.items():
             cell_array("runs", TABLES["runs"].column(name), [value])
         if config is not None:
-            kept = {k: v for k, v in self._run.items() if not k.startswith(CONFIG_PREFIX)}
-            self._run = kept
+            self._run = {k: v for k, v in self._run.items() if not k.startswith(CONFIG_PREFIX)}
             columns |= flatten_config(config)
         self._run.update(columns, run_id=self.run_id)
         self._set_here |= set(columns)
@@ -109,21 +105,28 @@ class TableWriter:
     def save_images(
         self, fingerprint: str, images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
     ) -> None:
-        """Keep a set of synthetic images with the study (see `write_synthetic_images`)."""
-        write_synthetic_images(self.study_dir, fingerprint, images, labels, classnames)
+        """Keep a synthetic set in `images/<fingerprint>.npz`, unless it is there already.
+
+        Args:
+            fingerprint: Name of the set; `runs.synthetic_set` refers to it.
+            images: uint8 (num_images, height, width, 3).
+            labels: (num_images,)
+            classnames: One name per class.
+
+        Raises:
+            ResultsError: The arrays have other shapes or types.
+        """
+        self._save_new(f"images/{fingerprint}", _image_set(images, labels, classnames))
 
     def save_nearest(self, fingerprint: str, inputs: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep which training images a set is nearest to: `nearest/<fingerprint>-<inputs>.npz`.
+        """Keep the nearest training images in `nearest/<fingerprint>-<inputs>.npz`, if new.
 
         Args:
             fingerprint: Name of the set.
             inputs: Name of the training data (`runs.inputs`).
-            arrays: The fields of `fedsim.results.study.NearestReal`. What is there is left
-            alone.
+            arrays: The fields of `fedsim.results.study.NearestReal`.
         """
-        path = self.study_dir / "nearest" / f"{fingerprint}-{inputs}.npz"
-        if not path.exists():
-            _write_npz(path, arrays)
+        self._save_new(f"nearest/{fingerprint}-{inputs}", arrays)
 
     def save_round_images(
         self,
@@ -133,17 +136,13 @@ class TableWriter:
         classnames: Sequence[str],
         clients: np.ndarray,
     ) -> None:
-        """Keep what the server made in a round: `images/<run_id>/<round>.npz`.
+        """Keep the images that the server made in a round in `images/<run_id>/<round>.npz`.
 
-        Args:
-            round: From 1.
-            images: uint8 (num_images, height, width, 3).
-            labels: (num_images,)
-            classnames: One name per class.
-            clients: (num_images,) the client behind each image; -1 for none.
+        Arguments are those of `save_images`, and the client behind each image, (num_images,); -1
+        stands for none. A resumed run replaces the images of rounds that it computes again.
         """
-        folder, name = self.study_dir / "images" / self.run_id, f"{round:05}"
-        _write_images(folder / f"{name}.npz", images, labels, classnames, clients=clients)
+        arrays = _image_set(images, labels, classnames) | {"clients": clients}
+        _write_npz(self.study_dir / "images" / self.run_id / f"{round:05}.npz", arrays)
 
     def commit(self) -> None:
         """Write every table that changed, the run's row last."""
@@ -162,20 +161,12 @@ class TableWriter:
             files.write(path, files.conform(pa.table(row), "runs"), 0, self._durable)
             self._run_changed = False
 
-    def begin(self, last_round: int) -> None:
-        """The run begins (-1), or goes on after `last_round`."""
-        self.truncate(last_round)
-
-    def end(self) -> None:
-        """The run has ended."""
-        self.close()
-
     def truncate(self, last_round: int) -> None:
-        """Drop the rows of rounds after `last_round`, on disk at once. Events go by their round.
+        """Drop the rows of rounds after `last_round`, events included, on disk at once.
 
         Args:
-            last_round: Last round to keep; -1 starts the run anew: of its row in `runs`, only what
-                this writer set is kept.
+            last_round: Last round to keep. -1 starts the run anew: of its row in `runs`, only the
+                columns that this writer has set are kept.
         """
         self._check_open()
         for name in TABLES:
@@ -200,15 +191,9 @@ class TableWriter:
                 self._replace(name, self._all_rows(name), compact=True)
         self._closed = True
 
-    def __enter__(self) -> TableWriter:
-        return self
+    begin, end = truncate, close  # as a sink is called
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _cell(self, name: str, value: Any) -> pa.Array:
@@ -220,7 +205,7 @@ class TableWriter:
         return before[1]
 
     def _open_existing(self) -> bool:
-        """Take up what is on disk and clear away a killed writer's leavings; whether rows exist."""
+        """Read the run's files and clear away a killed writer's leavings; whether rows exist."""
         found = False
         for name in TABLES:
             folder = self.study_dir / name
@@ -271,6 +256,11 @@ class TableWriter:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def _save_new(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        path = self.study_dir / f"{name}.npz"
+        if not path.exists():
+            _write_npz(path, arrays)
+
     def _check_open(self) -> None:
         if self._closed:
             raise ResultsError(f"the writer of run {self.run_id} is closed")
@@ -278,42 +268,10 @@ class TableWriter:
             self._taken_up, self._must_truncate = True, self._open_existing()
 
 
-def write_synthetic_images(
-    study_dir: Path | str,
-    fingerprint: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classnames: Sequence[str],
-) -> Path:
-    """Keep a synthetic set where `Study.synthetic_images` and the report find it.
-
-    Args:
-        study_dir: Folder of the study.
-        fingerprint: Name of the set; `runs.synthetic_set` refers to it.
-        images: uint8 (num_images, height, width, 3).
-        labels: (num_images,)
-        classnames: One name per class.
-
-    Returns:
-        `<study_dir>/images/<fingerprint>.npz`. A set that is there already is left alone.
-
-    Raises:
-        ResultsError: The arrays have other shapes or types.
-    """
-    path = Path(study_dir) / "images" / f"{fingerprint}.npz"
-    if not path.exists():
-        _write_images(path, images, labels, classnames)
-    return path
-
-
-def _write_images(
-    path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classnames: Sequence[str],
-    **more: np.ndarray,
-) -> None:
-    """Check and write a set of images."""
+def _image_set(
+    images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The arrays of a set's file, checked."""
     images, labels = np.asarray(images), np.asarray(labels, dtype=np.int64)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ResultsError(
@@ -321,8 +279,7 @@ def _write_images(
         )
     if labels.shape != images.shape[:1]:
         raise ResultsError(f"{len(images)} synthetic images with labels of shape {labels.shape}")
-    names = np.array(classnames, dtype=str)
-    _write_npz(path, {"images": images, "labels": labels, "classnames": names, **more})
+    return {"images": images, "labels": labels, "classnames": np.array(classnames, dtype=str)}
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fedsim.results.analysis.named_runs import curves
-from fedsim.results.report import plots, split_figure
+from fedsim.results.report import client_figures, plots
 from fedsim.results.report.gallery import synthetic_gallery
 from fedsim.results.report.style import data_uri, legend, method_styles, panels
 from fedsim.results.study import Study, SyntheticImages, load
@@ -17,7 +17,7 @@ ALL = [
     plots.accuracy_against_bytes,
     plots.accuracy_against_alpha,
     plots.class_accuracy,
-    split_figure.client_split,
+    client_figures.client_split,
 ]
 
 
@@ -55,7 +55,7 @@ def test_a_long_legend_does_not_press_the_panels(titles: list[str]):
         figure, axes = panels(titles, "x", "y")
         for number in range(count):
             axes[0].plot([0, 1], label=f"averaged_method_{number}")
-        legend(figure, axes)
+        legend(figure)
         figure.draw_without_rendering()
         heights.append(axes[0].get_position().height * figure.get_figheight())
     assert heights[1] == pytest.approx(heights[0], rel=0.15)
@@ -103,9 +103,9 @@ def test_every_class_has_a_row(study: Study):
 
 
 def test_the_split_is_drawn_as_it_is(study: Study):
-    counts = split_figure.label_counts(study)
+    counts = client_figures.label_counts(study)
     assert list(counts) == [("shapes", p) for p in ("dirichlet 0.05", "dirichlet 0.5", "iid")]
-    figure = split_figure.client_split(study)
+    figure = client_figures.client_split(study)
     for axis, table in zip(figure.axes, counts.values(), strict=True):
         assert len(axis.collections[0].get_offsets()) == np.count_nonzero(table)
     assert figure.axes[0].get_xticklabels()[0].get_text() == "airplane"
@@ -113,16 +113,16 @@ def test_the_split_is_drawn_as_it_is(study: Study):
 
 def test_many_clients_become_shades(tmp_path: Path, make_run: Callable[..., str]):
     make_run(tmp_path, "fedavg", "iid", None, 0, num_clients=40)
-    figure = split_figure.client_split(load(tmp_path))
+    figure = client_figures.client_split(load(tmp_path))
     assert figure.axes[0].collections[0].get_array().shape == (40, 5)
 
 
 def test_a_split_needs_no_study():
     counts = {"iid, seed 0": np.full((3, 2), 4), "skewed": np.array([[5, 0], [0, 5], [1, 1]])}
-    figure = split_figure.split_figure(counts, ["cat", "dog"])
+    figure = client_figures.split_figure(counts, ["cat", "dog"])
     assert [len(axis.collections[0].get_offsets()) for axis in figure.axes] == [6, 4]
     assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["cat", "dog"]
-    assert split_figure.split_figure({}).axes[0].get_title(loc="left") == "no split yet"
+    assert client_figures.split_figure({}).axes[0].get_title(loc="left") == "no split yet"
 
 
 def test_a_gallery_has_a_row_per_class():

@@ -25,7 +25,7 @@ from fedsim.results.report.synthetic_sets import (
 )
 from fedsim.results.study import NearestReal, Study, SyntheticImages, load
 from fedsim.results.tables.schema import TABLES
-from fedsim.results.tables.writer import TableWriter, write_synthetic_images
+from fedsim.results.tables.writer import TableWriter
 
 MakeRun = Callable[..., str]
 
@@ -123,7 +123,7 @@ def images() -> SyntheticImages:
 def study(tmp_path: Path, make_run: MakeRun) -> Study:
     make_run(tmp_path, "cachefl", "iid", None, 0, synthetic=rows(0.8), synthetic_set="f00d")
     made = images()
-    write_synthetic_images(tmp_path, "f00d", made.images, made.labels, made.classnames)
+    TableWriter(tmp_path, "r").save_images("f00d", made.images, made.labels, made.classnames)
     return load(tmp_path)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedsim.errors import ResultsError
 from fedsim.results.study import load
 from fedsim.results.tables import files
-from fedsim.results.tables.writer import TableWriter, write_synthetic_images
+from fedsim.results.tables.writer import TableWriter
 
 
 def rounds(first: int, last: int) -> list[dict[str, object]]:
@@ -249,9 +249,10 @@ def test_a_lost_part_is_named(tmp_path: Path):
 
 def test_synthetic_images_are_checked(tmp_path: Path):
     good = np.zeros((2, 4, 4, 3), np.uint8)
+    save = TableWriter(tmp_path, "r").save_images
     with pytest.raises(ResultsError, match="uint8"):
-        write_synthetic_images(tmp_path, "a", good.astype(float), np.array([0, 1]), ["x", "y"])
+        save("a", good.astype(float), np.array([0, 1]), ["x", "y"])
     with pytest.raises(ResultsError, match="labels of shape"):
-        write_synthetic_images(tmp_path, "a", good, np.array([0]), ["x", "y"])
-    path = write_synthetic_images(tmp_path, "a", good, np.array([0, 1]), ["x", "y"])
-    assert path == tmp_path / "images" / "a.npz"
+        save("a", good, np.array([0]), ["x", "y"])
+    save("a", good, np.array([0, 1]), ["x", "y"])
+    assert (tmp_path / "images" / "a.npz").is_file()

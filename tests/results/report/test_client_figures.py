@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.results.report.breakdown import beyond_accuracy
-from fedsim.results.report.client_scores import client_accuracy, client_grids, client_scores
+from fedsim.results.report.breakdown import beyond_accuracy, client_grids, client_scores
+from fedsim.results.report.client_figures import client_accuracy
 from fedsim.results.report.page import write_report
 from fedsim.results.study import Study, load
 from fedsim.results.tables.writer import TableWriter
