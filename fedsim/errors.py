@@ -8,7 +8,7 @@
     |-- PlacementError          5  the cluster cannot hold what was asked for
     |-- ClientError             6  one simulated client failed; names client, round and node
     |-- QuorumError             6  too many clients of one round failed to go on
-    |-- ResultsError            7  a results folder is missing, broken, or or is in use
+    |-- ResultsError            7  a results folder is missing, broken, or in use
     |   `-- CheckpointError     7  a checkpoint is missing, broken or of another run
     `-- ExecutionError          8  an actor or a trial died, or a wait passed its deadline
 
@@ -20,21 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-
-__all__ = [
-    "CheckpointError",
-    "ClientError",
-    "ConfigError",
-    "DataError",
-    "ExecutionError",
-    "FedsimError",
-    "ModelError",
-    "PartitionError",
-    "PlacementError",
-    "QuorumError",
-    "ResultsError",
-    "did_you_mean",
-]
 
 
 class FedsimError(Exception):
@@ -114,7 +99,7 @@ class QuorumError(FedsimError):
 
 
 class ResultsError(FedsimError):
-    """A results folder is missing, broken, or or is in use."""
+    """A results folder is missing, broken, or in use."""
 
     exit_code = 7
 

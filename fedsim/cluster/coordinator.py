@@ -6,7 +6,6 @@ The same class is an actor of its own for `fedsim run`, and lives inside a Tune 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,25 +23,9 @@ if TYPE_CHECKING:
     from fedsim.engine.round import Federation
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What the driver is told after each step of a run.
-
-    Attributes:
-        run_id: The run.
-        round: Last committed round.
-        accuracy: On the served split.
-        finished: Whether that was the last.
-    """
-
-    run_id: str
-    round: int
-    accuracy: float
-    finished: bool
-
-    def as_row(self) -> dict[str, Any]:
-        """What the driver's display needs."""
-        return {"round": self.round, "accuracy": self.accuracy, "finished": self.finished}
+StepReport = dict[str, Any]
+"""What the driver is told after each step of a run: `round`, the last committed one, its `accuracy`
+on the served split, and `finished`, whether it was the last."""
 
 
 class Coordinator:
@@ -109,10 +92,6 @@ class Coordinator:
         if federation is not None:
             federation.abort("stopped")
 
-    def where(self) -> list[dict[str, Any]]:
-        """Process, node and accelerators of the client actors."""
-        return self.pool.where()
-
     def close(self) -> None:
         """End the client actors."""
         self.pool.close()
@@ -129,5 +108,5 @@ class Coordinator:
         if federation.finished:
             self._federation = None
             federation.finish()
-        run_id = federation.config.run_id
-        return StepReport(run_id, row["round"], row["accuracy"], federation.finished)
+        report = {"round": row["round"], "accuracy": row["accuracy"]}
+        return report | {"finished": federation.finished}

@@ -131,9 +131,8 @@ class ExtractionPool:
                             left.appendleft(shard)
                         continue
                     except RayTaskError as error:
-                        if own := own_error(error):
-                            raise own from None
-                        raise ExecutionError(f"an extractor could not encode: {error}") from error
+                        other = ExecutionError(f"an extractor could not encode: {error}")
+                        raise own_error(error) or other from error
                     if left:
                         following = left.popleft()
                         busy[actor.encode.remote(pixels, following.images)] = actor, following

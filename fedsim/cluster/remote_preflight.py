@@ -63,7 +63,7 @@ def preflight_on_ray(
 
     Raises:
         FedsimError: Whatever is refused.
-        Interrupted: A stop was requested.
+        KeyboardInterrupt: A stop was requested.
     """
     # Two threads: one works, one answers. No CPU: on CPUs the extractors take all of them.
     options = {"num_cpus": 0, "num_gpus": placement.gpus_per_actor, "max_concurrency": 2}
@@ -84,8 +84,7 @@ def preflight_on_ray(
         if seen is not None and seen != last:
             progress(*seen)
     except RayError as error:
-        if own := own_error(error):
-            raise own from None
-        raise ExecutionError(f"the checks before the first run failed: {error}") from error
+        other = ExecutionError(f"the checks before the first run failed: {error}")
+        raise own_error(error) or other from error
     finally:
         ray.kill(actor)

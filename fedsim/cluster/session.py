@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -47,11 +49,8 @@ from fedsim.interrupt import EXIT_CODE, check, quiet_exit  # noqa: E402
 LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
 """How Ray says that an actor is no more, or that its answer went with its node: ask another."""
 _KNOCK_S = 10.0
+_LOOK_EVERY_S = 0.2
 _MEMORY_DEADLINE_S = 60.0
-
-
-class Interrupted(Exception):
-    """The command was stopped by Ctrl+C or SIGTERM; what was committed stays."""
 
 
 class Stop:
@@ -75,9 +74,19 @@ class Stop:
         self.leave: Callable[[], None] = lambda: None
 
     def check(self) -> None:
-        """Raise `Interrupted` if a stop was requested."""
+        """Raise `KeyboardInterrupt` if a stop was requested."""
         if self.requested:
-            raise Interrupted(self.requested)
+            raise KeyboardInterrupt(self.requested)
+
+    def wait(self, future: Any, deadline_s: float = math.inf) -> bool:
+        """Whether a call to Ray has finished in time; raises `KeyboardInterrupt` on a stop."""
+        until = time.monotonic() + deadline_s
+        while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
+            self.check()
+            if time.monotonic() > until:
+                return False
+        self.check()
+        return True
 
     @contextmanager
     def handled(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.session import LOST, Interrupted, Stop, beside_driver, own_error
+from fedsim.cluster.session import LOST, Stop, beside_driver, own_error
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, PlacementError
 from fedsim.results.tables import files
@@ -23,7 +23,6 @@ from fedsim.results.tables.writer import TableWriter
 from fedsim.storage.remote import Copy, url_of
 
 _START_DEADLINE_S = 300.0
-_LOOK_EVERY_S = 0.2
 
 
 def run_on_ray(
@@ -51,14 +50,13 @@ def run_on_ray(
     Raises:
         PlacementError: The cluster did not grant the placement in time.
         FedsimError: Whatever ended the run.
-        Interrupted: After marking the run as interrupted.
+        KeyboardInterrupt: After marking the run as interrupted.
     """
     stop.leave = partial(mark_ended, study_dir, config.run_id, "interrupted")
     group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
     coordinator: Any = None
     try:
-        ready, _ = ray.wait([group.ready()], timeout=_START_DEADLINE_S)
-        if not ready:
+        if not stop.wait(group.ready(), _START_DEADLINE_S):
             raise PlacementError(
                 f"the cluster did not grant {placement.arithmetic} within {_START_DEADLINE_S:g} s: "
                 f"other jobs hold its resources (`ray status` shows them)"
@@ -73,11 +71,11 @@ def run_on_ray(
             checked()
         where = url_of(study_dir) or str(study_dir)
         report = _get(coordinator.begin.remote(config, where, command), stop)
-        listener(report.as_row())
-        while not report.finished:
+        listener(report)
+        while not report["finished"]:
             report = _get(coordinator.step.remote(), stop)
-            listener(report.as_row())
-    except (Interrupted, ExecutionError):  # of its own errors the coordinator has told
+            listener(report)
+    except (KeyboardInterrupt, ExecutionError):  # of its own errors the coordinator has told
         if coordinator is not None:
             ray.kill(coordinator)  # so that nothing is written after the mark
         mark_ended(study_dir, config.run_id, "interrupted")
@@ -89,9 +87,7 @@ def run_on_ray(
 
 def _get(future: Any, stop: Stop) -> Any:
     """The result of a coordinator call; its own errors as they were raised."""
-    while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
-        stop.check()
-    stop.check()
+    stop.wait(future)
     try:
         return ray.get(future)
     except RayTaskError as error:

@@ -88,7 +88,7 @@ class Cell(tune.Trainable):
                 self._begun = True
         except Exception as error:
             return {"done": True, "error": f"{type(error).__name__}: {error}"}
-        return {**report.as_row(), "done": report.finished}
+        return {**report, "done": report["finished"]}
 
     def train(self) -> dict[str, Any]:
         """A step's result without the run's config, which the driver would keep of every trial."""
@@ -199,7 +199,7 @@ def sweep_on_ray(
         early_stopping: Whether and when runs that lag behind end early.
 
     Raises:
-        Interrupted: After marking the runs in flight as interrupted.
+        KeyboardInterrupt: After marking the runs in flight as interrupted.
     """
     scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
     told = _Trials(listener)

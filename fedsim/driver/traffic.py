@@ -44,19 +44,12 @@ class Traffic:
     def of_a_run(self, num_clients: int, cohort_size: int, train_seed: int) -> int:
         """Bytes of all clients together, as the cohorts of this seed take part."""
         every_round = self.num_rounds * (self.up + self.down) + self.early
-        sampled = ever_sampled(num_clients, cohort_size, train_seed, self.num_rounds)
-        return cohort_size * every_round + self.once * sampled
-
-
-def ever_sampled(num_clients: int, cohort_size: int, train_seed: int, num_rounds: int) -> int:
-    """Clients that take part at least once, which download what is sent once."""
-    if cohort_size == num_clients:
-        return num_clients if num_rounds else 0
-    cohorts = (
-        sample_cohort(num_clients, cohort_size, train_seed, number)
-        for number in range(1, num_rounds + 1)
-    )
-    return len({client for cohort in cohorts for client in cohort})
+        downloaded = set(range(num_clients)) if self.num_rounds else set[int]()
+        if cohort_size < num_clients:
+            rounds = range(1, self.num_rounds + 1)
+            cohorts = (sample_cohort(num_clients, cohort_size, train_seed, r) for r in rounds)
+            downloaded = {client for cohort in cohorts for client in cohort}
+        return cohort_size * every_round + self.once * len(downloaded)
 
 
 def traffic(config: Experiment) -> Traffic:

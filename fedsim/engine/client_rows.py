@@ -1,4 +1,4 @@
-"""Rows of the table `clients`: what a client held, did, sent and cost, and how much it learned."""
+"""Rows of the table `clients`: what a client held, did, sent and cost, and what it learned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fedsim.engine.batching import Group, num_steps
-from fedsim.engine.update_steps.base import Sent
-from fedsim.methods.base import Batches, Method, Update
+from fedsim.engine.update_steps.base import GroupContext, Sent
+from fedsim.methods.base import Batches, Update
 from fedsim.methods.training import cross_entropy
 from fedsim.params import Params, add, norms, num_bytes, stack
 from fedsim.process import peak_memory
@@ -19,25 +19,19 @@ class ClientRows:
     """Makes one row for every client of a group.
 
     Args:
-        method: The run's method.
         client_metrics: Whether clients are measured before and after training.
         node: The machine they train on.
         device: What they train on.
     """
 
-    def __init__(
-        self, method: Method, client_metrics: bool, node: str, device: torch.device
-    ) -> None:
-        self.client_metrics = client_metrics
-        self._method, self._node, self._device = method, node, device
+    def __init__(self, client_metrics: bool, node: str, device: torch.device) -> None:
+        self.client_metrics, self._node, self._device = client_metrics, node, device
 
     def of(
         self,
         group: Group,
-        round: int,
-        batches: Batches,
+        context: GroupContext,
         held: Batches | None,
-        message: Params,
         update: Update,
         sent: Sent,
         flops: Sequence[int],
@@ -47,10 +41,8 @@ class ClientRows:
 
         Args:
             group: The clients.
-            round: From 1.
-            batches: What they trained on.
+            context: Their method, message, batches and round.
             held: What they held out, where that is measured.
-            message: What they received.
             update: What they have trained.
             sent: What they send, after all update steps.
             flops: Of every client's training.
@@ -62,16 +54,16 @@ class ClientRows:
         length = norms(change, products).tolist() if change or products else [0.0] * real
         measured: dict[str, list[float]] = {}
         if self.client_metrics:
-            measured = self._before_and_after(batches, message, change)
+            measured = self._before_and_after(context, context.batches, change)
         if held is not None:
-            found = self._before_and_after(held, message, change)
+            found = self._before_and_after(context, held, change)
             measured |= {f"holdout_{name}": values for name, values in found.items()}
         memory, up, extra = peak_memory(self._device), sent.num_bytes, update.extra
         return [
             {
                 "client_id": client,
                 "num_samples": len(group.indices[c]),
-                "num_steps": num_steps(len(group.indices[c]), batches.train, round),
+                "num_steps": num_steps(len(group.indices[c]), context.batches.train, context.round),
                 "status": "ok",
                 "weight": float(update.weight[c]),
                 "update_norm": length[c],
@@ -88,9 +80,10 @@ class ClientRows:
 
     @torch.no_grad()
     def _before_and_after(
-        self, batches: Batches, message: Params, change: Params
+        self, context: GroupContext, batches: Batches, change: Params
     ) -> dict[str, list[float]]:
         """Loss and accuracy on each client's own data, as received and as trained."""
+        message = context.message
         start = {name: message[name] for name in change if name in message}
         if not change or len(start) != len(change):
             return {}
@@ -100,7 +93,7 @@ class ClientRows:
             loss = torch.zeros(batches.num_clients, device=self._device)
             correct, count = torch.zeros_like(loss), torch.zeros_like(loss)
             for batch in batches.all_samples():
-                logits = self._method.client_logits(message, params, batch.x)
+                logits = context.method.client_logits(message, params, batch.x)
                 if logits is None:
                     return {}
                 valid = batch.mask.sum(1)

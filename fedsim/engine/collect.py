@@ -19,7 +19,7 @@ from fedsim.methods.base import Received
 from fedsim.params import Params
 
 Tell = Callable[..., None]
-"""`tell(kind, message, client_id=None, node=None)` writes an event."""
+"""`tell(kind, message, round, client_id=None, node=None)` writes an event."""
 
 
 class ClientPool(Protocol):
@@ -36,18 +36,18 @@ class ClientPool(Protocol):
         """Draw images of a synthetic set before round 1 (`fedsim.inputs.draw_images.Draw`)."""
 
     def take_events(self) -> list[tuple[str, str]]:
-        """What happened to the pool since last asked, as (kind, message)."""
+        """Events of the pool since the last call, as (kind, message)."""
 
 
 @dataclass
 class Collected:
-    """What one round's clients brought.
+    """The outcome of training one round's clients.
 
     Attributes:
         received: What the method's `aggregate` sees.
         rows: One row of `clients` per client that succeeded.
-        failed: The clients that did not.
-        states: New states of clients that keep any.
+        failed: The clients that failed.
+        states: New states of the clients that keep something.
         comparable: False after a failure or a back-off changed the groups.
     """
 
@@ -96,12 +96,12 @@ def collect(
             out.failed += done.failures
             for text in done.backoffs:
                 out.comparable = False
-                tell("out_of_memory", text)
+                tell("out_of_memory", text, round)
         for kind, text in pool.take_events():
-            tell(kind, text)
+            tell(kind, text, round)
         out.failed.sort(key=lambda failure: failure.client_id)
         for f in out.failed:
-            tell("client_failed", f.reason, f.client_id, f.node)
+            tell("client_failed", f.reason, round, f.client_id, f.node)
         if not out.failed:
             break
         out.comparable = False  # survivors were regrouped; see `Batches` on group sizes
@@ -109,7 +109,7 @@ def collect(
             first = out.failed[0]
             raise ClientError(first.client_id, round, first.node, first.reason)
         if attempt < retries:
-            tell("retry", f"{len(out.failed)} clients are tried again")
+            tell("retry", f"{len(out.failed)} clients are tried again", round)
             owner = {client: group for group in groups for client in group.client_ids}
             todo = [owner[f.client_id].only([f.client_id]) for f in out.failed]
 

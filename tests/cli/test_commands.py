@@ -112,7 +112,7 @@ def test_an_error_of_ours_is_not_hidden(place: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fedsim.driver.carry_out.check_data", broken)
+    monkeypatch.setattr("fedsim.cli.runs.check_data", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", "study.yaml"], leave=lambda code: None)
 

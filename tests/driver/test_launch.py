@@ -10,7 +10,7 @@ from fedsim.cluster import remote_preflight, session, sweep
 from fedsim.cluster.placement import Node
 from fedsim.cluster.session import Stop
 from fedsim.config import Experiment
-from fedsim.config.study_file import EarlyStopping
+from fedsim.config.tune import EarlyStopping
 from fedsim.driver.launch import Launcher
 from fedsim.errors import ConfigError
 from tests.helpers import experiment

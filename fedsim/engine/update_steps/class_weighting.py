@@ -1,8 +1,8 @@
 """Averages that weigh by class (`server.class_weighting`).
 
-A row of class c is to be averaged with weights `w_kc = (1 - m) n_k / N + m n_kc`. Every tensor is
-averaged with `n_k`, so a client sends `w_kc / n_k` times its row, and the factors themselves. From
-the two sums the server makes the weighted average.
+A row of class c shall be averaged with weights `w_kc = (1 - m) n_k / N + m n_kc`, but the exact sum
+weighs every tensor by `n_k`. So a client sends `w_kc / n_k` times its row, and the factors
+themselves. The server divides the one average by the other.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def divide_by_class(mean: Params, rows: Params, share: Tensor) -> Params:
 
     Args:
         mean: Averages of what `weigh_by_class` made, by name.
-        rows: As there.
+        rows: See `weigh_by_class`.
         share: `(N,)`, the average of the factors.
     """
     out = dict(mean)

@@ -44,9 +44,9 @@ class Pipeline:
         """What a group's clients send.
 
         Args:
-            update: What they have trained.
-            group: What steps may know.
-            kept: Per client, what every step kept of it.
+            update: The clients' updates.
+            group: The group.
+            kept: Per client, the tensors that each step kept, by step.
         """
         sent = Sent(update)
         for name, step in self.steps.items():
