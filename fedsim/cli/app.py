@@ -1,7 +1,4 @@
-"""The `fedsim` command: every command parses its arguments and calls one function.
-
-No logic lives here, and nothing heavy is imported before it is needed.
-"""
+"""The `fedsim` command. Every command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -182,7 +179,7 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = _lea
 
 
 def _show_usage(error: Any) -> None:
-    """An error of usage in our form; a command without arguments shows its help."""
+    """Print an error of usage as other errors; a command without arguments shows its help."""
     context, message = getattr(error, "ctx", None), error.format_message().strip()
     if context is not None and message == context.get_help().strip():
         typer.echo(message, err=True)

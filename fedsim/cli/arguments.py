@@ -1,4 +1,4 @@
-"""Arguments and options of `fedsim`'s commands that are long, or that several of them share."""
+"""Arguments and options of `fedsim`'s commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees while runs go on: a live display on a terminal, lines elsewhere."""
+"""The progress of runs: a live display on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.progress import (
 from fedsim.config import Experiment
 
 _TELL_EVERY_S = 10.0
-"""Between lines about images being encoded, where there is no terminal."""
+"""Seconds between lines about images being encoded, without a terminal."""
 _WIDE = 160
 """Characters of a line in a file or a pipe."""
 
@@ -138,6 +138,6 @@ class Display:
 
 
 def output() -> Console:
-    """Standard output: as wide as the terminal, and never cutting a number where there is none."""
+    """Standard output as wide as the terminal; without one, wide enough to cut no number."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDE)

@@ -1,4 +1,4 @@
-"""What a study would do: its runs, where they would be placed, and the bytes they would send."""
+"""The plan of a study: its runs, where they would be placed, and the bytes they would send."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def describe(
     address: str | None,
     console: Console | None = None,
 ) -> None:
-    """Print the plan; nothing is written but the shared cache of features and images.
+    """Print the plan; only the shared cache of features and images is written.
 
     Raises:
-        FedsimError: What would end the study before its first round.
+        FedsimError: An error that would end the study before its first round.
     """
     from fedsim.inputs.preflight import preflight
 
@@ -71,7 +71,7 @@ def describe_tuning(study: StudyFile, address: str | None) -> None:
 
 
 def _table(experiments: Sequence[Experiment]) -> Table:
-    """One row for all runs of a method that send the same."""
+    """One row for all runs of a method that send the same number of bytes."""
     from fedsim.driver.traffic import Traffic, traffic
 
     table = Table(box=box.SIMPLE_HEAD)
@@ -100,7 +100,7 @@ def _table(experiments: Sequence[Experiment]) -> Table:
 
 
 def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
-    """The sum of the first of these runs, once all of them have a place."""
+    """The first run's placement in words, after all runs have been placed."""
     from fedsim.cluster.gpu_memory import smallest_gpu_bytes
     from fedsim.cluster.placement import Node, place_each, plans_memory
 

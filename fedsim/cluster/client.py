@@ -26,9 +26,9 @@ R = TypeVar("R")
 
 
 def device_of_actor(gpus: float) -> str:
-    """`cuda` where Ray gave this actor a real GPU, else `cpu`; caps its share of the memory.
+    """`cuda` if Ray gave this actor a real GPU, else `cpu`; limits its share of the memory.
 
-    Logical GPUs on a machine without any are Ray's bookkeeping only, and compute on the CPU.
+    Ray can count logical GPUs on a machine without any; actors then compute on the CPU.
     """
     import torch
 
@@ -40,7 +40,7 @@ def device_of_actor(gpus: float) -> str:
 
 
 def whereabouts(device: str) -> dict[str, Any]:
-    """Process, node and accelerators of the actor that asks."""
+    """Process, node and accelerators of the calling actor."""
     context = ray.get_runtime_context()
     return {
         "pid": os.getpid(),
@@ -52,10 +52,10 @@ def whereabouts(device: str) -> dict[str, Any]:
 
 
 class ClientActor:
-    """Hosts one or more simulated clients and trains them group by group.
+    """Hosts simulated clients, and trains them group by group.
 
     Args:
-        gpus: GPU fraction this actor was given, 0 to 1, or a whole number.
+        gpus: GPU fraction of this actor, 0 to 1, or a whole number.
     """
 
     def __init__(self, gpus: float) -> None:

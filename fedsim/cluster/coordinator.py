@@ -42,9 +42,9 @@ class Coordinator:
         self._federation: Federation | None = None
 
     def check(self, config: Experiment) -> None:
-        """What `fedsim.cluster.remote_preflight` does, where no images are encoded.
+        """Check an experiment that encodes no images, instead of `fedsim.cluster.remote_preflight`.
 
-        One process less loads torch: at start that is seconds, and memory.
+        So one process less loads torch, which takes seconds and memory.
         """
         from fedsim.inputs.preflight import preflight
         from fedsim.process import give_freed_memory_back
@@ -54,12 +54,12 @@ class Coordinator:
         give_freed_memory_back()
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> StepReport:
-        """Set up a run, or take it up from its last checkpoint; round 0 is committed.
+        """Set up a run, or resume it from its last checkpoint; round 0 is committed.
 
         Args:
             config: The resolved experiment.
             study_dir: The study's folder, or its URL.
-            command: What the user typed, for the tables.
+            command: The user's command, for the tables.
         """
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
@@ -74,7 +74,7 @@ class Coordinator:
             open_sinks(folder, config.run_id),
             CheckpointFolder(folder, config.run_id),
             self.pool,
-            self.pool,  # server-side work goes to the clients' actors: they wait, and hold the GPUs
+            self.pool,  # server-side work runs on the clients' actors: they are idle, and hold GPUs
             self.device,
             about,
         )

@@ -101,7 +101,7 @@ def _findings(address: str | None) -> Iterator[Finding]:
 
 
 def installed_versions() -> str:
-    """What must be the same on every node, from the packages' metadata; nothing is imported."""
+    """Versions that must be the same on every node, from metadata; nothing is imported."""
     packages = [f"{name} {version(name)}" for name in ("fedsim", "torch", "ray")]
     return ", ".join([f"python {platform.python_version()}", *packages])
 
@@ -131,7 +131,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _output_folder() -> Path:
-    """Where studies go unless they say otherwise, or where that folder would be made."""
+    """The default folder of studies, or the one in which it would be made."""
     return Path("runs") if Path("runs").is_dir() else Path.cwd()
 
 
@@ -149,9 +149,9 @@ def _free(name: str, folder: Path) -> Finding:
 
 
 def _shared(nodes: Iterable[dict[str, Any]], stop: Stop) -> Iterator[Finding]:
-    """Whether every node sees what is written here: a coordinator may run, and write, on any.
+    """Whether every node sees files written here, because a coordinator may run on any.
 
-    Only warned of: a study whose `output` is a URL needs no such folder.
+    This is a warning only: a study whose `output` is a URL needs no such folder.
     """
     folder = _output_folder().resolve()
     token = folder / f".fedsim-doctor-{uuid.uuid4().hex}"  # new: no node remembers it as missing
@@ -196,11 +196,11 @@ def _node(node: dict[str, Any], stop: Stop) -> Iterator[Finding]:
 
 
 def look(name: str, versions: str, store: int) -> list[Finding]:
-    """On a node: is it like the others, and has it room?
+    """On a node: are its versions the others', and has it room?
 
     Args:
         name: Of the node, for messages.
-        versions: What the others have installed.
+        versions: Of the others.
         store: Bytes of its object store.
     """
     here, shared = installed_versions(), Path("/dev/shm")
@@ -264,7 +264,11 @@ def look_at_gpus(name: str, gpus: int) -> list[Finding]:
 
 
 def load_weights() -> list[Finding]:
-    """Load the embedded models, or raise what is wrong with them."""
+    """Load the embedded models.
+
+    Raises:
+        ModelError: They cannot be loaded.
+    """
     from fedsim.errors import ModelError
     from fedsim.models.clip import PRETRAINED, TINY_CLIP, load_clip
 
@@ -282,7 +286,7 @@ def _ask(
     *given: Any,
     gpus: int = 0,
 ) -> list[Finding]:
-    """What a task on a node finds, or that it does not answer."""
+    """The findings of a task on a node, or one that says why there are none."""
     future = on_node(node_id, task, gpus).remote(*given)
     if not stop.wait(future, _DEADLINE_S):
         ray.cancel(future, force=True)
@@ -297,7 +301,7 @@ def _ask(
 
 
 def _size(folder: Path) -> int:
-    """Bytes below a folder, of files that may vanish while one counts."""
+    """Bytes below a folder whose files may vanish meanwhile."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:

@@ -1,8 +1,8 @@
 """How many client actors a run gets, and what each may hold. Pure arithmetic, no Ray.
 
 A GPU fraction is Ray's bookkeeping, not isolation: two actors with 0.5 GPU each share one device's
-memory freely. What is known of memory is therefore checked here, before round 1, and every refusal
-shows its sum.
+memory freely. Known memory sizes are therefore checked here, before round 1. Every refusal shows
+its arithmetic.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """What one run holds.
+    """The resources of one run.
 
     Attributes:
-        head: What the coordinator holds; empty on CPUs, where it mostly waits for its clients.
+        head: The coordinator's resources; empty on CPUs, where it mostly waits for its clients.
         bundles: Ray placement-group bundles of the client actors.
         actor_bundles: Per client actor, the position of its bundle among `bundles`.
         cpus_per_actor: CPUs of one client actor.
@@ -74,7 +74,7 @@ class Placement:
 
     @property
     def num_extractors(self) -> int:
-        """Actors of a client's share that fit beside the preflight, which has a GPU share itself.
+        """Actors with a client's share that fit beside the preflight, which holds a GPU share too.
 
         >>> place(ResourcesConfig(), 10, 2, [Node(cpus=8)]).num_extractors
         8
@@ -85,21 +85,21 @@ class Placement:
 
     @property
     def shape(self) -> str:
-        """Runs of one shape can take over each other's actors."""
+        """Runs of the same shape can use each other's actors."""
         return repr((self.head, self.bundles, self.actor_bundles))
 
     def bundle_of(self, actor: int) -> int:
-        """Position of an actor's bundle in a placement group that has the head first, if any."""
+        """Position of an actor's bundle in the placement group, where the head comes first."""
         return self.actor_bundles[actor] + bool(self.head)
 
 
 def plans_memory(runs: Iterable[ResourcesConfig]) -> bool:
-    """Whether the memory of GPUs matters to any run, so that nodes have to be asked for it."""
+    """Whether any run needs to know the memory of GPUs, so that nodes are asked for it."""
     return any(r.gpu_memory_bytes_per_client and r.gpus_per_client != 0 for r in runs)
 
 
 def place_each(experiments: Sequence[Experiment], nodes: Sequence[Node]) -> list[Placement]:
-    """The place of every run, where all of them wait to be run.
+    """The placement of every run, while all of them wait.
 
     Raises:
         PlacementError: See `place`.
@@ -120,11 +120,11 @@ def place(
     """Fit one run, or several alike, onto a cluster.
 
     Args:
-        resources: What its clients ask for.
+        resources: The resources of its clients.
         cohort_size: Clients of a round.
         group_size: Clients of a group, which is trained whole on one actor.
         nodes: The machines.
-        num_runs: Runs of this shape waiting to be run.
+        num_runs: Runs of this shape that wait.
 
     Raises:
         PlacementError: If the cluster cannot hold what was asked for.
@@ -144,7 +144,7 @@ def place(
             f"{have}; lower resources.gpus_per_client or resources.cpus_per_client"
         )
     groups = math.ceil(cohort_size / group_size)
-    # The coordinator takes a share as well, unless that would be a client's whole GPU.
+    # The coordinator holds a GPU share too, unless that would be a whole GPU of a client.
     shares = sum(_gpu_shares(node, gpus) for node in nodes) if 0 < gpus <= 0.5 else 0
     actors = _wanted_actors(resources, cohort_size, groups, slots, shares, num_runs)
     if actors > slots:
@@ -191,9 +191,9 @@ def _wanted_actors(
         return resources.num_actors
     if resources.clients_per_actor != "auto":
         return math.ceil(cohort_size / resources.clients_per_actor)
-    # Runs are independent, so a sweep fills the cluster with runs before it splits one.
+    # Runs are independent, so a sweep fills the cluster with runs before it splits a run.
     most = slots // min(num_runs, slots)
-    if shares:  # of each run's GPU shares, one is its coordinator's
+    if shares:  # the coordinator of each run holds one
         most = min(most, shares // min(num_runs, shares) - 1)
     return max(1, min(groups, most))
 
@@ -253,12 +253,12 @@ def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
 
 
 def _known_memory(nodes: Sequence[Node]) -> list[int]:
-    """Bytes of the smallest GPU of each node where they are known."""
+    """Bytes of the smallest GPU of each node that has told them."""
     return [node.gpu_memory_bytes for node in nodes if node.gpus and node.gpu_memory_bytes]
 
 
 def _memory_words(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
-    """What was checked of the GPUs' memory, and what could not be; empty if nothing was asked."""
+    """The check of the GPUs' memory in words; empty without `gpu_memory_bytes_per_client`."""
     known = _known_memory(nodes)
     if need is None or gpus == 0:
         return ""
@@ -278,8 +278,8 @@ def _on_shared_gpus(
 ) -> tuple[Bundle, list[Bundle], list[int]]:
     """Head, bundles and each actor's bundle: one bundle per GPU, spread before packed.
 
-    Ray puts shares onto the fullest GPU that has room. What is to be spread must therefore hold
-    its GPUs as a whole; runs that would wait for each other if they did are packed.
+    Ray puts shares onto the fullest GPU that has room. To be spread, a run must therefore hold its
+    GPUs as a whole. Runs are packed if they would otherwise wait for each other.
     """
     per_gpu = _per_gpu(gpus)
     devices = [n for n, node in enumerate(nodes) for _ in range(int(node.gpus))]  # their nodes
@@ -313,7 +313,7 @@ def _on_shared_gpus(
 
 
 def _fitting_runs(nodes: Sequence[Node], bundles: Sequence[Bundle], limit: int) -> int:
-    """How often bundles of at most one GPU each fit a cluster, placed as Ray does: best fit."""
+    """How many such runs fit a cluster if Ray places the bundles, each by best fit."""
     cpus = [node.cpus for node in nodes]
     devices = [(n, 1.0) for n, node in enumerate(nodes) for _ in range(int(node.gpus))]
     order = sorted(bundles, key=lambda b: (-b.get("GPU", 0), -b.get("CPU", 0)))

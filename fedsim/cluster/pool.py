@@ -1,4 +1,4 @@
-"""The client actors of one run: what the round loop sees as its `ClientPool` and `Executor`."""
+"""The client actors of one run: the round loop's `ClientPool` and `Executor` on Ray."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ActorPool:
         self._events: list[tuple[str, str]] = []
         self._actors = [self._start(position) for position in range(placement.num_actors)]
         self._starting = {a.where.remote(): position for position, a in enumerate(self._actors)}
-        self._lost: set[int] = set()  # whose replacement has not started yet
+        self._lost: set[int] = set()  # positions whose replacement has not started yet
         self._paces: Paces | None = None
 
     @property
@@ -118,7 +118,7 @@ class ActorPool:
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
         """Batches of a synthetic set, one at a time on every actor, as they are finished.
 
-        Clients have nothing to train yet, and their actors hold the GPUs.
+        Client actors hold the GPUs, and have nothing to train yet.
 
         Raises:
             ModelError: The generator cannot be loaded.
@@ -139,7 +139,7 @@ class ActorPool:
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, one item at a time on every actor; order is kept.
 
-        Between training and the next round clients wait, and their actors hold the GPUs.
+        Client actors hold the GPUs, and wait for the next round.
 
         Raises:
             FedsimError: What the function raised, if it is one.
@@ -162,12 +162,12 @@ class ActorPool:
         split: Callable[[J], Sequence[J]] = lambda job: (job,),
         until: float | None = None,
     ) -> Iterator[tuple[int, J, Any]]:
-        """Every job with who did it and the answer, in the order in which they are finished.
+        """Position of the actor, job and answer, in the order in which jobs are finished.
 
         Args:
             what: The jobs, for messages.
             ask: Gives a job to an actor.
-            jobs: For whoever is free.
+            jobs: Jobs for any actor.
             own: Jobs for certain actors; the others take over those of actors that start late.
             split: Cuts a job that is taken over.
             until: When to give up, on the monotonic clock; None: only when no actor works.
@@ -227,7 +227,7 @@ class ActorPool:
         return str(answer["device"])
 
     def take_events(self) -> list[tuple[str, str]]:
-        """Actors that were lost, and that are back, since last asked."""
+        """Actors that were lost or came back since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -255,7 +255,7 @@ class ActorPool:
                 f"{what}: client actors died {losses} times; last: {error}"
             ) from error
         self._events.append(("actor_lost", f"client actor {position}: {error}"))
-        ray.kill(self._actors[position])  # it may only be out of reach, and holds the bundle
+        ray.kill(self._actors[position])  # it may be out of reach, and still hold the bundle
         self._actors[position] = self._start(position)
         self._starting[self._actors[position].where.remote()] = position
         self._lost.add(position)
@@ -273,7 +273,7 @@ class ActorPool:
 
 
 def _part(work: Work, groups: Sequence[Group]) -> Work:
-    """Some groups of `work`, with what their clients keep."""
+    """Some groups of `work`, with the states of their clients."""
     clients = {client for group in groups for client in group.client_ids}
     states = {c: state for c, state in work.states.items() if c in clients}
     return replace(work, groups=groups, states=states)

@@ -1,4 +1,4 @@
-"""The checks that need torch, and what they compute, made on the cluster and not in the driver."""
+"""The checks that need torch, and the features they compute, on the cluster, not in the driver."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LOOK_EVERY_S = 0.2
 
 
 class Preflight:
-    """Runs `fedsim.inputs.preflight.preflight`, and tells in between how far it is.
+    """Runs `fedsim.inputs.preflight.preflight`, and reports its progress meanwhile.
 
     Args:
-        placement: What a run may hold; this actor holds one client's GPU fraction.
+        placement: Of a run; this actor holds one client's GPU fraction.
         worth_s: See `ExtractionPool`.
     """
 
@@ -40,7 +40,7 @@ class Preflight:
         share_entries(preflight(experiments, self._device, self.pool, self._hear))
 
     def seen(self) -> tuple[int, int] | None:
-        """Images encoded and all images of the data being prepared; None before."""
+        """Images encoded so far, and all images of the data being prepared; None before."""
         return self._seen
 
     def _hear(self, encoded: int, images: int) -> None:
@@ -56,9 +56,9 @@ def preflight_on_ray(
     """Check experiments in an actor with one client's GPU fraction.
 
     Args:
-        experiments: What is to be run.
-        placement: What one run may hold.
-        stop: Looked at while waiting; what was encoded until then is kept.
+        experiments: The runs.
+        placement: Of one run.
+        stop: Looked at while waiting; images encoded until then are kept.
         progress: Called with the number of encoded images, and of all.
 
     Raises:

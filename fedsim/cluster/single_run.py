@@ -38,18 +38,18 @@ def run_on_ray(
 
     Args:
         config: The resolved experiment.
-        placement: What it may hold (`fedsim.cluster.placement.place`).
-        study_dir: Where tables and checkpoints go: seen by all nodes under this path, or a copy of
-            what they all reach.
+        placement: Its resources (`fedsim.cluster.placement.place`).
+        study_dir: Where tables and checkpoints go. All nodes see it under this path, or it is a
+            copy of object storage that they all reach.
         stop: Looked at while waiting.
         listener: Called with `round`, `accuracy` and `finished` after every committed round.
-        command: What the user typed, for the tables.
-        checked: The coordinator makes the checks that need torch, while the client actors start,
-            and this is called when nothing was refused; None: they were made before.
+        command: The user's command, for the tables.
+        checked: If given, the coordinator makes the checks that need torch while the client actors
+            start, and calls this when they pass. None: the checks were made before.
 
     Raises:
         PlacementError: The cluster did not grant the placement in time.
-        FedsimError: Whatever ended the run.
+        FedsimError: The error that ended the run.
         KeyboardInterrupt: After marking the run as interrupted.
     """
     stop.leave = partial(mark_ended, study_dir, config.run_id, "interrupted")
@@ -75,9 +75,9 @@ def run_on_ray(
         while not report["finished"]:
             report = _get(coordinator.step.remote(), stop)
             listener(report)
-    except (KeyboardInterrupt, ExecutionError):  # of its own errors the coordinator has told
+    except (KeyboardInterrupt, ExecutionError):  # the coordinator records its own errors
         if coordinator is not None:
-            ray.kill(coordinator)  # so that nothing is written after the mark
+            ray.kill(coordinator)  # so that it writes nothing after the mark
         mark_ended(study_dir, config.run_id, "interrupted")
         raise
     finally:
@@ -86,7 +86,7 @@ def run_on_ray(
 
 
 def _get(future: Any, stop: Stop) -> Any:
-    """The result of a coordinator call; its own errors as they were raised."""
+    """The result of a coordinator call; errors of fedsim are raised as they are."""
     stop.wait(future)
     try:
         return ray.get(future)
@@ -97,7 +97,7 @@ def _get(future: Any, stop: Stop) -> Any:
 
 
 def mark_ended(study_dir: Path, run_id: str, status: str) -> None:
-    """Write into a run's row how it ended, if it has begun and says that it runs."""
+    """Write the end of a run into its row, if the row says that it is running."""
     copy = Copy(study_dir, run_id)
     copy.pull()
     run = files.read_run(study_dir / "runs", run_id)

@@ -1,6 +1,6 @@
 """From experiments to finished runs, in this process or on Ray.
 
-Everything that can be refused is refused before the output folder is touched.
+All checks are made before the output folder is touched.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Launcher:
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         self._session.close()
         if kind is None and self._stop is not None:
-            self._stop.check()  # a stop asked for after the last run had ended
+            self._stop.check()  # a request that came after the last run had ended
 
     def run(
         self,
@@ -152,7 +152,7 @@ class Launcher:
 
 
 def command_line() -> str:
-    """What the user typed, to be found in the tables."""
+    """The user's command, for the tables."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

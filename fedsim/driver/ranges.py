@@ -15,7 +15,7 @@ _FINEST = 1.1
 
 
 def extend(points: list[Point], best: Point) -> Iterator[Point]:
-    """The best point with one value further, for every numeric setting that is at its edge.
+    """The best point with one value further, for every numeric setting at an edge of its range.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1)]
     >>> list(extend(tried, {"train.lr": 0.1}))
@@ -41,7 +41,7 @@ def extend(points: list[Point], best: Point) -> Iterator[Point]:
 def refine(points: list[Point], best: Point) -> Iterator[Point]:
     """Points between the best value of a numeric setting and its neighbours, widest gap first.
 
-    Values closer than `_FINEST` are told apart by chance alone and are left out.
+    Values closer than a factor of `_FINEST` are left out, because only chance tells them apart.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
     >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
@@ -75,7 +75,7 @@ def product(axes: Axes) -> Iterator[Point]:
 
 
 def added(points: list[Point], more: Iterable[Point]) -> list[Point]:
-    """Points with those of others that they lack."""
+    """The points, and those of `more` that are not among them."""
     return points + [point for point in more if point not in points]
 
 

@@ -25,14 +25,14 @@ from fedsim.seeding import torch_rng
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one client; where clients differ, such as in their networks, the mean over them.
+    """Bytes of one client; the mean over clients if they differ, such as in their networks.
 
     Attributes:
         num_rounds: Rounds of the run; 0 for methods that do not train.
         up: Per round, to the server.
         down: Per round, from the server.
-        once: Before its first round: constants, and the encoders the method leaves as they are.
-        early: What the first rounds send both ways beyond that, where they are unlike the others.
+        once: Before its first round: constants, and encoders that the method does not change.
+        early: Bytes of the first rounds, both ways, beyond those of a later round.
     """
 
     num_rounds: int
@@ -53,7 +53,7 @@ class Traffic:
 
 
 def traffic(config: Experiment) -> Traffic:
-    """Set a method up and train one client of each variant, to see what it sends."""
+    """Set a method up, train one client of each variant, and count what it sends."""
     settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config.for_method())
@@ -67,8 +67,8 @@ def traffic(config: Experiment) -> Traffic:
     once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
     variants = Counter(map(method.variant, range(len(split.fit))))
     firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
-    # A method that averages sends the same in every round, and one sample shows it. Any other may
-    # go through phases, and has come to its last one by round 3.
+    # A method that averages sends the same in every round, and one sample is enough. Any other
+    # method may go through phases; the last phase begins by round 3.
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
     inputs, labels = map(as_tensor, data.local())
     train, pipeline = config.train.model_copy(update={"local_epochs": 1}), Pipeline.of(config)

@@ -1,11 +1,10 @@
 """Choosing hyper-parameters: the same number of trials for every method, on held-out client data.
 
-Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
-that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. A best
-value on the edge of a numeric range is followed one value further, everything else held; methods
-with fewer such trials get as many more around their own best. With `confirm_seeds`, every method's
-best trials are run on these as well and the choice is made among them. All trials stay in the
-tables.
+Trials run on seeds that the final tables never use, as runs with `phase=tune`. Their `accuracy` is
+that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. If the
+best value lies at the edge of a numeric range, one value beyond the edge is tried. The other
+methods get as many more trials around their own best. With `confirm_seeds`, every method's best
+trials run on these seeds as well, and the choice is made among them. All trials stay in the tables.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from fedsim.storage.remote import Copy, url_of
 
 
 class Score(NamedTuple):
-    """What a trial is chosen by: how many of its runs went on to the end, then their accuracy."""
+    """Trials are ranked by the number of runs that went on to the end, then by their accuracy."""
 
     whole: int
     """Runs that were not stopped early; 0 for a trial whose runs have all failed."""
@@ -41,7 +40,7 @@ class Score(NamedTuple):
 
 @dataclass
 class Trial:
-    """Settings that are tried, the runs that try them, and how they did."""
+    """Some settings, the runs with them, and their score."""
 
     point: Point
     runs: list[Experiment]
@@ -166,7 +165,7 @@ def tune_study(
             break
         for search, points in zip(searches, further, strict=True):
             search.add(points)
-        # Every method gets as many trials: the others spend near their best what one range grows.
+        # Every method gets as many trials as the one whose ranges grew most.
         most = max(len(search.trials) for search in searches)
         for search in searches:
             search.refine(most)

@@ -3,7 +3,7 @@
 The same loop runs in-process, inside an actor and inside a sweep's trial: `ClientPool` hides where
 clients train, and `Sinks` hides where rows go. A round passes through these files:
 
-    collect.py      the pool trains the cohort, and the answers become sums (`host.py` does both)
+    collect.py      the clients' answers are gathered; `host.py` trains groups and sums updates
     server_step.py  the server's optimiser on the averaged update
     recorder.py     rows of what happened; `evaluation_rows.py` scores the model
     checkpoint.py   the round is committed
