@@ -1,4 +1,4 @@
-"""`ClientActor`: a Ray actor, pinned to a GPU fraction, that hosts simulated clients.
+"""`ClientActor`: a Ray actor that hosts simulated clients.
 
 Torch is imported inside the actor, so that drivers can name the class without loading it.
 """
@@ -52,11 +52,7 @@ def whereabouts(device: str) -> dict[str, Any]:
 
 
 class ClientActor:
-    """Hosts simulated clients, and trains them group by group.
-
-    Args:
-        gpus: GPU fraction of this actor, 0 to 1, or a whole number.
-    """
+    """Hosts simulated clients on a GPU fraction, 0 to 1, or on whole GPUs."""
 
     def __init__(self, gpus: float) -> None:
         self._device = device_of_actor(gpus)

@@ -15,10 +15,10 @@ from fedsim.config import Experiment
 from fedsim.config.sections import ResourcesConfig
 from fedsim.errors import PlacementError
 
-AUTO_GPU_FRACTION = 0.25
 Bundle = dict[str, float]
 """Resources that are granted together, on one node: CPU and GPU."""
 
+AUTO_GPU_FRACTION = 0.25
 MEMORY_HEADROOM = 0.9
 """Share of a device's memory that clients may plan with; contexts and workspaces need the rest."""
 
@@ -145,7 +145,7 @@ def place(
         )
     groups = math.ceil(cohort_size / group_size)
     # The coordinator holds a GPU share too, unless that would be a whole GPU of a client.
-    shares = sum(_gpu_shares(node, gpus) for node in nodes) if 0 < gpus <= 0.5 else 0
+    shares = sum(int(n.gpus) for n in nodes) * _per_gpu(gpus) if 0 < gpus <= 0.5 else 0
     actors = _wanted_actors(resources, cohort_size, groups, slots, shares, num_runs)
     if actors > slots:
         raise PlacementError(
@@ -153,7 +153,7 @@ def place(
             f"{_count(actors * gpus, 'GPU')}, but the cluster's {len(nodes)} node(s) have {have}, "
             f"room for {slots}; use resources.clients_per_actor: auto, or smaller shares"
         )
-    _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
+    memory = _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
     coordinator = actors < shares
     if 0 < gpus < 1:
         most = max(1, min(num_runs, slots // (actors + coordinator)))
@@ -174,7 +174,7 @@ def place(
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {cohort_size} clients per "
         f"round, in {groups} group(s) of {group_size}; {min(at_once, num_runs)} run(s) at "
-        f"once{_memory_words(resources.gpu_memory_bytes_per_client, nodes, gpus)}",
+        f"once{memory}",
         slots,
     )
 
@@ -222,22 +222,23 @@ def _slots(node: Node, cpus: float, gpus: float) -> int:
     by_cpu = math.floor(node.cpus / cpus + 1e-9)
     if gpus == 0:
         return by_cpu
-    return min(by_cpu, int(node.gpus // gpus) if gpus >= 1 else _gpu_shares(node, gpus))
-
-
-def _gpu_shares(node: Node, gpus: float) -> int:
-    return int(node.gpus) * _per_gpu(gpus)
+    return min(by_cpu, int(node.gpus // gpus) if gpus >= 1 else int(node.gpus) * _per_gpu(gpus))
 
 
 def _per_gpu(gpus: float) -> int:
     return max(1, math.floor(1 / gpus + 1e-9))
 
 
-def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
+def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
+    """The check of the GPUs' memory in words; empty without `gpu_memory_bytes_per_client`.
+
+    Raises:
+        PlacementError: A GPU of known size has too little.
+    """
     if need is None or gpus == 0:
-        return
-    per_gpu = _per_gpu(gpus)
-    for memory in _known_memory(nodes):
+        return ""
+    per_gpu, known = _per_gpu(gpus), _known_memory(nodes)
+    for memory in known:
         usable = int(memory * MEMORY_HEADROOM)
         have = f"but {MEMORY_HEADROOM:.0%} of its {_gib(memory)} is {_gib(usable)}"
         if need > usable:
@@ -250,22 +251,15 @@ def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
                 f"{per_gpu} client actors of {gpus:g} GPU share one GPU and need {per_gpu} x "
                 f"{_gib(need)} = {_gib(per_gpu * need)}, {have}; raise resources.gpus_per_client"
             )
+    unknown = sum(node.gpus > 0 for node in nodes) - len(known)
+    words = f"; {per_gpu} x {_gib(need)} on a GPU of {_gib(min(known))}" if known else ""
+    more = f"; GPU memory of {unknown} node(s) is unknown and was not checked" if unknown else ""
+    return words + more
 
 
 def _known_memory(nodes: Sequence[Node]) -> list[int]:
     """Bytes of the smallest GPU of each node that has told them."""
     return [node.gpu_memory_bytes for node in nodes if node.gpus and node.gpu_memory_bytes]
-
-
-def _memory_words(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
-    """The check of the GPUs' memory in words; empty without `gpu_memory_bytes_per_client`."""
-    known = _known_memory(nodes)
-    if need is None or gpus == 0:
-        return ""
-    unknown = sum(node.gpus > 0 for node in nodes) - len(known)
-    words = f"; {_per_gpu(gpus)} x {_gib(need)} on a GPU of {_gib(min(known))}" if known else ""
-    more = f"; GPU memory of {unknown} node(s) is unknown and was not checked" if unknown else ""
-    return words + more
 
 
 def _on_shared_gpus(

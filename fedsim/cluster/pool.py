@@ -55,10 +55,6 @@ class ActorPool:
     A dead actor is replaced in its bundle, and the first free actor does its work again. Sums are
     exact and groups are whole, so the results are the same bits. Ray places a bundle anew that was
     lost with its node, perhaps on a node that joins; the others go on without it.
-
-    Args:
-        placement: How many actors, and what each holds.
-        group: The placement group whose bundles they live in.
     """
 
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:

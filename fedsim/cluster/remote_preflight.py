@@ -55,11 +55,8 @@ def preflight_on_ray(
 ) -> None:
     """Check experiments in an actor with one client's GPU fraction.
 
-    Args:
-        experiments: The runs.
-        placement: Of one run.
-        stop: Looked at while waiting; images encoded until then are kept.
-        progress: Called with the number of encoded images, and of all.
+    `progress` is called with the number of encoded images, and of all. Images that were encoded
+    before a stop are kept.
 
     Raises:
         FedsimError: Whatever is refused.

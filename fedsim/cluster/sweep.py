@@ -188,15 +188,8 @@ def sweep_on_ray(
 ) -> None:
     """Run experiments of one resource shape, as many at once as fit.
 
-    Args:
-        experiments: The runs.
-        placement: Of one run.
-        study_dir: See `fedsim.cluster.single_run.run_on_ray`.
-        stop: Looked at while waiting.
-        listener: Called with a run's id and its latest `round`, `accuracy`, `finished`, `stopped`
-            or `error`.
-        command: The user's command, for the tables.
-        early_stopping: Whether and when runs that lag behind end early.
+    Arguments are those of `fedsim.cluster.single_run.run_on_ray`. The listener is called with a
+    run's id and its latest `round`, `accuracy`, `finished`, `stopped` or `error`.
 
     Raises:
         KeyboardInterrupt: After marking the runs in flight as interrupted.

@@ -16,13 +16,7 @@ from fedsim.process import peak_memory
 
 
 class ClientRows:
-    """Makes one row for every client of a group.
-
-    Args:
-        client_metrics: Whether clients are measured before and after training.
-        node: The machine they train on.
-        device: What they train on.
-    """
+    """Makes the rows of a host. With `client_metrics`, clients are measured before and after."""
 
     def __init__(self, client_metrics: bool, node: str, device: torch.device) -> None:
         self.client_metrics, self._node, self._device = client_metrics, node, device

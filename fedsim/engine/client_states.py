@@ -41,11 +41,7 @@ class ClientState:
 
 
 class ClientStates(Mapping[int, ClientState]):
-    """Client id -> what it kept; clients that keep nothing take no space.
-
-    Args:
-        folder: The run's checkpoint folder.
-    """
+    """Client id -> its state, in the run's checkpoint folder; empty states take no space."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -67,16 +67,10 @@ def collect(
     policy: FailuresConfig,
     tell: Tell,
 ) -> Collected:
-    """Train a cohort under the failure policy.
+    """Train a cohort, cut into groups, under the failure policy.
 
-    Args:
-        pool: Where the groups run.
-        groups: The cohort, cut into groups.
-        message: What every client receives.
-        states: States kept by clients from earlier rounds.
-        round: From 1.
-        policy: `raise`, `retry` or `drop`, and the quorum.
-        tell: Writes events; every failure is one, with its traceback.
+    All clients receive `message`, and have the states of their last participation. Every failure
+    becomes an event with its traceback.
 
     Raises:
         ClientError: A client failed and the policy is `raise`.

@@ -18,15 +18,7 @@ from fedsim.methods.base import Predictor
 
 
 class EvaluationRows:
-    """Scores models on every held-out split and writes the rows.
-
-    Args:
-        settings: What is evaluated.
-        final: Whether this is a final run. Tuning never looks at test data.
-        sinks: What hears the rows.
-        data: The run's arrays.
-        device: Where predictions are computed.
-    """
+    """Scores models on every held-out split: test data in a final run only, never in tuning."""
 
     def __init__(
         self,

@@ -119,12 +119,7 @@ class _Raised:
 
 
 class ClientHost:
-    """Hosts any number of simulated clients of one experiment.
-
-    Args:
-        config: The resolved experiment.
-        device: Where clients train.
-    """
+    """Hosts any number of simulated clients of one experiment."""
 
     def __init__(self, config: Experiment, device: str = "cpu") -> None:
         settle_process(config.engine.threads)

@@ -52,11 +52,7 @@ def run_local(
 ) -> None:
     """Run one experiment in this process to its end, or on from its last checkpoint.
 
-    Args:
-        config: The resolved experiment.
-        study_dir: Where tables and checkpoints go.
-        watch: Called after every committed round.
-        about: More columns of the run's row in `runs`.
+    `about` are more columns of the run's row in `runs`.
     """
     checkpoints = CheckpointFolder(study_dir, config.run_id)
     sinks = open_sinks(study_dir, config.run_id)

@@ -19,14 +19,7 @@ from fedsim.process import describe_machine
 
 
 class Recorder:
-    """Turns what happened into rows.
-
-    Args:
-        config: The resolved experiment.
-        sinks: What hears the rows.
-        data: The run's arrays, and how they are split over clients.
-        device: Where generated images are measured.
-    """
+    """Turns what happened into rows. Generated images are measured on `device`."""
 
     def __init__(
         self, config: Experiment, sinks: Sinks, data: RunInputs, device: torch.device

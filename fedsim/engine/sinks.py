@@ -80,10 +80,6 @@ class Sinks:
 
     An error of the tables ends the run. Any other sink that raises gets no more calls, and an event
     says so: a tracker that cannot be reached does not end a run.
-
-    Args:
-        tables: The sink of the tables.
-        others: The other sinks, by name.
     """
 
     def __init__(self, tables: Sink, others: Mapping[str, Sink] | None = None) -> None:
@@ -111,11 +107,6 @@ class Sinks:
 
 
 def open_sinks(study_dir: Path, run_id: str) -> Sinks:
-    """The sinks of `fedsim.config.families.SINKS`, for one run.
-
-    Args:
-        study_dir: The study's folder.
-        run_id: The run.
-    """
+    """The sinks of `fedsim.config.families.SINKS`, for one run."""
     found = {name: load_part(where)(study_dir, run_id) for name, where in SINKS.items()}
     return Sinks(found.pop("tables"), found)

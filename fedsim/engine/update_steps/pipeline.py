@@ -13,11 +13,7 @@ from fedsim.params import Params
 
 
 class Pipeline:
-    """The steps that a configuration asks for.
-
-    Args:
-        steps: By name, in any order.
-    """
+    """Update steps by name; they are put in order."""
 
     def __init__(self, steps: dict[str, UpdateStep]) -> None:
         self.steps = dict(sorted(steps.items(), key=lambda item: (item[1].place, item[0])))
