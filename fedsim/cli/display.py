@@ -49,7 +49,6 @@ class Display:
         self._total, self._done = len(experiments) + done, done
         self.failed: dict[str, str] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._encoding: TaskID | None = None
         self._told = self._started
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -65,6 +64,7 @@ class Display:
         self._overall = self._progress.add_task(
             "[bold]runs", total=self._total, completed=done, note="starting", visible=self._many
         )
+        self._encoding = self._progress.add_task("encoding images", note="", visible=False)
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -88,15 +88,10 @@ class Display:
         note = f"accuracy {100 * seen['accuracy']:5.1f} %"
         if not self._live:
             self._say(run_id, seen, note)
-        elif run_id not in self._tasks:
-            self._tasks[run_id] = self._progress.add_task(
-                self._titles[run_id],
-                total=self._rounds[run_id],
-                completed=seen["round"],
-                note=note,
-            )
-        else:
-            self._progress.update(self._tasks[run_id], completed=seen["round"], note=note)
+        if run_id not in self._tasks:
+            title, rounds = self._titles[run_id], self._rounds[run_id]
+            self._tasks[run_id] = self._progress.add_task(title, total=rounds, note=note)
+        self._progress.update(self._tasks[run_id], completed=seen["round"], note=note)
         if self._many:
             self._progress.update(self._overall, note="")
         if seen["finished"] or seen.get("stopped"):
@@ -109,15 +104,8 @@ class Display:
             self._told = now
             line = f"{now - self._started:6.1f} s  encoded {encoded:,} of {images:,} images"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if self._encoding is not None:
-            self._progress.update(self._encoding, completed=encoded, total=images)
-            if encoded == images:
-                self._progress.remove_task(self._encoding)
-                self._encoding = None
-        elif encoded < images:
-            self._encoding = self._progress.add_task(
-                "encoding images", total=images, completed=encoded, note=""
-            )
+        busy = encoded < images
+        self._progress.update(self._encoding, completed=encoded, total=images, visible=busy)
 
     def _forget(self, run_id: str) -> None:
         self._done += 1

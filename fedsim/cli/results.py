@@ -27,16 +27,14 @@ def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
 
     Works at any time: while the study runs, half-way, and after a kill.
     """
-    from fedsim.driver.plan import find_study
     from fedsim.results.report.export import check_targets
 
-    find_study(folder)
     check_targets(csv, latex)
     print_report(folder, csv, latex)
 
 
 def print_report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:
-    """`report` of a folder that is known to hold a study."""
+    """`report`, without checks of the arguments."""
     from fedsim.results.report.export import export
     from fedsim.results.report.page import write_report
     from fedsim.results.report.terminal import format_summary
@@ -64,12 +62,9 @@ def compare(
     otherwise methods are compared by Welch's test, and the table says so. Over several data sets
     also average ranks and Wilcoxon's signed-rank test.
     """
-    from fedsim.driver.plan import find_study
     from fedsim.results.report import comparison
     from fedsim.results.report.export import check_targets, export
 
-    for folder in folders:
-        find_study(folder)
     check_targets(csv, latex)
     points = comparison.margin_of(margin)
     found = comparison.compare(folders, reference, points, methods or (), partitions or ())
@@ -84,11 +79,9 @@ def costs(folder: Folder, prices: PricesFile = None, csv: Csv = None) -> None:
 
     Means over the finished runs, by partition; for each client, and for all of them together.
     """
-    from fedsim.driver.plan import find_study
     from fedsim.results.report import cost_sheet, export
     from fedsim.results.study import load
 
-    find_study(folder)
     export.check_targets(csv)
     priced = None if prices is None else cost_sheet.read_prices(prices)
     sheet = cost_sheet.cost_sheet(load(folder), priced)
@@ -104,10 +97,8 @@ def pack(folder: Folder, file: Archive) -> None:
     To publish beside a paper, or to go on elsewhere. Its tables, that is: checkpoints, images and
     predictions of single samples stay behind.
     """
-    from fedsim.driver.plan import find_study
     from fedsim.results.tables import archive
 
-    find_study(folder)
     typer.echo(f"{archive.pack(folder, file)} finished runs in {file}")
 
 

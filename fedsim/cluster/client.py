@@ -51,6 +51,14 @@ def whereabouts(device: str) -> dict[str, Any]:
     }
 
 
+def _settle(config: Experiment) -> None:
+    """Prepare this process for work of an experiment."""
+    from fedsim.process import settle_process
+
+    config.enter()
+    settle_process(config.engine.threads)
+
+
 class ClientActor:
     """Hosts simulated clients on a GPU fraction, 0 to 1, or on whole GPUs."""
 
@@ -80,20 +88,15 @@ class ClientActor:
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""
         from fedsim.inputs.draw_images import Drawer
-        from fedsim.process import settle_process
 
         if self._drawer is None:
-            config.enter()
-            settle_process(config.engine.threads)
+            _settle(config)
             self._drawer = Drawer(self._device)
         return self._drawer.draw(recipe, job)
 
     def call(self, config: Experiment, function: Callable[[T], R], item: T) -> R:
         """Server-side work of a round, on this actor's share of the machine."""
-        from fedsim.process import settle_process
-
-        config.enter()
-        settle_process(config.engine.threads)
+        _settle(config)
         return function(item)
 
     def stop_drawing(self) -> None:

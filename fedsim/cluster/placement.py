@@ -146,7 +146,15 @@ def place(
     groups = math.ceil(cohort_size / group_size)
     # The coordinator holds a GPU share too, unless that would be a whole GPU of a client.
     shares = sum(int(n.gpus) for n in nodes) * _per_gpu(gpus) if 0 < gpus <= 0.5 else 0
-    actors = _wanted_actors(resources, cohort_size, groups, slots, shares, num_runs)
+    if resources.num_actors != "auto":
+        actors = resources.num_actors
+    elif resources.clients_per_actor != "auto":
+        actors = math.ceil(cohort_size / resources.clients_per_actor)
+    else:  # runs are independent, so a sweep fills the cluster with runs before it splits a run
+        most = slots // min(num_runs, slots)
+        if shares:  # the coordinator of each run holds one
+            most = min(most, shares // min(num_runs, shares) - 1)
+        actors = max(1, min(groups, most))
     if actors > slots:
         raise PlacementError(
             f"{actors} client actors x ({need}) = {_count(actors * cpus, 'CPU')} and "
@@ -156,8 +164,8 @@ def place(
     memory = _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
     coordinator = actors < shares
     if 0 < gpus < 1:
-        most = max(1, min(num_runs, slots // (actors + coordinator)))
-        head, bundles, where = _on_shared_gpus(nodes, actors, cpus, gpus, coordinator, most)
+        fit = max(1, min(num_runs, slots // (actors + coordinator)))
+        head, bundles, where = _on_shared_gpus(nodes, actors, cpus, gpus, coordinator, fit)
         at_once = max(1, _fitting_runs(nodes, [head, *bundles], slots))
     else:
         each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
@@ -177,25 +185,6 @@ def place(
         f"once{memory}",
         slots,
     )
-
-
-def _wanted_actors(
-    resources: ResourcesConfig,
-    cohort_size: int,
-    groups: int,
-    slots: int,
-    shares: int,
-    num_runs: int,
-) -> int:
-    if resources.num_actors != "auto":
-        return resources.num_actors
-    if resources.clients_per_actor != "auto":
-        return math.ceil(cohort_size / resources.clients_per_actor)
-    # Runs are independent, so a sweep fills the cluster with runs before it splits a run.
-    most = slots // min(num_runs, slots)
-    if shares:  # the coordinator of each run holds one
-        most = min(most, shares // min(num_runs, shares) - 1)
-    return max(1, min(groups, most))
 
 
 def _gpu_fraction(resources: ResourcesConfig, nodes: Sequence[Node]) -> float:

@@ -69,8 +69,7 @@ def preflight_on_ray(
     try:
         future, asked = actor.run.remote(list(experiments)), actor.seen.remote()
         last = None
-        while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
-            stop.check()
+        while not stop.wait(future, _LOOK_EVERY_S):
             if ray.wait([asked], timeout=0)[0]:
                 seen, asked = ray.get(asked), actor.seen.remote()
                 if seen is not None and seen != last:

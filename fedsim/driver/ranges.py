@@ -24,7 +24,7 @@ def extend(points: list[Point], best: Point) -> Iterator[Point]:
     []
     """
     for key in best:
-        values = sorted({p[key] for p in points}) if _numeric(points, key) else []
+        values = _values(points, key)
         if len(values) < 2 or values[0] <= 0:
             continue
         kind = _kind(values)
@@ -47,7 +47,7 @@ def refine(points: list[Point], best: Point) -> Iterator[Point]:
     >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
     [{'train.lr': 0.316}, {'train.lr': 0.0316}, {'train.lr': 0.178}]
     """
-    axes = {key: sorted({p[key] for p in points}) for key in best if _numeric(points, key)}
+    axes = {key: values for key in best if (values := _values(points, key))}
     grew = True
     while grew:
         grew = False
@@ -79,8 +79,10 @@ def added(points: list[Point], more: Iterable[Point]) -> list[Point]:
     return points + [point for point in more if point not in points]
 
 
-def _numeric(points: list[Point], key: str) -> bool:
-    return all(_is_number(point[key]) for point in points)
+def _values(points: list[Point], key: str) -> list[Any]:
+    """The values of a numeric setting, sorted; none of any other setting."""
+    values = [point[key] for point in points]
+    return sorted(set(values)) if all(map(_is_number, values)) else []
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
-from fedsim.distill.client_sets import SyntheticSet, Work, distil
+from fedsim.distill.client_sets import Distillation, SyntheticSet, distil
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock, unfinished
 from fedsim.engine.local import drive
@@ -243,7 +243,7 @@ def test_actors_distil_what_this_process_distils(
             assert np.array_equal(*images)
 
 
-def _distil_and_sign(folder: Path, work: Work) -> list[SyntheticSet]:
+def _distil_and_sign(folder: Path, work: Distillation) -> list[SyntheticSet]:
     (folder / str(os.getpid())).touch()
     return distil(work)
 
