@@ -68,12 +68,8 @@ def _run_unfinished(
 ) -> tuple[int, int]:
     """Run the experiments that have not ended; a run that was stopped early has ended.
 
-    Args:
-        launcher: Runs them.
-        experiments: All of the study.
-        again: How the user goes on after an interrupt.
-        checked: Partitions that need no check.
-        early_stopping: See `Launcher.run`.
+    `again` says how the user goes on after an interrupt. `checked` are partitions without need of a
+    check.
 
     Returns:
         How many runs have failed, and how many were run.

@@ -29,12 +29,7 @@ on the served split, and `finished`, whether it was the last."""
 
 
 class Coordinator:
-    """Runs experiments one after the other on the same warm client actors.
-
-    Args:
-        placement: How many client actors, and what they hold.
-        group: The placement group they live in.
-    """
+    """Runs experiments one after the other on the same warm client actors."""
 
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:
         self.pool = ActorPool(placement, group)  # its actors import torch while this one does
@@ -54,13 +49,7 @@ class Coordinator:
         give_freed_memory_back()
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> StepReport:
-        """Set up a run, or resume it from its last checkpoint; round 0 is committed.
-
-        Args:
-            config: The resolved experiment.
-            study_dir: The study's folder, or its URL.
-            command: The user's command, for the tables.
-        """
+        """Set up a run in a study's folder or URL, or resume it from its last checkpoint."""
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
         from fedsim.engine.sinks import open_sinks

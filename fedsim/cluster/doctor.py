@@ -196,13 +196,7 @@ def _node(node: dict[str, Any], stop: Stop) -> Iterator[Finding]:
 
 
 def look(name: str, versions: str, store: int) -> list[Finding]:
-    """On a node: are its versions the others', and has it room?
-
-    Args:
-        name: Of the node, for messages.
-        versions: Of the others.
-        store: Bytes of its object store.
-    """
+    """On a node: are its versions those of the others, and has it room?"""
     here, shared = installed_versions(), Path("/dev/shm")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1 is no limit
     logs = _size(Path(ray.get_runtime_context().worker.node.get_session_dir_path()).parent)

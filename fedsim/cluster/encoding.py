@@ -36,13 +36,9 @@ _START_DEADLINE_S = 120.0
 
 
 class Extractor:
-    """Loads the encoder once, and encodes one shard after the other.
+    """Loads an encoder, `models.clip`, once, and encodes one shard after the other.
 
-    Args:
-        clip: `models.clip`.
-        folder: Base of relative paths; ignored if this node lacks it.
-        threads: Torch threads.
-        gpus: GPU fraction of this actor.
+    `folder` is the base of relative paths, if this node has it.
     """
 
     def __init__(self, clip: str, folder: str, threads: int, gpus: float) -> None:

@@ -21,9 +21,6 @@ def share_entries(keys: Sequence[EntryKey]) -> list[str]:
     An entry travels through the object store as a whole. If it would fill more than half of any
     node's object store, it is left out, and nodes compute it themselves.
 
-    Args:
-        keys: Of entries in this node's store.
-
     Returns:
         The ids of the nodes that got an entry.
 

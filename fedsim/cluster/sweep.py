@@ -7,16 +7,17 @@ checkpoints and handles failures. A failed run is a row with status `failed`; th
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import get_current_placement_group
 
 from fedsim.cluster.coordinator import Coordinator
@@ -44,15 +45,14 @@ class Gate:
     """
 
     def __init__(self, expected: int) -> None:
-        self._missing = expected
+        self._missing, self._open = expected, asyncio.Event()
 
-    def arrive(self) -> None:
-        """One more trial actor has started."""
+    async def arrive(self) -> None:
+        """One more trial actor has started; returns when all have."""
         self._missing -= 1
-
-    def is_open(self) -> bool:
-        """Whether all actors have started."""
-        return self._missing <= 0
+        if self._missing <= 0:
+            self._open.set()
+        await self._open.wait()
 
 
 class Cell(tune.Trainable):
@@ -64,10 +64,8 @@ class Cell(tune.Trainable):
         assert group is not None, "Tune places every trial in a group of its own"
         self._coordinator = Coordinator(config["placement"], group)
         self._begun = False
-        gate, deadline = config["gate"], time.monotonic() + _GATE_DEADLINE_S
-        gate.arrive.remote()
-        while not ray.get(gate.is_open.remote()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(GetTimeoutError):
+            ray.get(config["gate"].arrive.remote(), timeout=_GATE_DEADLINE_S)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next run on the same actors."""

@@ -60,12 +60,10 @@ class Launcher:
         listener: Listener,
         early_stopping: EarlyStopping | None = None,
     ) -> None:
-        """Run experiments to their end on the configured backend; the caller locks the study.
+        """Run experiments to their end on their one backend; the caller locks the study.
 
-        Args:
-            experiments: What to run; all of one backend.
-            listener: Called after every committed round and for every failure.
-            early_stopping: Whether and when runs that lag behind end early; on Ray.
+        The listener is called after every committed round and for every failure. Early stopping
+        ends runs that lag behind; on Ray only.
 
         Raises:
             FedsimError: What was wrong before any run began, or what ended a single run.

@@ -50,13 +50,7 @@ class Trial:
 
 
 class Search:
-    """The trials of one method.
-
-    Args:
-        study: With a `tune` section.
-        name: The method.
-        points: Settings to begin with.
-    """
+    """The trials of one method, which begin with some points."""
 
     def __init__(self, study: StudyFile, name: str, points: list[Point]) -> None:
         self._study, self.name = study, name
@@ -144,9 +138,7 @@ def tune_study(
 ) -> dict[str, Point]:
     """Run the study's `tune` section and choose each method's settings.
 
-    Args:
-        study: With a `tune.grid`.
-        execute: Runs experiments to their end, or to where early stopping ends them.
+    `execute` runs experiments to their end, or to where early stopping ends them.
 
     Returns:
         The chosen settings per method; also printed, and written to `<study>/selected.yaml`.

@@ -31,16 +31,10 @@ class ClientRows:
         flops: Sequence[int],
         train_s: float,
     ) -> list[dict[str, Any]]:
-        """Rows of a group's clients, ghosts left out.
+        """Rows of a group's clients, without ghosts.
 
-        Args:
-            group: The clients.
-            context: Their method, message, batches and round.
-            held: What they held out, where that is measured.
-            update: What they have trained.
-            sent: What they send, after all update steps.
-            flops: Of every client's training.
-            train_s: Seconds of the whole group.
+        `held` are held-out samples to measure on, if any; `update` is the trained update, and
+        `sent` is the update after all steps; `train_s` are seconds of the whole group.
         """
         real = len(group.client_ids)
         change = update.delta if update.change is None else update.change

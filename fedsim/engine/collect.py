@@ -16,7 +16,7 @@ from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
 from fedsim.inputs.draw_images import Job, Recipe
 from fedsim.methods.base import Received
-from fedsim.params import Params
+from fedsim.params import ExactSum, Params
 
 Tell = Callable[..., None]
 """`tell(kind, message, round, client_id=None, node=None)` writes an event."""
@@ -69,8 +69,7 @@ def collect(
 ) -> Collected:
     """Train a cohort, cut into groups, under the failure policy.
 
-    All clients receive `message`, and have the states of their last participation. Every failure
-    becomes an event with its traceback.
+    All clients receive `message`. Every failure becomes an event with its traceback.
 
     Raises:
         ClientError: A client failed and the policy is `raise`.
@@ -78,7 +77,7 @@ def collect(
     """
     cohort_samples = sum(group.num_samples for group in groups)
     cohort_size = sum(len(group.client_ids) for group in groups)
-    all_done = Done(Work(round, (), {}, cohort_samples, cohort_size).empty_sum())
+    all_done = Done(ExactSum(cohort_samples, cohort_size))
     out = Collected(Received({}))
     todo, retries = list(groups), policy.retries if policy.policy == "retry" else 0
     for attempt in range(retries + 1):

@@ -39,13 +39,8 @@ class FlopCounter:
     ) -> list[int]:
         """FLOPs of every real client of a group in one round.
 
-        All local epochs are run on one sample, and `Method.local_flops` scales the count.
-
-        Args:
-            message: What the clients received.
-            batches: The group's local data.
-            epochs: Local epochs of the round.
-            one: Makes the batches of the client at this place with one sample, and of its ghost.
+        All local epochs are run on one sample, and `Method.local_flops` scales the count. `one`
+        makes the batches of the client at a place in the group with one of its samples.
         """
         found = []
         for place, client in enumerate(batches.client_ids):

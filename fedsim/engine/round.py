@@ -61,14 +61,8 @@ class Federation:
     Every round commits its table parts first, then its checkpoint. A kill interrupts the round in
     flight; the next `setup` drops the rows of that round and goes on from the checkpoint.
 
-    Args:
-        config: The resolved experiment.
-        sinks: What hears the run's rows, the tables first.
-        checkpoints: Snapshots of this run.
-        pool: Where clients train.
-        executor: Where server-side work of a round runs.
-        device: Where the server computes.
-        about: More columns of the run's row in `runs`, such as the command line.
+    Clients train in `pool`. The server computes on `device`, and large server-side work of a round
+    runs in `executor`. `about` are more columns of the run's row in `runs`.
     """
 
     def __init__(
