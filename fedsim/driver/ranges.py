@@ -63,8 +63,11 @@ def refine(points: list[Point], best: Point) -> Iterator[Point]:
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:
-    """Numbers sorted; anything else as it was given."""
-    found = list(values)
+    """Distinct values: numbers sorted, anything else as given."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
     return sorted(found) if all(map(_is_number, found)) else found
 
 
@@ -72,11 +75,6 @@ def product(axes: Axes) -> Iterator[Point]:
     """Every point of a grid."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
-
-
-def added(points: list[Point], more: Iterable[Point]) -> list[Point]:
-    """The points, and those of `more` that are not among them."""
-    return points + [point for point in more if point not in points]
 
 
 def _values(points: list[Point], key: str) -> list[Any]:

@@ -21,7 +21,7 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping
-from fedsim.driver.ranges import Point, added, extend, in_order, product, refine
+from fedsim.driver.ranges import Point, extend, in_order, product, refine
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
 from fedsim.methods import METHODS, check_options, method_class
 from fedsim.storage.remote import Copy, url_of
@@ -171,7 +171,7 @@ def tune_study(
 def _searches(study: StudyFile) -> list[Search]:
     """One search for every method's grid, checked."""
     grids = {name: {k: in_order(v) for k, v in g.items()} for name, g in study.tune.grid.items()}
-    points = {name: added([], product(grid)) for name, grid in grids.items()}
+    points = {name: list(product(grid)) for name, grid in grids.items()}
     _check(study, points)
     return [Search(study, name, trials) for name, trials in points.items()]
 

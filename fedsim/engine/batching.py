@@ -106,7 +106,7 @@ def make_batches(
         seed: The experiment's training seed.
         round: From 1.
         prepare: Stored inputs to model inputs.
-        device: Where batches are put; that of `inputs` by default.
+        device: Of the batches; that of `inputs` by default.
     """
     plans = [
         _epochs(client, rows, train, seed, round)

@@ -25,12 +25,7 @@ _CLAIM_DEADLINE_S = 20.0
 
 
 class CheckpointFolder:
-    """The snapshots of one run.
-
-    Args:
-        study_dir: The study's folder.
-        run_id: The run; a snapshot of another run is refused.
-    """
+    """The snapshots of one run; those of another run are refused."""
 
     def __init__(self, study_dir: Path, run_id: str) -> None:
         self.path = study_dir / "checkpoints" / run_id

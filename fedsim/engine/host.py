@@ -251,12 +251,10 @@ class ClientHost:
 
     def _refused(self, total: ExactSum, sent: Sent, weight: Tensor) -> dict[int, str]:
         """Clients whose updates cannot be summed: place on the client axis -> reason."""
-        update = sent.update
-        refused = dict(total.refused(update.delta, weight, update.products))
+        refused = dict(total.refused(sent.update.delta, weight, sent.update.products))
         for tensors in sent.beside.values():
-            for c, reason in total.refused(tensors, weight):
-                refused.setdefault(c, reason)
-        for c, extra in enumerate(update.extra):
+            refused = dict(total.refused(tensors, weight)) | refused
+        for c, extra in enumerate(sent.update.extra):
             if wrong := [k for k, v in extra.items() if not v.isfinite().all()]:
                 refused.setdefault(c, f"values of {wrong[0]!r} are NaN or infinite")
         return refused

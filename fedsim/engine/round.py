@@ -256,10 +256,7 @@ class Federation:
     def _commit(self, row: dict[str, Any]) -> dict[str, Any]:
         """Evaluate the round, write its row, and make it the one to resume from."""
         clock = _Clock()
-        others = self.method.predictors(self._state)
-        beside = {name: self._on_stored(model) for name, model in others.items()}
-        models = self._predictors()
-        self._scores = self.evaluations.write(models, beside, self.round, self.finished)
+        self._scores = self.evaluations.write(*self._models(), self.round, self.finished)
         if not math.isfinite(self._scores["loss"]):
             text = "the global model predicts NaN or infinite scores"
             self.record.event("diverged", text, self.round)
@@ -291,19 +288,20 @@ class Federation:
         self._commit_s = clock.lap()
         return row | {"num_rounds": self.num_rounds}
 
-    def _predictors(self) -> list[Predictor]:
-        """The served model, on stored inputs; without a global model, every client's own."""
+    def _models(self) -> tuple[list[Predictor], dict[str, Predictor]]:
+        """The served model, or without a global model every client's own; and others by name."""
         if not self.cls.personal:
             states: list[State | None] = [None]
         else:
             kept = self._client_states
             states = [kept.get(c, ClientState()).method for c in range(len(self._fit))]
         models = [self.method.predictor(self._state, to_device(s, self.device)) for s in states]
-        return [self._on_stored(model) for model in models]
+        prepare, others = self.method.task.prepare, self.method.predictors(self._state)
 
-    def _on_stored(self, model: Predictor) -> Predictor:
-        prepare = self.method.task.prepare
-        return lambda stored: model(prepare(stored))
+        def on_stored(model: Predictor) -> Predictor:
+            return lambda stored: model(prepare(stored))
+
+        return [*map(on_stored, models)], {name: on_stored(m) for name, m in others.items()}
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         if snapshot["threads"] != self.config.engine.threads:

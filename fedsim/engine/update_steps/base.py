@@ -120,11 +120,8 @@ class UpdateStep:
         return sent
 
     def on_server(self, received: Received, method: Method, sent: Params) -> Received:
-        """The average after the server side of this step.
+        """The average after the server side of this step; `sent` is the message of this round.
 
-        Args:
-            received: The weighted means, or with `one_by_one` the updates in `kept`.
-            method: The run's method.
-            sent: The message of this round.
+        `received` has the weighted means, or with `one_by_one` the updates in `kept`.
         """
         return received

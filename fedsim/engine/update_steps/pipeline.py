@@ -37,13 +37,7 @@ class Pipeline:
     def on_clients(
         self, update: Update, group: GroupContext, kept: Sequence[dict[str, Params]]
     ) -> Sent:
-        """What a group's clients send.
-
-        Args:
-            update: The clients' updates.
-            group: The group.
-            kept: Per client, the tensors that each step kept, by step.
-        """
+        """What a group's clients send; `kept` has per client the tensors of each step, by step."""
         sent = Sent(update)
         for name, step in self.steps.items():
             sent = replace(sent, update=sent.update.formed())
