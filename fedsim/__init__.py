@@ -7,6 +7,7 @@ so that `import fedsim` costs nothing.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ _HOMES = {"FedsimError": "fedsim.errors", "load": "fedsim.results.study"}
 def __getattr__(name: str) -> Any:
     """Public names, imported from where they live on first use (PEP 562)."""
     if name == "__version__":
-        return _version()
+        with suppress(PackageNotFoundError):  # a source tree that was never installed
+            return version("fedsim")
+        return "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -31,10 +34,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def _version() -> str:
-    try:
-        return version("fedsim")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"

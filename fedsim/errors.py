@@ -1,16 +1,4 @@
-"""Every error fedsim raises on purpose, in one tree.
-
-    FedsimError                 base; `exit_code` is what the command line exits with
-    |-- ConfigError             2  a value in the experiment is unknown, impossible or contradictory
-    |-- DataError               3  a data set is missing, broken or has the wrong shape
-    |   `-- PartitionError      3  the split asked for cannot be made from this data
-    |-- ModelError              4  weights or a generator cannot be loaded
-    |-- PlacementError          5  the cluster cannot hold what was asked for
-    |-- ClientError             6  one simulated client failed; names client, round and node
-    |-- QuorumError             6  too many clients of one round failed to go on
-    |-- ResultsError            7  a results folder is missing, broken, or or is in use
-    |   `-- CheckpointError     7  a checkpoint is missing, broken or of another run
-    `-- ExecutionError          8  an actor or a trial died, or a wait passed its deadline
+"""Every error fedsim raises on purpose. `exit_code` is the exit code of the command line.
 
 An interrupted command (Ctrl+C) exits with 130, as shells expect. Messages say what happened,
 where, and what to do; the cause is chained.
@@ -20,21 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-
-__all__ = [
-    "CheckpointError",
-    "ClientError",
-    "ConfigError",
-    "DataError",
-    "ExecutionError",
-    "FedsimError",
-    "ModelError",
-    "PartitionError",
-    "PlacementError",
-    "QuorumError",
-    "ResultsError",
-    "did_you_mean",
-]
 
 
 class FedsimError(Exception):
@@ -88,14 +61,7 @@ class PlacementError(FedsimError):
 
 
 class ClientError(FedsimError):
-    """One simulated client failed.
-
-    Args:
-        client_id: The simulated client.
-        round: The round in which it failed, from 1.
-        node: Host name of the machine it ran on.
-        reason: What went wrong, the traceback included.
-    """
+    """One simulated client failed; `reason` includes the traceback."""
 
     exit_code = 6
 
@@ -114,7 +80,7 @@ class QuorumError(FedsimError):
 
 
 class ResultsError(FedsimError):
-    """A results folder is missing, broken, or or is in use."""
+    """A results folder is missing, broken, or in use."""
 
     exit_code = 7
 

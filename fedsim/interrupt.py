@@ -1,8 +1,8 @@
 """Ctrl+C that does not get lost.
 
-Python turns it into an exception wherever the program happens to be, and libraries swallow that one
-in places: inside an import, a callback, a destructor. So the request is noted, and looked at again
-before the first run begins; from then on `fedsim.cluster.session.Stop` listens.
+Python raises an exception wherever the program happens to be, and libraries swallow it inside an
+import, a callback or a destructor. So the request is noted, and looked at again before the first
+run begins. From then on `fedsim.cluster.session.Stop` listens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _words = ""
 
 def watch() -> None:
     """Note every Ctrl+C from now on, beside raising `KeyboardInterrupt`; main thread only."""
-    with suppress(ValueError):  # another thread: who started it listens
+    with suppress(ValueError):  # not the main thread
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _note)
 
@@ -47,7 +47,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """What an interrupt says to the user on its way out of this block, also one by `quiet_exit`."""
+    """Text for the user if an interrupt ends this block, also by `quiet_exit`."""
     global _words
     _words = text
     try:
@@ -74,5 +74,5 @@ def quiet_exit(code: int) -> None:
             _speak()
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # whatever has become of the streams
+    finally:  # also if a stream is closed
         os._exit(code)

@@ -22,7 +22,7 @@ _HEADROOM_BITS = 62
 _EXACT_BITS = 53
 """Whole numbers below 2 to this power are exact in float64."""
 _PIECE = 1 << 15
-"""Columns that are worked on at once: what they need stays in a core's cache."""
+"""Columns that are worked on at once, so that they stay in a core's cache."""
 
 
 def num_bytes(params: Mapping[str, Tensor]) -> int:
@@ -70,7 +70,7 @@ class Product:
 
     @property
     def num_bytes(self) -> int:
-        """What one client's tensor takes on the wire."""
+        """Bytes of one client's tensor on the wire."""
         return self.left.shape[2] * self.right.shape[2] * self.right.element_size()
 
     def __getitem__(self, clients: Any) -> Product:
@@ -155,7 +155,7 @@ class ExactSum:
                 most = float(most_by_client[c])
                 bad.setdefault(c, f"values of {name!r} are as large as {most:g}")
         for name, product in (products or {}).items():
-            # No value is larger than the tensor is long; only what is too long is looked at.
+            # No value exceeds the tensor's length, so only tensors that are too long are formed.
             fine = product.lengths * weight * self._unit < self._limit
             for c in (~fine).nonzero().flatten().tolist():
                 alone = slice(c, c + 1)
@@ -168,8 +168,8 @@ class ExactSum:
     ) -> None:
         """Add stacked tensors `(C, ...)` with weights `(C,)`, none of them `refused`.
 
-        Products are summed over this call's clients in their own precision, and that is rounded:
-        the same bits for the same clients at a time, the same but for rounding for others.
+        Products are summed over this call's clients in their own precision, then rounded. The bits
+        are the same if the same clients are added in one call; else they differ by rounding.
         """
         scaled = weight.double() * self._unit
         for name, value in params.items():

@@ -22,9 +22,9 @@ _KEPT_BYTES = 2**30
 
 
 def settle_process(threads: int) -> None:
-    """What every process that computes does first.
+    """Prepare a process that computes; called before anything else.
 
-    It fixes what could change the bits of a result, threads and the choice between kernels, and
+    It fixes the threads and the choice of kernels, which could change the bits of a result, and
     keeps freed memory.
     """
     keep_freed_memory()
@@ -38,14 +38,13 @@ def settle_process(threads: int) -> None:
 def keep_freed_memory() -> bool:
     """Hold up to 1 GiB of freed memory for the next request, from now on in this process.
 
-    glibc gives blocks of more than a few MiB back to the kernel as soon as they are freed. On CPUs
-    torch frees and asks for such blocks in every layer, and each page that comes back costs a
-    fault: a quarter of the time of small networks' training, half of their evaluation
-    (`benchmarks/heap.py`). The variables `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_`
-    switch this off.
+    glibc gives freed blocks of more than a few MiB back to the kernel at once. On CPUs torch frees
+    and requests such blocks in every layer, and every new page costs a fault. That takes a quarter
+    of the time of small networks' training, and half of their evaluation (`benchmarks/heap.py`).
+    The variables `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` switch this off.
 
     Returns:
-        Whether it is so; not with another C library than glibc.
+        Whether memory is kept; false with another C library than glibc.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -58,7 +57,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_freed_memory_back() -> None:
-    """Return what is free to the kernel, once: after reading data, which takes more than training.
+    """Return free memory to the kernel once, after reading data, which takes more than training.
 
     Does nothing with another C library than glibc.
     """
@@ -67,10 +66,10 @@ def give_freed_memory_back() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Measure from now on; of a CPU where the system can (Linux), else nothing changes.
+    """Measure the peak from now on; on CPUs only Linux can do so.
 
     On a CPU the peak is that of the whole process: libraries, data mapped into memory, and freed
-    blocks that are kept for the next request. It bounds what clients need from above.
+    blocks that are kept for the next request. It is an upper bound of what clients need.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -80,7 +79,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """What the table `clients` says of the time since `reset_peak_memory`, in bytes.
+    """Columns of the table `clients`: the peak since `reset_peak_memory`, in bytes.
 
     Returns:
         `peak_memory_bytes` of a GPU, `peak_resident_bytes` of a CPU.
@@ -91,10 +90,10 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
 
 
 def peak_resident_bytes() -> int | None:
-    """Largest resident size of this process since it was reset; if it never was, of its life.
+    """Largest resident size of this process since the last reset, or since its start.
 
     Returns:
-        Bytes; None where the system does not tell.
+        Bytes; None if the system does not tell.
     """
     with contextlib.suppress(OSError):
         if found := re.search(r"^VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text(), re.M):

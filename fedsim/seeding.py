@@ -2,8 +2,8 @@
 
 Every draw in fedsim takes a generator from here, keyed by where it happens (round, client,
 purpose), so that results do not depend on which process draws first. The method's name is never
-part of a key: all methods of a study see the same splits, cohorts, batches and initial weights,
-which makes their differences paired.
+part of a key. So all methods of a study see the same splits, cohorts, batches and initial weights,
+and their differences are paired.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The `fedsim` command: every command parses its arguments and calls one function.
-
-No logic lives here, and nothing heavy is imported before it is needed.
-"""
+"""The `fedsim` command. Every command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -12,31 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedsim.cli.arguments import (
-    Address,
-    Archive,
-    Config,
-    Csv,
-    DryRun,
-    Folder,
-    Folders,
-    Latex,
-    Margin,
-    NewFolder,
-    OnlyMethods,
-    OnlyPartitions,
-    Overrides,
-    PictureFile,
-    PricesFile,
-    Reference,
-    Tune,
-)
+from fedsim.cli import results
+from fedsim.cli.arguments import Address, Config, DryRun, Folder, Overrides, PictureFile, Tune
 from fedsim.errors import FedsimError
 from fedsim.interrupt import EXIT_CODE, quiet_exit, watch
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
-    from fedsim.config.study_file import StudyFile
 
 app = typer.Typer(
     name="fedsim",
@@ -81,8 +60,8 @@ def run(
     Where the study describes several, overrides choose one; for example: method=cachefl seed=0
     partition.scheme=dirichlet_label partition.dirichlet_alpha=0.1
     """
+    from fedsim.cli.runs import only_run
     from fedsim.config.study_file import load_study
-    from fedsim.driver.only_run import only_run
     from fedsim.methods import METHODS
 
     study = load_study(config, overrides or ())
@@ -112,7 +91,10 @@ def sweep(
 
     study = load_study(config, overrides or ())
     if tune:
-        _tune(study, dry_run, address)
+        from fedsim.cli import dry_run as plans
+        from fedsim.cli import runs
+
+        (plans.describe_tuning if dry_run else runs.tune)(study, address)
     else:
         _carry_out(study.experiments(METHODS), study.folder, dry_run, address)
 
@@ -129,71 +111,8 @@ def resume(folder: Folder, address: Address = None) -> None:
     _carry_out(read_plan(folder), local_folder(url_of(folder) or folder), False, address)
 
 
-@app.command()
-def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
-    """Print a study's table and write its report.html.
-
-    Works at any time: while the study runs, half-way, and after a kill.
-    """
-    from fedsim.driver import reports
-
-    reports.report(folder, csv, latex)
-
-
-@app.command()
-def compare(
-    folders: Folders,
-    reference: Reference = None,
-    methods: OnlyMethods = None,
-    partitions: OnlyPartitions = None,
-    margin: Margin = None,
-    csv: Csv = None,
-    latex: Latex = None,
-) -> None:
-    """Put the methods of several studies side by side.
-
-    Runs of one data set, partition and seed are paired where both studies split the data alike;
-    otherwise methods are compared by Welch's test, and the table says so. Over several data sets
-    also average ranks and Wilcoxon's signed-rank test.
-    """
-    from fedsim.driver import reports
-
-    reports.compare(folders, reference, methods or (), partitions or (), margin, csv, latex)
-
-
-@app.command()
-def costs(folder: Folder, prices: PricesFile = None, csv: Csv = None) -> None:
-    """Print what each method cost: bytes, compute, time and money.
-
-    Means over the finished runs, by partition; for each client, and for all of them together.
-    """
-    from fedsim.driver import reports
-
-    reports.costs(folder, prices, csv)
-
-
-@app.command()
-def pack(folder: Folder, file: Archive) -> None:
-    """Put a study's finished runs into one small file.
-
-    To publish beside a paper, or to go on elsewhere. Its tables, that is: checkpoints, images and
-    predictions of single samples stay behind.
-    """
-    from fedsim.driver import reports
-
-    reports.pack(folder, file)
-
-
-@app.command()
-def unpack(file: Archive, folder: NewFolder = None) -> None:
-    """Put the runs of such a file into a study's folder.
-
-    Runs that the folder has stay as they are. `fedsim report` works on it, and a sweep of the same
-    settings runs only what is missing.
-    """
-    from fedsim.driver import reports
-
-    reports.unpack(file, folder)
+for command in (results.report, results.compare, results.costs, results.pack, results.unpack):
+    app.command()(command)
 
 
 @app.command()
@@ -225,27 +144,10 @@ def doctor(address: Address = None) -> None:
 def _carry_out(
     experiments: Sequence[Experiment], folder: Path, dry_run: bool, address: str | None
 ) -> None:
-    if dry_run:
-        from fedsim.cli.dry_run import describe
+    from fedsim.cli.dry_run import describe
+    from fedsim.cli.runs import carry_out
 
-        describe(experiments, folder, address)
-    else:
-        from fedsim.cli.display import Display
-        from fedsim.driver.carry_out import carry_out
-
-        carry_out(experiments, folder, Display, address)
-
-
-def _tune(study: StudyFile, dry_run: bool, address: str | None) -> None:
-    if dry_run:
-        from fedsim.cli.dry_run import describe_tuning
-
-        describe_tuning(study, address)
-    else:
-        from fedsim.cli.display import Display
-        from fedsim.driver.carry_out import tune
-
-        tune(study, Display, address)
+    (describe if dry_run else carry_out)(experiments, folder, address)
 
 
 def _leave(code: int) -> None:
@@ -277,7 +179,7 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], None] = _lea
 
 
 def _show_usage(error: Any) -> None:
-    """An error of usage in our form; a command without arguments shows its help."""
+    """Print an error of usage as other errors; a command without arguments shows its help."""
     context, message = getattr(error, "ctx", None), error.format_message().strip()
     if context is not None and message == context.get_help().strip():
         typer.echo(message, err=True)

@@ -1,4 +1,4 @@
-"""Arguments and options of `fedsim`'s commands that are long, or that several of them share."""
+"""Arguments and options of `fedsim`'s commands."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ def _argument(metavar: str, help: str, parser: Any = None) -> Any:
     return typer.Argument(metavar=metavar, help=help, parser=parser, show_default=False)
 
 
-def _to_read(text: str) -> Path:
+def _study(text: str) -> Path:
+    """The folder of a study that has been started, or a copy of it on this machine."""
+    from fedsim.driver.plan import find_study
     from fedsim.storage.remote import local_folder
 
-    return local_folder(text, reading=True)
+    folder = local_folder(text, reading=True)
+    find_study(folder)
+    return folder
 
 
 Config = Annotated[Path, _argument("STUDY.yaml", "The study: methods, partitions, seeds.")]
@@ -33,11 +37,11 @@ Overrides = Annotated[
 ]
 Folder = Annotated[
     Path,
-    _argument("FOLDER", "A study's output folder, such as runs/quickstart, or its URL.", _to_read),
+    _argument("FOLDER", "A study's output folder, such as runs/quickstart, or its URL.", _study),
 ]
 Folders = Annotated[
     list[Path],
-    _argument("FOLDER", "Output folders of studies, such as runs/first, or their URLs.", _to_read),
+    _argument("FOLDER", "Output folders of studies, such as runs/first, or their URLs.", _study),
 ]
 Archive = Annotated[Path, _argument("FILE.zip", "The file that holds finished runs.")]
 NewFolder = Annotated[

@@ -1,11 +1,10 @@
-"""What a user sees while runs go on: a live display on a terminal, lines elsewhere."""
+"""The progress of runs: a live display on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.progress import (
 from fedsim.config import Experiment
 
 _TELL_EVERY_S = 10.0
-"""Between lines about images being encoded, where there is no terminal."""
+"""Seconds between lines about images being encoded, without a terminal."""
 _WIDE = 160
 """Characters of a line in a file or a pipe."""
 
@@ -50,7 +49,6 @@ class Display:
         self._total, self._done = len(experiments) + done, done
         self.failed: dict[str, str] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._encoding: TaskID | None = None
         self._told = self._started
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -66,17 +64,13 @@ class Display:
         self._overall = self._progress.add_task(
             "[bold]runs", total=self._total, completed=done, note="starting", visible=self._many
         )
+        self._encoding = self._progress.add_task("encoding images", note="", visible=False)
 
     def __enter__(self) -> Display:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._progress.stop()
 
     def hear(self, run_id: str, seen: dict[str, Any]) -> None:
@@ -94,15 +88,10 @@ class Display:
         note = f"accuracy {100 * seen['accuracy']:5.1f} %"
         if not self._live:
             self._say(run_id, seen, note)
-        elif run_id not in self._tasks:
-            self._tasks[run_id] = self._progress.add_task(
-                self._titles[run_id],
-                total=self._rounds[run_id],
-                completed=seen["round"],
-                note=note,
-            )
-        else:
-            self._progress.update(self._tasks[run_id], completed=seen["round"], note=note)
+        if run_id not in self._tasks:
+            title, rounds = self._titles[run_id], self._rounds[run_id]
+            self._tasks[run_id] = self._progress.add_task(title, total=rounds, note=note)
+        self._progress.update(self._tasks[run_id], completed=seen["round"], note=note)
         if self._many:
             self._progress.update(self._overall, note="")
         if seen["finished"] or seen.get("stopped"):
@@ -115,15 +104,8 @@ class Display:
             self._told = now
             line = f"{now - self._started:6.1f} s  encoded {encoded:,} of {images:,} images"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if self._encoding is not None:
-            self._progress.update(self._encoding, completed=encoded, total=images)
-            if encoded == images:
-                self._progress.remove_task(self._encoding)
-                self._encoding = None
-        elif encoded < images:
-            self._encoding = self._progress.add_task(
-                "encoding images", total=images, completed=encoded, note=""
-            )
+        busy = encoded < images
+        self._progress.update(self._encoding, completed=encoded, total=images, visible=busy)
 
     def _forget(self, run_id: str) -> None:
         self._done += 1
@@ -144,6 +126,6 @@ class Display:
 
 
 def output() -> Console:
-    """Standard output: as wide as the terminal, and never cutting a number where there is none."""
+    """Standard output as wide as the terminal; without one, wide enough to cut no number."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDE)

@@ -1,4 +1,4 @@
-"""What a study would do: its runs, where they would be placed, and the bytes they would send."""
+"""The plan of a study: its runs, where they would be placed, and the bytes they would send."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def describe(
     address: str | None,
     console: Console | None = None,
 ) -> None:
-    """Print the plan; nothing is written but the shared cache of features and images.
+    """Print the plan; only the shared cache of features and images is written.
 
     Raises:
-        FedsimError: What would end the study before its first round.
+        FedsimError: An error that would end the study before its first round.
     """
     from fedsim.inputs.preflight import preflight
 
@@ -71,8 +71,9 @@ def describe_tuning(study: StudyFile, address: str | None) -> None:
 
 
 def _table(experiments: Sequence[Experiment]) -> Table:
-    """One row for all runs of a method that send the same."""
+    """One row for all runs of a method that send the same number of bytes."""
     from fedsim.driver.traffic import Traffic, traffic
+    from fedsim.results.report.numbers import human_bytes
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("method", overflow="fold")
@@ -92,7 +93,7 @@ def _table(experiments: Sequence[Experiment]) -> Table:
         clients = f"{cohort} of {num_clients}" if cohort < num_clients else str(num_clients)
         if sent.up + sent.down + sent.once == 0:
             clients = "-"
-        sizes = map(_human, (sent.up, sent.down, sent.once, total))
+        sizes = (human_bytes(n) if n else "-" for n in (sent.up, sent.down, sent.once, total))
         rows[(name, str(sent.num_rounds), clients, *sizes)] += 1
     for (name, *cells), number in rows.items():
         table.add_row(name, str(number), *cells)
@@ -100,7 +101,9 @@ def _table(experiments: Sequence[Experiment]) -> Table:
 
 
 def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
-    """The sum of the first of these runs, once all of them have a place."""
+    """The first run's placement in words, after all runs have been placed."""
+    import torch
+
     from fedsim.cluster.gpu_memory import smallest_gpu_bytes
     from fedsim.cluster.placement import Node, place_each, plans_memory
 
@@ -111,23 +114,11 @@ def _placement(experiments: Sequence[Experiment], address: str | None) -> str:
         with session(address):
             machines = nodes(memory)
     else:
-        gpus = _local_gpus()
+        gpus = torch.cuda.device_count()
         each = smallest_gpu_bytes() if memory and gpus else None
         machines = [Node(os.cpu_count() or 1, gpus, each)]
     return place_each(experiments, machines)[0].arithmetic
 
 
-def _local_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _listed(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
-
-
-def _human(num_bytes: int) -> str:
-    from fedsim.results.report.numbers import human_bytes
-
-    return human_bytes(num_bytes) if num_bytes else "-"

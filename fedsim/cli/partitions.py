@@ -1,4 +1,4 @@
-"""How a study partitions its data over clients: a table and a picture, without training."""
+"""A study's partitions of its data over clients, as a table and a picture, without training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 
 class View(NamedTuple):
-    """A partition to show; `domains` says each client's, and is empty where the data has none."""
+    """A partition to show; `domains` has a text per client, or is empty without domains."""
 
     partition: Partition
     classnames: tuple[str, ...]
@@ -65,7 +65,7 @@ def _views(experiments: Sequence[Experiment]) -> dict[str, View]:
 
 
 def _domains(domains: np.ndarray | None, rows: np.ndarray, names: Sequence[str]) -> str:
-    """How many of a client's samples are of which domain, the most frequent first."""
+    """A client's domains and their numbers of samples, the most frequent first."""
     assert domains is not None
     counts = np.bincount(domains[rows], minlength=len(names))
     order = np.argsort(-counts, kind="stable")
@@ -73,7 +73,7 @@ def _domains(domains: np.ndarray | None, rows: np.ndarray, names: Sequence[str])
 
 
 def _labels(experiments: Sequence[Experiment]) -> list[str]:
-    """The partitions' names, longer by those settings in which two of one name differ."""
+    """The partitions' names; if two of one name differ, with the settings that differ."""
     labels = [config.partition.label for config in experiments]
     flat = [config.flat() for config in experiments]
     for key in flat[0] if flat else ():
@@ -94,7 +94,7 @@ def _labels(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _print(views: Mapping[str, View], console: Console) -> None:
-    """One line of statistics per partition, and the first of each kind class by class."""
+    """One line of statistics per partition, and class counts of the first of each kind."""
     table = Table(title="How the training samples are split over clients", box=box.SIMPLE_HEAD)
     table.add_column("split", overflow="fold")
     for column in ("clients", "min/median/max", "TV", "classes", "Gini"):
@@ -147,7 +147,7 @@ def _print_counts(name: str, view: View, console: Console) -> None:
 
 
 def _check_picture(path: Path) -> None:
-    """Refuse a file that cannot be drawn into, before any data is read.
+    """Refuse a file that cannot be written, before any data is read.
 
     Raises:
         ConfigError: The ending is not that of a picture.

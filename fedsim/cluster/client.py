@@ -1,4 +1,4 @@
-"""`ClientActor`: a Ray actor, pinned to a GPU fraction, that hosts simulated clients.
+"""`ClientActor`: a Ray actor that hosts simulated clients.
 
 Torch is imported inside the actor, so that drivers can name the class without loading it.
 """
@@ -26,9 +26,9 @@ R = TypeVar("R")
 
 
 def device_of_actor(gpus: float) -> str:
-    """`cuda` where Ray gave this actor a real GPU, else `cpu`; caps its share of the memory.
+    """`cuda` if Ray gave this actor a real GPU, else `cpu`; limits its share of the memory.
 
-    Logical GPUs on a machine without any are Ray's bookkeeping only, and compute on the CPU.
+    Ray can count logical GPUs on a machine without any; actors then compute on the CPU.
     """
     import torch
 
@@ -40,7 +40,7 @@ def device_of_actor(gpus: float) -> str:
 
 
 def whereabouts(device: str) -> dict[str, Any]:
-    """Process, node and accelerators of the actor that asks."""
+    """Process, node and accelerators of the calling actor."""
     context = ray.get_runtime_context()
     return {
         "pid": os.getpid(),
@@ -51,12 +51,16 @@ def whereabouts(device: str) -> dict[str, Any]:
     }
 
 
-class ClientActor:
-    """Hosts one or more simulated clients and trains them group by group.
+def _settle(config: Experiment) -> None:
+    """Prepare this process for work of an experiment."""
+    from fedsim.process import settle_process
 
-    Args:
-        gpus: GPU fraction this actor was given, 0 to 1, or a whole number.
-    """
+    config.enter()
+    settle_process(config.engine.threads)
+
+
+class ClientActor:
+    """Hosts simulated clients on a GPU fraction, 0 to 1, or on whole GPUs."""
 
     def __init__(self, gpus: float) -> None:
         self._device = device_of_actor(gpus)
@@ -84,20 +88,15 @@ class ClientActor:
     def draw(self, config: Experiment, recipe: Recipe, job: Job) -> np.ndarray:
         """Draw one batch of a synthetic set; the generator stays loaded for the next one."""
         from fedsim.inputs.draw_images import Drawer
-        from fedsim.process import settle_process
 
         if self._drawer is None:
-            config.enter()
-            settle_process(config.engine.threads)
+            _settle(config)
             self._drawer = Drawer(self._device)
         return self._drawer.draw(recipe, job)
 
     def call(self, config: Experiment, function: Callable[[T], R], item: T) -> R:
         """Server-side work of a round, on this actor's share of the machine."""
-        from fedsim.process import settle_process
-
-        config.enter()
-        settle_process(config.engine.threads)
+        _settle(config)
         return function(item)
 
     def stop_drawing(self) -> None:

@@ -6,7 +6,6 @@ The same class is an actor of its own for `fedsim run`, and lives inside a Tune 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,34 +23,13 @@ if TYPE_CHECKING:
     from fedsim.engine.round import Federation
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What the driver is told after each step of a run.
-
-    Attributes:
-        run_id: The run.
-        round: Last committed round.
-        accuracy: On the served split.
-        finished: Whether that was the last.
-    """
-
-    run_id: str
-    round: int
-    accuracy: float
-    finished: bool
-
-    def as_row(self) -> dict[str, Any]:
-        """What the driver's display needs."""
-        return {"round": self.round, "accuracy": self.accuracy, "finished": self.finished}
+StepReport = dict[str, Any]
+"""What the driver is told after each step of a run: `round`, the last committed one, its `accuracy`
+on the served split, and `finished`, whether it was the last."""
 
 
 class Coordinator:
-    """Runs experiments one after the other on the same warm client actors.
-
-    Args:
-        placement: How many client actors, and what they hold.
-        group: The placement group they live in.
-    """
+    """Runs experiments one after the other on the same warm client actors."""
 
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:
         self.pool = ActorPool(placement, group)  # its actors import torch while this one does
@@ -59,9 +37,9 @@ class Coordinator:
         self._federation: Federation | None = None
 
     def check(self, config: Experiment) -> None:
-        """What `fedsim.cluster.remote_preflight` does, where no images are encoded.
+        """Check an experiment that encodes no images, instead of `fedsim.cluster.remote_preflight`.
 
-        One process less loads torch: at start that is seconds, and memory.
+        So one process less loads torch, which takes seconds and memory.
         """
         from fedsim.inputs.preflight import preflight
         from fedsim.process import give_freed_memory_back
@@ -71,13 +49,7 @@ class Coordinator:
         give_freed_memory_back()
 
     def begin(self, config: Experiment, study_dir: str, command: str | None = None) -> StepReport:
-        """Set up a run, or take it up from its last checkpoint; round 0 is committed.
-
-        Args:
-            config: The resolved experiment.
-            study_dir: The study's folder, or its URL.
-            command: What the user typed, for the tables.
-        """
+        """Set up a run in a study's folder or URL, or resume it from its last checkpoint."""
         from fedsim.engine.checkpoint import CheckpointFolder
         from fedsim.engine.round import Federation
         from fedsim.engine.sinks import open_sinks
@@ -91,7 +63,7 @@ class Coordinator:
             open_sinks(folder, config.run_id),
             CheckpointFolder(folder, config.run_id),
             self.pool,
-            self.pool,  # server-side work goes to the clients' actors: they wait, and hold the GPUs
+            self.pool,  # server-side work runs on the clients' actors: they are idle, and hold GPUs
             self.device,
             about,
         )
@@ -109,10 +81,6 @@ class Coordinator:
         if federation is not None:
             federation.abort("stopped")
 
-    def where(self) -> list[dict[str, Any]]:
-        """Process, node and accelerators of the client actors."""
-        return self.pool.where()
-
     def close(self) -> None:
         """End the client actors."""
         self.pool.close()
@@ -129,5 +97,5 @@ class Coordinator:
         if federation.finished:
             self._federation = None
             federation.finish()
-        run_id = federation.config.run_id
-        return StepReport(run_id, row["round"], row["accuracy"], federation.finished)
+        report = {"round": row["round"], "accuracy": row["accuracy"]}
+        return report | {"finished": federation.finished}

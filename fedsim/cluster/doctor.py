@@ -1,7 +1,7 @@
 """`fedsim doctor`: is this machine, or this cluster, ready for fedsim?
 
-Every check is a finding: one line as soon as it is known, and what to do where all is not well.
-What only a node itself can see, small tasks find there.
+Every check is a finding: a line, printed as soon as it is known, and advice where something is
+wrong. Small tasks on the nodes find what only a node itself can see.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.text import Text
 
-from fedsim.cluster.session import Interrupted, Stop, on_node, session
+from fedsim.cluster.session import Stop, on_node, session
 from fedsim.errors import FedsimError
 from fedsim.storage.remote import cache_folder
 
 Level = Literal["ok", "warning", "problem"]
 
 _DEADLINE_S = 120.0
-_LOOK_EVERY_S = 0.2
 _GIB = 2**30
 _LEAST_DISK, _LITTLE_DISK = _GIB // 2, 5 * _GIB
 _LARGE_LOGS = 10 * _GIB
@@ -55,49 +54,42 @@ def _judged(what: str, wrong: bool, advice: str, level: Level = "warning") -> Fi
     return Finding(what, level if wrong else "ok", advice)
 
 
-class _Printed:
-    """Prints findings and counts them."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, markup=False)
-        self._levels: Counter[str] = Counter()
-
-    def add(self, *findings: Finding) -> None:
-        for what, level, advice in findings:
-            self._levels[level] += 1
-            self._console.print(Text(f"{level:8}", _STYLES[level]), what)
-            if advice and level != "ok":
-                self._console.print(Text(f"{'':8} -> {advice}", "bold"))
-
-    def sum_up(self) -> bool:
-        """Whether there is no problem."""
-        problems, warnings = self._levels["problem"], self._levels["warning"]
-        self._console.print(f"\n{problems} problem(s), {warnings} warning(s)")
-        return problems == 0
-
-
 def examine(address: str | None) -> bool:
     """Check this machine, or the cluster at `address`, and print what was found.
 
     Returns:
-        Whether there is no problem; warnings are none.
+        Whether there is no problem; warnings do not count.
     """
-    found = _Printed()
-    found.add(*_packages(), _output())
-    address = address or os.environ.get("RAY_ADDRESS")
+    return _show(_findings(address or os.environ.get("RAY_ADDRESS")))
+
+
+def _show(findings: Iterable[Finding]) -> bool:
+    """Print findings as they come; returns whether there is no problem."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    levels: Counter[str] = Counter()
+    for what, level, advice in findings:
+        levels[level] += 1
+        console.print(Text(f"{level:8}", _STYLES[level]), what)
+        if advice and level != "ok":
+            console.print(Text(f"{'':8} -> {advice}", "bold"))
+    console.print(f"\n{levels['problem']} problem(s), {levels['warning']} warning(s)")
+    return not levels["problem"]
+
+
+def _findings(address: str | None) -> Iterator[Finding]:
+    yield from _packages()
+    yield _output()
     began = time.perf_counter()
     try:
         with session(address) as stop:
             what = f"the Ray cluster at {address} answers" if address else "Ray starts here"
-            found.add(Finding(f"{what}, in {time.perf_counter() - began:.1f} s"))
+            yield Finding(f"{what}, in {time.perf_counter() - began:.1f} s")
             alive = [node for node in ray.nodes() if node["Alive"]]
             for node in alive:
-                found.add(*_node(node, stop))
+                yield from _node(node, stop)
             if address:
-                found.add(*_shared(alive, stop))
-            found.add(*_ask("embedded weights", None, stop, load_weights))
-    except Interrupted as error:
-        raise KeyboardInterrupt from error
+                yield from _shared(alive, stop)
+            yield from _ask("embedded weights", None, stop, load_weights)
     except FedsimError as error:
         advice = (
             "is the address right, and does `ray status` work there?"
@@ -105,12 +97,11 @@ def examine(address: str | None) -> bool:
             else "is the temporary folder full or not writable, or its path longer than about 60 "
             "letters?"
         )
-        found.add(Finding(str(error).partition("; `fedsim doctor`")[0], "problem", advice))
-    return found.sum_up()
+        yield Finding(str(error).partition("; `fedsim doctor`")[0], "problem", advice)
 
 
 def installed_versions() -> str:
-    """What must be the same on every node, from the packages' metadata; nothing is imported."""
+    """Versions that must be the same on every node, from metadata; nothing is imported."""
     packages = [f"{name} {version(name)}" for name in ("fedsim", "torch", "ray")]
     return ", ".join([f"python {platform.python_version()}", *packages])
 
@@ -140,7 +131,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _output_folder() -> Path:
-    """Where studies go unless they say otherwise, or where that folder would be made."""
+    """The default folder of studies, or the one in which it would be made."""
     return Path("runs") if Path("runs").is_dir() else Path.cwd()
 
 
@@ -158,9 +149,9 @@ def _free(name: str, folder: Path) -> Finding:
 
 
 def _shared(nodes: Iterable[dict[str, Any]], stop: Stop) -> Iterator[Finding]:
-    """Whether every node sees what is written here: a coordinator may run, and write, on any.
+    """Whether every node sees files written here, because a coordinator may run on any.
 
-    Only warned of: a study whose `output` is a URL needs no such folder.
+    This is a warning only: a study whose `output` is a URL needs no such folder.
     """
     folder = _output_folder().resolve()
     token = folder / f".fedsim-doctor-{uuid.uuid4().hex}"  # new: no node remembers it as missing
@@ -205,29 +196,35 @@ def _node(node: dict[str, Any], stop: Stop) -> Iterator[Finding]:
 
 
 def look(name: str, versions: str, store: int) -> list[Finding]:
-    """On a node: is it like the others, and has it room?
-
-    Args:
-        name: Of the node, for messages.
-        versions: What the others have installed.
-        store: Bytes of its object store.
-    """
+    """On a node: are its versions those of the others, and has it room?"""
     here, shared = installed_versions(), Path("/dev/shm")
-    same = f"here: {versions}; all nodes need the same, to compute the same bits"
-    found = [_judged(f"{name}: {here}", here != versions, same, "problem"), _cache(name)]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1 is no limit
+    logs = _size(Path(ray.get_runtime_context().worker.node.get_session_dir_path()).parent)
+    found = [
+        _judged(
+            f"{name}: {here}",
+            here != versions,
+            f"here: {versions}; all nodes need the same, to compute the same bits",
+            "problem",
+        ),
+        _cache(name),
+        _judged(
+            f"{name}: {'any number of' if files < 0 else files} open files allowed",
+            0 <= files < _FEW_FILES,
+            "many actors need more: `ulimit -n 65536` before Ray starts",
+        ),
+        _judged(
+            f"{name}: Ray's logs and leftovers take {_gib(logs)}",
+            logs > _LARGE_LOGS,
+            "delete the old session_* folders in Ray's temporary folder",
+        ),
+    ]
     if shared.is_dir():
         size = shutil.disk_usage(shared).total
         advice = "smaller than the object store, so Ray uses slow disk: give the container "
         advice += "--shm-size"
         found.append(_judged(f"{name}: /dev/shm of {_gib(size)}", size < store, advice))
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1 is no limit
-    what = f"{name}: {'any number of' if files < 0 else files} open files allowed"
-    advice = "many actors need more: `ulimit -n 65536` before Ray starts"
-    found.append(_judged(what, 0 <= files < _FEW_FILES, advice))
-    logs = _size(Path(ray.get_runtime_context().worker.node.get_session_dir_path()).parent)
-    what = f"{name}: Ray's logs and leftovers take {_gib(logs)}"
-    advice = "delete the old session_* folders in Ray's temporary folder"
-    return [*found, _judged(what, logs > _LARGE_LOGS, advice)]
+    return found
 
 
 def _cache(name: str) -> Finding:
@@ -261,7 +258,11 @@ def look_at_gpus(name: str, gpus: int) -> list[Finding]:
 
 
 def load_weights() -> list[Finding]:
-    """Load the embedded models, or raise what is wrong with them."""
+    """Load the embedded models.
+
+    Raises:
+        ModelError: They cannot be loaded.
+    """
     from fedsim.errors import ModelError
     from fedsim.models.clip import PRETRAINED, TINY_CLIP, load_clip
 
@@ -279,15 +280,12 @@ def _ask(
     *given: Any,
     gpus: int = 0,
 ) -> list[Finding]:
-    """What a task on a node finds, or that it does not answer."""
+    """The findings of a task on a node, or one that says why there are none."""
     future = on_node(node_id, task, gpus).remote(*given)
-    deadline = time.monotonic() + _DEADLINE_S
-    while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
-        stop.check()
-        if time.monotonic() > deadline:
-            ray.cancel(future, force=True)
-            advice = "other jobs may hold the node: `ray status` shows them"
-            return [Finding(f"{what}: no answer within {_DEADLINE_S:g} s", "problem", advice)]
+    if not stop.wait(future, _DEADLINE_S):
+        ray.cancel(future, force=True)
+        advice = "other jobs may hold the node: `ray status` shows them"
+        return [Finding(f"{what}: no answer within {_DEADLINE_S:g} s", "problem", advice)]
     try:
         return ray.get(future)
     except RayTaskError as error:
@@ -297,7 +295,7 @@ def _ask(
 
 
 def _size(folder: Path) -> int:
-    """Bytes below a folder, of files that may vanish while one counts."""
+    """Bytes below a folder whose files may vanish meanwhile."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:

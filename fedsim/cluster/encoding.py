@@ -1,8 +1,8 @@
 """Encoding images on several actors, each with a GPU fraction, before the first run begins.
 
-Only the process that prepares the data touches the store: shards travel to the actors (undecoded
-where they are files), their rows come back through the object store. So an actor may sit on any
-node, and its death costs one shard. Every actor makes the same bits of a shard.
+Only the process that prepares the data touches the store. Shards travel to the actors, image files
+undecoded, and their rows come back through the object store. So an actor may be on any node, and
+its death costs one shard. Every actor computes the same bits from a shard.
 """
 
 from __future__ import annotations
@@ -30,19 +30,15 @@ if TYPE_CHECKING:
     from fedsim.models.clip import Clip
 
 WORTH_S = 30.0
-"""Less work than this is done where the data is prepared: an actor takes 10 s to load its encoder.
+"""Less work is done in the process that prepares the data: an actor takes 10 s to load its encoder.
 """
 _START_DEADLINE_S = 120.0
 
 
 class Extractor:
-    """Loads the encoder once, and encodes one shard after the other.
+    """Loads an encoder, `models.clip`, once, and encodes one shard after the other.
 
-    Args:
-        clip: `models.clip`.
-        folder: Where relative paths are meant from; stays where it is if this node lacks it.
-        threads: Torch threads.
-        gpus: GPU fraction this actor was given.
+    `folder` is the base of relative paths, if this node has it.
     """
 
     def __init__(self, clip: str, folder: str, threads: int, gpus: float) -> None:
@@ -69,17 +65,17 @@ class Extractor:
 class ExtractionPool:
     """Extractors that live as long as there are shards: a `fedsim.inputs.encode.Extract`.
 
-    The first shard is encoded in the calling process, which tells how long the others would take
-    there. Extractors are started only for work that is worth the start; they have the calling
-    process's folder and number of threads.
+    The calling process encodes the first shard, which shows how long the others would take there.
+    Extractors are started only if that is long enough. They use the calling process's folder and
+    number of threads.
 
     Args:
-        placement: Says how many actors fit, and what each holds.
-        worth_s: Seconds of work in one process from which on they are started.
+        placement: How many actors fit, and what each holds.
+        worth_s: Seconds of work in one process above which extractors are started.
 
     Attributes:
-        where: Of every extractor that has started: process, node, accelerators.
-        lost: Why extractors died, one line each; the others took over their shards.
+        where: Process, node and accelerators of every extractor that has started.
+        lost: One line for every extractor that died; the others took over their shards.
     """
 
     def __init__(self, placement: Placement, worth_s: float = WORTH_S) -> None:
@@ -109,7 +105,7 @@ class ExtractionPool:
     def _on_actors(
         self, count: int, clip: str, pixels: bool, left: deque[Shard]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Takes shards out of `left`; shards that no actor could encode stay there."""
+        """Encode the shards in `left`; shards that no actor could encode stay there."""
         actors = [self._start(clip) for _ in range(count)]
         starting = {actor.where.remote(): actor for actor in actors}
         busy: dict[Any, tuple[Any, Shard]] = {}
@@ -131,9 +127,8 @@ class ExtractionPool:
                             left.appendleft(shard)
                         continue
                     except RayTaskError as error:
-                        if own := own_error(error):
-                            raise own from None
-                        raise ExecutionError(f"an extractor could not encode: {error}") from error
+                        other = ExecutionError(f"an extractor could not encode: {error}")
+                        raise own_error(error) or other from error
                     if left:
                         following = left.popleft()
                         busy[actor.encode.remote(pixels, following.images)] = actor, following

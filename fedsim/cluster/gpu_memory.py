@@ -1,7 +1,7 @@
-"""How much memory this machine's GPUs have, as their driver says. No CUDA, no torch, no Ray.
+"""Memory of this machine's GPUs, from their driver. No CUDA, no torch, no Ray.
 
-Ray hides the devices from tasks that hold no GPU, through `CUDA_VISIBLE_DEVICES`; `nvidia-smi` does
-not look at it, and takes no memory on a device as a CUDA context would.
+Ray hides devices from tasks without a GPU through `CUDA_VISIBLE_DEVICES`. `nvidia-smi` ignores that
+variable, and unlike a CUDA context it takes no memory on a device.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import subprocess
 
 _QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-_DEADLINE_S = 20.0  # a driver that nobody keeps loaded takes seconds
+_DEADLINE_S = 20.0  # loading the driver takes seconds
 
 
 def smallest_gpu_bytes() -> int | None:
-    """Memory in bytes of this machine's smallest GPU; None where no driver tells.
+    """Memory in bytes of this machine's smallest GPU; None if no driver answers.
 
-    Every physical GPU counts. Where `CUDA_VISIBLE_DEVICES` gives Ray a part of them only, the
-    smallest of all is still no larger than the smallest of these: a plan that fits it is safe.
-    Slices of a GPU (MIG) are smaller than the GPU that is told of here.
+    Every physical GPU counts. If `CUDA_VISIBLE_DEVICES` gives Ray only some of them, a plan for the
+    smallest of all is still safe. Slices of a GPU (MIG) are smaller than the GPU itself.
     """
     try:
         told = subprocess.run(

@@ -1,8 +1,8 @@
 """How many client actors a run gets, and what each may hold. Pure arithmetic, no Ray.
 
 A GPU fraction is Ray's bookkeeping, not isolation: two actors with 0.5 GPU each share one device's
-memory freely. What is known of memory is therefore checked here, before round 1, and every refusal
-shows its sum.
+memory freely. Known memory sizes are therefore checked here, before round 1. Every refusal shows
+its arithmetic.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fedsim.config import Experiment
 from fedsim.config.sections import ResourcesConfig
 from fedsim.errors import PlacementError
 
-AUTO_GPU_FRACTION = 0.25
 Bundle = dict[str, float]
 """Resources that are granted together, on one node: CPU and GPU."""
 
+AUTO_GPU_FRACTION = 0.25
 MEMORY_HEADROOM = 0.9
 """Share of a device's memory that clients may plan with; contexts and workspaces need the rest."""
 
@@ -40,10 +40,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """What one run holds.
+    """The resources of one run.
 
     Attributes:
-        head: What the coordinator holds; empty on CPUs, where it mostly waits for its clients.
+        head: The coordinator's resources; empty on CPUs, where it mostly waits for its clients.
         bundles: Ray placement-group bundles of the client actors.
         actor_bundles: Per client actor, the position of its bundle among `bundles`.
         cpus_per_actor: CPUs of one client actor.
@@ -74,7 +74,7 @@ class Placement:
 
     @property
     def num_extractors(self) -> int:
-        """Actors of a client's share that fit beside the preflight, which has a GPU share itself.
+        """Actors with a client's share that fit beside the preflight, which holds a GPU share too.
 
         >>> place(ResourcesConfig(), 10, 2, [Node(cpus=8)]).num_extractors
         8
@@ -85,21 +85,21 @@ class Placement:
 
     @property
     def shape(self) -> str:
-        """Runs of one shape can take over each other's actors."""
+        """Runs of the same shape can use each other's actors."""
         return repr((self.head, self.bundles, self.actor_bundles))
 
     def bundle_of(self, actor: int) -> int:
-        """Position of an actor's bundle in a placement group that has the head first, if any."""
+        """Position of an actor's bundle in the placement group, where the head comes first."""
         return self.actor_bundles[actor] + bool(self.head)
 
 
 def plans_memory(runs: Iterable[ResourcesConfig]) -> bool:
-    """Whether the memory of GPUs matters to any run, so that nodes have to be asked for it."""
+    """Whether any run needs to know the memory of GPUs, so that nodes are asked for it."""
     return any(r.gpu_memory_bytes_per_client and r.gpus_per_client != 0 for r in runs)
 
 
 def place_each(experiments: Sequence[Experiment], nodes: Sequence[Node]) -> list[Placement]:
-    """The place of every run, where all of them wait to be run.
+    """The placement of every run, while all of them wait.
 
     Raises:
         PlacementError: See `place`.
@@ -120,11 +120,11 @@ def place(
     """Fit one run, or several alike, onto a cluster.
 
     Args:
-        resources: What its clients ask for.
+        resources: The resources of its clients.
         cohort_size: Clients of a round.
         group_size: Clients of a group, which is trained whole on one actor.
         nodes: The machines.
-        num_runs: Runs of this shape waiting to be run.
+        num_runs: Runs of this shape that wait.
 
     Raises:
         PlacementError: If the cluster cannot hold what was asked for.
@@ -144,20 +144,28 @@ def place(
             f"{have}; lower resources.gpus_per_client or resources.cpus_per_client"
         )
     groups = math.ceil(cohort_size / group_size)
-    # The coordinator takes a share as well, unless that would be a client's whole GPU.
-    shares = sum(_gpu_shares(node, gpus) for node in nodes) if 0 < gpus <= 0.5 else 0
-    actors = _wanted_actors(resources, cohort_size, groups, slots, shares, num_runs)
+    # The coordinator holds a GPU share too, unless that would be a whole GPU of a client.
+    shares = sum(int(n.gpus) for n in nodes) * _per_gpu(gpus) if 0 < gpus <= 0.5 else 0
+    if resources.num_actors != "auto":
+        actors = resources.num_actors
+    elif resources.clients_per_actor != "auto":
+        actors = math.ceil(cohort_size / resources.clients_per_actor)
+    else:  # runs are independent, so a sweep fills the cluster with runs before it splits a run
+        most = slots // min(num_runs, slots)
+        if shares:  # the coordinator of each run holds one
+            most = min(most, shares // min(num_runs, shares) - 1)
+        actors = max(1, min(groups, most))
     if actors > slots:
         raise PlacementError(
             f"{actors} client actors x ({need}) = {_count(actors * cpus, 'CPU')} and "
             f"{_count(actors * gpus, 'GPU')}, but the cluster's {len(nodes)} node(s) have {have}, "
             f"room for {slots}; use resources.clients_per_actor: auto, or smaller shares"
         )
-    _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
+    memory = _check_memory(resources.gpu_memory_bytes_per_client, nodes, gpus)
     coordinator = actors < shares
     if 0 < gpus < 1:
-        most = max(1, min(num_runs, slots // (actors + coordinator)))
-        head, bundles, where = _on_shared_gpus(nodes, actors, cpus, gpus, coordinator, most)
+        fit = max(1, min(num_runs, slots // (actors + coordinator)))
+        head, bundles, where = _on_shared_gpus(nodes, actors, cpus, gpus, coordinator, fit)
         at_once = max(1, _fitting_runs(nodes, [head, *bundles], slots))
     else:
         each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
@@ -174,28 +182,9 @@ def place(
         f"{len(nodes)} node(s) with {have} hold {slots} client actors of {need} each; one run: "
         f"{actors} client actor(s) hosting up to {held} of its {cohort_size} clients per "
         f"round, in {groups} group(s) of {group_size}; {min(at_once, num_runs)} run(s) at "
-        f"once{_memory_words(resources.gpu_memory_bytes_per_client, nodes, gpus)}",
+        f"once{memory}",
         slots,
     )
-
-
-def _wanted_actors(
-    resources: ResourcesConfig,
-    cohort_size: int,
-    groups: int,
-    slots: int,
-    shares: int,
-    num_runs: int,
-) -> int:
-    if resources.num_actors != "auto":
-        return resources.num_actors
-    if resources.clients_per_actor != "auto":
-        return math.ceil(cohort_size / resources.clients_per_actor)
-    # Runs are independent, so a sweep fills the cluster with runs before it splits one.
-    most = slots // min(num_runs, slots)
-    if shares:  # of each run's GPU shares, one is its coordinator's
-        most = min(most, shares // min(num_runs, shares) - 1)
-    return max(1, min(groups, most))
 
 
 def _gpu_fraction(resources: ResourcesConfig, nodes: Sequence[Node]) -> float:
@@ -222,22 +211,23 @@ def _slots(node: Node, cpus: float, gpus: float) -> int:
     by_cpu = math.floor(node.cpus / cpus + 1e-9)
     if gpus == 0:
         return by_cpu
-    return min(by_cpu, int(node.gpus // gpus) if gpus >= 1 else _gpu_shares(node, gpus))
-
-
-def _gpu_shares(node: Node, gpus: float) -> int:
-    return int(node.gpus) * _per_gpu(gpus)
+    return min(by_cpu, int(node.gpus // gpus) if gpus >= 1 else int(node.gpus) * _per_gpu(gpus))
 
 
 def _per_gpu(gpus: float) -> int:
     return max(1, math.floor(1 / gpus + 1e-9))
 
 
-def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
+def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
+    """The check of the GPUs' memory in words; empty without `gpu_memory_bytes_per_client`.
+
+    Raises:
+        PlacementError: A GPU of known size has too little.
+    """
     if need is None or gpus == 0:
-        return
-    per_gpu = _per_gpu(gpus)
-    for memory in _known_memory(nodes):
+        return ""
+    per_gpu, known = _per_gpu(gpus), _known_memory(nodes)
+    for memory in known:
         usable = int(memory * MEMORY_HEADROOM)
         have = f"but {MEMORY_HEADROOM:.0%} of its {_gib(memory)} is {_gib(usable)}"
         if need > usable:
@@ -250,22 +240,15 @@ def _check_memory(need: int | None, nodes: Sequence[Node], gpus: float) -> None:
                 f"{per_gpu} client actors of {gpus:g} GPU share one GPU and need {per_gpu} x "
                 f"{_gib(need)} = {_gib(per_gpu * need)}, {have}; raise resources.gpus_per_client"
             )
+    unknown = sum(node.gpus > 0 for node in nodes) - len(known)
+    words = f"; {per_gpu} x {_gib(need)} on a GPU of {_gib(min(known))}" if known else ""
+    more = f"; GPU memory of {unknown} node(s) is unknown and was not checked" if unknown else ""
+    return words + more
 
 
 def _known_memory(nodes: Sequence[Node]) -> list[int]:
-    """Bytes of the smallest GPU of each node where they are known."""
+    """Bytes of the smallest GPU of each node that has told them."""
     return [node.gpu_memory_bytes for node in nodes if node.gpus and node.gpu_memory_bytes]
-
-
-def _memory_words(need: int | None, nodes: Sequence[Node], gpus: float) -> str:
-    """What was checked of the GPUs' memory, and what could not be; empty if nothing was asked."""
-    known = _known_memory(nodes)
-    if need is None or gpus == 0:
-        return ""
-    unknown = sum(node.gpus > 0 for node in nodes) - len(known)
-    words = f"; {_per_gpu(gpus)} x {_gib(need)} on a GPU of {_gib(min(known))}" if known else ""
-    more = f"; GPU memory of {unknown} node(s) is unknown and was not checked" if unknown else ""
-    return words + more
 
 
 def _on_shared_gpus(
@@ -278,8 +261,8 @@ def _on_shared_gpus(
 ) -> tuple[Bundle, list[Bundle], list[int]]:
     """Head, bundles and each actor's bundle: one bundle per GPU, spread before packed.
 
-    Ray puts shares onto the fullest GPU that has room. What is to be spread must therefore hold
-    its GPUs as a whole; runs that would wait for each other if they did are packed.
+    Ray puts shares onto the fullest GPU that has room. To be spread, a run must therefore hold its
+    GPUs as a whole. Runs are packed if they would otherwise wait for each other.
     """
     per_gpu = _per_gpu(gpus)
     devices = [n for n, node in enumerate(nodes) for _ in range(int(node.gpus))]  # their nodes
@@ -313,7 +296,7 @@ def _on_shared_gpus(
 
 
 def _fitting_runs(nodes: Sequence[Node], bundles: Sequence[Bundle], limit: int) -> int:
-    """How often bundles of at most one GPU each fit a cluster, placed as Ray does: best fit."""
+    """How many such runs fit a cluster if Ray places the bundles, each by best fit."""
     cpus = [node.cpus for node in nodes]
     devices = [(n, 1.0) for n, node in enumerate(nodes) for _ in range(int(node.gpus))]
     order = sorted(bundles, key=lambda b: (-b.get("GPU", 0), -b.get("CPU", 0)))

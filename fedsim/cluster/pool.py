@@ -1,4 +1,4 @@
-"""The client actors of one run: what the round loop sees as its `ClientPool` and `Executor`."""
+"""The client actors of one run: the round loop's `ClientPool` and `Executor` on Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.client import ClientActor
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.session import LOST
+from fedsim.cluster.session import LOST, own_error
 from fedsim.config import Experiment
-from fedsim.errors import ExecutionError, FedsimError
+from fedsim.errors import ExecutionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fedsim.params import Params
 
 _MORE_LOSSES = 3
-"""A node takes all its actors with it: one round may cost each of them once, and so many more."""
+"""Losses that one round may have beyond one of every actor: a node takes all its actors with it."""
 
 J = TypeVar("J")
 T = TypeVar("T")
@@ -39,10 +39,10 @@ R = TypeVar("R")
 
 
 def finished(futures: Sequence[Any], timeout: float | None = None) -> list[Any]:
-    """All that have finished, once one has; none of them after the timeout, in seconds.
+    """All that have finished, once one has; none after the timeout, in seconds.
 
-    `ray.wait` for a single one names whom it likes of several: an actor with quick answers would
-    keep the others waiting for their next job.
+    `ray.wait` for a single future picks any of those that have finished. An actor with quick
+    answers would keep the others waiting for their next job.
     """
     if not futures or not ray.wait(list(futures), timeout=timeout)[0]:
         return []
@@ -52,13 +52,9 @@ def finished(futures: Sequence[Any], timeout: float | None = None) -> list[Any]:
 class ActorPool:
     """Client actors in the bundles of a placement group, kept warm between runs.
 
-    A dead actor is replaced in its bundle, and what it was about to do is done again by whoever is
-    free first; since sums are exact and groups whole, the results are the same bits. A bundle that
-    went with its node is Ray's to place again, perhaps on a node that joins; nobody waits for it.
-
-    Args:
-        placement: How many actors, and what each holds.
-        group: The placement group whose bundles they live in.
+    A dead actor is replaced in its bundle, and the first free actor does its work again. Sums are
+    exact and groups are whole, so the results are the same bits. Ray places a bundle anew that was
+    lost with its node, perhaps on a node that joins; the others go on without it.
     """
 
     def __init__(self, placement: Placement, group: PlacementGroup) -> None:
@@ -67,7 +63,7 @@ class ActorPool:
         self._events: list[tuple[str, str]] = []
         self._actors = [self._start(position) for position in range(placement.num_actors)]
         self._starting = {a.where.remote(): position for position, a in enumerate(self._actors)}
-        self._lost: set[int] = set()  # whose replacement has not started yet
+        self._lost: set[int] = set()  # positions whose replacement has not started yet
         self._paces: Paces | None = None
 
     @property
@@ -79,7 +75,7 @@ class ActorPool:
         """Give every actor its groups, and yield partial results as they arrive.
 
         Raises:
-            FedsimError: What an actor raised that no client is to blame for.
+            FedsimError: An actor raised it, and no client is to blame.
             ExecutionError: The deadline of a round passed, or actors keep dying.
         """
         from fedsim.cluster.transport import pack, unpack
@@ -92,10 +88,6 @@ class ActorPool:
         paces = self._paces = self._paces or Paces(self.num_actors)
         took: dict[int, tuple[int, float]] = {}
 
-        def ask(actor: Any, part: Work) -> Any:
-            # `shared` is one object for all actors; arguments are resolved on arrival.
-            return actor.train.remote(config, part, shared)
-
         for future in finished(list(self._starting), timeout=0):
             with suppress(*LOST):  # `_spread` replaces it
                 where = ray.get(future)
@@ -104,8 +96,15 @@ class ActorPool:
         there = there or list(range(self.num_actors))
         plan = zip(there, assign(work.groups, [paces.now()[p] for p in there]), strict=True)
         own = {position: _part(work, groups) for position, groups in plan if groups}
-        what, until = f"round {work.round}", time.monotonic() + config.failures.deadline_s
-        for position, part, done in self._spread(what, ask, (), own, _group_by_group, until):
+        trained = self._spread(
+            f"round {work.round}",
+            # `shared` is one object for all actors; arguments are resolved on arrival.
+            lambda actor, part: actor.train.remote(config, part, shared),
+            own=own,
+            split=lambda part: [_part(part, [group]) for group in part.groups],
+            until=time.monotonic() + config.failures.deadline_s,
+        )
+        for position, part, done in trained:
             samples, seconds = took.get(position, (0, 0.0))
             samples += sum(group.num_samples for group in part.groups)
             took[position] = samples, seconds + done.seconds
@@ -115,15 +114,19 @@ class ActorPool:
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
         """Batches of a synthetic set, one at a time on every actor, as they are finished.
 
-        Clients have nothing to train yet, and their actors hold the GPUs.
+        Client actors hold the GPUs, and have nothing to train yet.
 
         Raises:
             ModelError: The generator cannot be loaded.
             ExecutionError: Actors keep dying.
         """
         try:
-            asked = partial(_draw, self.config, recipe)
-            for _, job, images in self._spread("drawing images", asked, jobs):
+            drawn = self._spread(
+                "drawing images",
+                lambda actor, job: actor.draw.remote(self.config, recipe, job),
+                jobs,
+            )
+            for _, job, images in drawn:
                 yield job.number, images
         finally:
             for actor in self._actors:
@@ -132,36 +135,38 @@ class ActorPool:
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`[function(item) for item in items]`, one item at a time on every actor; order is kept.
 
-        Between training and the next round clients wait, and their actors hold the GPUs.
+        Client actors hold the GPUs, and wait for the next round.
 
         Raises:
             FedsimError: What the function raised, if it is one.
             ExecutionError: It raised something else, or actors keep dying.
         """
-        found: dict[int, R] = {}
-        asked = partial(_call, self.config, function)
-        for _, (place, _), result in self._spread("server-side work", asked, enumerate(items)):
-            found[place] = result
+        done = self._spread(
+            "server-side work",
+            lambda actor, job: actor.call.remote(self.config, function, job[1]),
+            enumerate(items),
+        )
+        found = {place: result for _, (place, _), result in done}
         return [found[place] for place in range(len(items))]
 
     def _spread(
         self,
         what: str,
         ask: Callable[[Any, J], Any],
-        jobs: Iterable[J],
+        jobs: Iterable[J] = (),
         own: dict[int, J] | None = None,
         split: Callable[[J], Sequence[J]] = lambda job: (job,),
         until: float | None = None,
     ) -> Iterator[tuple[int, J, Any]]:
-        """Every job with who did it and the answer, in the order in which they are finished.
+        """Position of the actor, job and answer, in the order in which jobs are finished.
 
         Args:
             what: The jobs, for messages.
             ask: Gives a job to an actor.
-            jobs: For whoever is free.
-            own: Jobs for certain actors. Of who has not started yet, others take them over.
+            jobs: Jobs for any actor.
+            own: Jobs for certain actors; the others take over those of actors that start late.
             split: Cuts a job that is taken over.
-            until: When to give up, on the monotonic clock; None: only when nobody is at work.
+            until: When to give up, on the monotonic clock; None: only when no actor works.
 
         Raises:
             FedsimError: What a job raised, if it is one.
@@ -173,7 +178,7 @@ class ActorPool:
         busy: dict[Any, tuple[int, list[J]]] = {}
 
         def hand_out() -> None:
-            """To all who are free: their own job, what is left, or what late starters would do."""
+            """Give free actors their own job, one of what is left, or one of a late starter."""
             away = {*self._starting.values(), *(position for position, _ in busy.values())}
             for position in (p for p in range(self.num_actors) if p not in away):
                 if not todo and position not in own and (late := own.keys() & away):
@@ -203,8 +208,7 @@ class ActorPool:
                     todo.extendleft(part for job in given for part in reversed(split(job)))
                     continue
                 except RayTaskError as error:
-                    cause = error.cause if isinstance(error.cause, FedsimError) else None
-                    raise cause or ExecutionError(f"{what} failed: {error}") from error
+                    raise own_error(error) or ExecutionError(f"{what} failed: {error}") from error
                 if started:
                     self._welcome(position, answer)
                 for job in given:
@@ -214,11 +218,12 @@ class ActorPool:
     @cached_property
     def device(self) -> str:
         """What the actors compute on."""
-        ((_, _, answer),) = self._spread("asking where", _where, [None])
+        asked = self._spread("asking where", lambda actor, _: actor.where.remote(), [None])
+        ((_, _, answer),) = asked
         return str(answer["device"])
 
     def take_events(self) -> list[tuple[str, str]]:
-        """Actors that were lost, and that are back, since last asked."""
+        """Actors that were lost or came back since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -233,7 +238,7 @@ class ActorPool:
         self._actors, self._starting = [], {}
 
     def _welcome(self, position: int, where: dict[str, Any]) -> None:
-        """An actor has started; if it is a replacement, that is told."""
+        """An actor has started; the start of a replacement is an event."""
         if position in self._lost:
             self._lost.remove(position)
             text = f"client actor {position}: started again, on node {where['node_id']}"
@@ -246,7 +251,7 @@ class ActorPool:
                 f"{what}: client actors died {losses} times; last: {error}"
             ) from error
         self._events.append(("actor_lost", f"client actor {position}: {error}"))
-        ray.kill(self._actors[position])  # it may only be out of reach, and holds the bundle
+        ray.kill(self._actors[position])  # it may be out of reach, and still hold the bundle
         self._actors[position] = self._start(position)
         self._starting[self._actors[position].where.remote()] = position
         self._lost.add(position)
@@ -263,26 +268,8 @@ class ActorPool:
         return actor.remote(placement.gpus_per_actor)
 
 
-def _where(actor: Any, job: None) -> Any:
-    return actor.where.remote()
-
-
-def _draw(config: Experiment | None, recipe: Recipe, actor: Any, job: Job) -> Any:
-    return actor.draw.remote(config, recipe, job)
-
-
-def _call(
-    config: Experiment | None, function: Callable[[T], Any], actor: Any, job: tuple[int, T]
-) -> Any:
-    return actor.call.remote(config, function, job[1])
-
-
 def _part(work: Work, groups: Sequence[Group]) -> Work:
-    """Some groups of `work`, with what their clients keep."""
+    """Some groups of `work`, with the states of their clients."""
     clients = {client for group in groups for client in group.client_ids}
     states = {c: state for c, state in work.states.items() if c in clients}
     return replace(work, groups=groups, states=states)
-
-
-def _group_by_group(work: Work) -> list[Work]:
-    return [_part(work, [group]) for group in work.groups]

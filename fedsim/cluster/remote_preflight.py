@@ -1,4 +1,4 @@
-"""The checks that need torch, and what they compute, made on the cluster and not in the driver."""
+"""The checks that need torch, and the features they compute, on the cluster, not in the driver."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LOOK_EVERY_S = 0.2
 
 
 class Preflight:
-    """Runs `fedsim.inputs.preflight.preflight`, and tells in between how far it is.
+    """Runs `fedsim.inputs.preflight.preflight`, and reports its progress meanwhile.
 
     Args:
-        placement: What a run may hold; this actor holds one client's GPU fraction.
+        placement: Of a run; this actor holds one client's GPU fraction.
         worth_s: See `ExtractionPool`.
     """
 
@@ -40,7 +40,7 @@ class Preflight:
         share_entries(preflight(experiments, self._device, self.pool, self._hear))
 
     def seen(self) -> tuple[int, int] | None:
-        """Images encoded and all images of the data being prepared; None before."""
+        """Images encoded so far, and all images of the data being prepared; None before."""
         return self._seen
 
     def _hear(self, encoded: int, images: int) -> None:
@@ -55,15 +55,12 @@ def preflight_on_ray(
 ) -> None:
     """Check experiments in an actor with one client's GPU fraction.
 
-    Args:
-        experiments: What is to be run.
-        placement: What one run may hold.
-        stop: Looked at while waiting; what was encoded until then is kept.
-        progress: Called with the number of encoded images, and of all.
+    `progress` is called with the number of encoded images, and of all. Images that were encoded
+    before a stop are kept.
 
     Raises:
         FedsimError: Whatever is refused.
-        Interrupted: A stop was requested.
+        KeyboardInterrupt: A stop was requested.
     """
     # Two threads: one works, one answers. No CPU: on CPUs the extractors take all of them.
     options = {"num_cpus": 0, "num_gpus": placement.gpus_per_actor, "max_concurrency": 2}
@@ -72,8 +69,7 @@ def preflight_on_ray(
     try:
         future, asked = actor.run.remote(list(experiments)), actor.seen.remote()
         last = None
-        while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
-            stop.check()
+        while not stop.wait(future, _LOOK_EVERY_S):
             if ray.wait([asked], timeout=0)[0]:
                 seen, asked = ray.get(asked), actor.seen.remote()
                 if seen is not None and seen != last:
@@ -84,8 +80,7 @@ def preflight_on_ray(
         if seen is not None and seen != last:
             progress(*seen)
     except RayError as error:
-        if own := own_error(error):
-            raise own from None
-        raise ExecutionError(f"the checks before the first run failed: {error}") from error
+        other = ExecutionError(f"the checks before the first run failed: {error}")
+        raise own_error(error) or other from error
     finally:
         ray.kill(actor)

@@ -1,22 +1,24 @@
-"""Connecting to Ray, quietly, and letting go of it."""
+"""Connecting to Ray quietly, and disconnecting."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-# Read by Ray and Tune when they are imported. Tune must not write snapshots, loggers' files or
-# console reports of its own: tables, checkpoints and progress are fedsim's. Trials stay in the
-# driver's folder, which relative paths of a study are about. `tests/cluster/test_sweep.py` shows
-# what Tune does without its settings; snapshots would also keep every trial's state in memory.
+# Ray and Tune read these when they are imported. fedsim writes tables, checkpoints and progress
+# itself, so Tune must not write snapshots, loggers' files or console reports. Snapshots would also
+# keep every trial's state in memory. Trials stay in the driver's folder, the base of a study's
+# relative paths. `tests/cluster/test_sweep.py` shows what Tune does without these settings.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -45,25 +47,22 @@ from fedsim.errors import ExecutionError, FedsimError  # noqa: E402
 from fedsim.interrupt import EXIT_CODE, check, quiet_exit  # noqa: E402
 
 LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
-"""How Ray says that an actor is no more, or that its answer went with its node: ask another."""
+"""Ray's errors for a dead actor, or an answer lost with its node. Another actor can do the job."""
 _KNOCK_S = 10.0
+_LOOK_EVERY_S = 0.2
 _MEMORY_DEADLINE_S = 60.0
-
-
-class Interrupted(Exception):
-    """The command was stopped by Ctrl+C or SIGTERM; what was committed stays."""
 
 
 class Stop:
     """A request to stop, by SIGINT or SIGTERM.
 
-    Raising from a handler is no use inside Ray's own waits, so loops look at `requested`. Who does
-    not come around to looking within `GRACE_S` is ended; a second signal ends at once. Either way
-    `leave` is called first.
+    An exception from a handler would be lost inside Ray's own waits, so loops look at `requested`.
+    If no loop has done so within `GRACE_S`, the process ends; a second signal ends it at once.
+    `leave` is called first in both cases.
 
     Attributes:
         requested: Name of the signal, or None.
-        nudge: Called when a stop is requested, to wake up whoever waits.
+        nudge: Called when a stop is requested, to wake up a wait.
         leave: Called before the process is ended by force.
     """
 
@@ -75,9 +74,19 @@ class Stop:
         self.leave: Callable[[], None] = lambda: None
 
     def check(self) -> None:
-        """Raise `Interrupted` if a stop was requested."""
+        """Raise `KeyboardInterrupt` if a stop was requested."""
         if self.requested:
-            raise Interrupted(self.requested)
+            raise KeyboardInterrupt(self.requested)
+
+    def wait(self, future: Any, deadline_s: float = math.inf) -> bool:
+        """Whether a call to Ray has finished in time; raises `KeyboardInterrupt` on a stop."""
+        until = time.monotonic() + deadline_s
+        while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
+            self.check()
+            if time.monotonic() > until:
+                return False
+        self.check()
+        return True
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -112,10 +121,10 @@ def session(address: str | None = None) -> Iterator[Stop]:
     """A connection to Ray: the given cluster, the one in `$RAY_ADDRESS`, or one started here.
 
     A cluster started here ends with this block, and with this process however it dies. Must be
-    entered on the main thread: Ray ties its processes to the thread that started them.
+    entered on the main thread, because Ray ties its processes to the thread that started them.
 
     Yields:
-        Tells whether the user wants to stop.
+        The user's request to stop.
 
     Raises:
         ExecutionError: If the cluster cannot be reached.
@@ -126,7 +135,7 @@ def session(address: str | None = None) -> Iterator[Stop]:
         try:
             _knock(address)
             ray.init(
-                # Without a name Ray would look for clusters of others, and for dead ones.
+                # Without an address Ray would look for clusters of other users, and for dead ones.
                 address=address or "local",
                 include_dashboard=None if address else False,
                 log_to_driver=False,
@@ -142,7 +151,7 @@ def session(address: str | None = None) -> Iterator[Stop]:
     stop = Stop()
     try:
         with stop.handled():  # after ray.init, which installs handlers of its own
-            check()  # until here Ctrl+C may have got lost
+            check()  # an earlier Ctrl+C may have got lost
             yield stop
     finally:
         if started:
@@ -150,10 +159,10 @@ def session(address: str | None = None) -> Iterator[Stop]:
 
 
 def _knock(address: str | None) -> None:
-    """Find out at once that nobody is there; Ray itself tries for minutes.
+    """Fail at once if nothing listens at the address; Ray itself tries for minutes.
 
     Raises:
-        OSError: Nobody answers at `host:port`.
+        OSError: There is no answer at `host:port`.
     """
     found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address or "")
     if found:
@@ -173,12 +182,12 @@ def nodes(gpu_memory: bool = False) -> list[Node]:
 
 
 def _gpu_memory(node_ids: list[str]) -> dict[str, int | None]:
-    """Bytes of the smallest GPU of each node that answers in time; what it has not told is None."""
+    """Bytes of the smallest GPU of each node that answers in time; None if it does not know."""
     asked = {on_node(node, smallest_gpu_bytes).remote(): node for node in node_ids}
     told, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_MEMORY_DEADLINE_S)
     found = {}
     for future in told:
-        with suppress(RayError):  # a node that cannot run a task is the first round's to report
+        with suppress(RayError):  # the first round reports a node that cannot run tasks
             found[asked[future]] = ray.get(future)
     return found
 
@@ -191,14 +200,15 @@ def on_node(node_id: str | None, function: Any, num_gpus: float = 0) -> Any:
 
 
 def beside_driver() -> NodeAffinitySchedulingStrategy:
-    """Where what a run cannot do without is least at risk: the run ends with its driver anyway.
+    """The driver's node, where the loss of an essential actor costs nothing more.
 
-    Ray puts an actor that holds nothing onto any node, unless it must be on a certain one.
+    The run ends with its driver anyway. Without this, Ray puts an actor that holds no resources on
+    any node.
     """
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def own_error(error: RayError) -> FedsimError | None:
-    """What fedsim itself raised in a task or an actor, as it was raised there."""
+    """The error of fedsim's own that a task or an actor raised, if it is one."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     return cause if isinstance(cause, FedsimError) else None

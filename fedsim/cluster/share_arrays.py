@@ -1,4 +1,4 @@
-"""Entries that one node has computed, copied to the other nodes' stores before they are needed."""
+"""Copies entries of one node's store to the other nodes before they are needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ EntryKey = Mapping[str, Any]
 
 
 def share_entries(keys: Sequence[EntryKey]) -> list[str]:
-    """Copy entries of this node's store to every node that has none of that key.
+    """Copy entries of this node's store to every node that lacks them.
 
-    An entry travels through the object store as a whole. One that would fill more than half of any
-    node's object store is left out, and nodes compute their own; so do nodes lost meanwhile.
-
-    Args:
-        keys: Of entries that are stored here.
+    An entry travels through the object store as a whole. If it would fill more than half of any
+    node's object store, it is left out, and nodes compute it themselves.
 
     Returns:
-        The ids of the nodes that got something.
+        The ids of the nodes that got an entry.
 
     Raises:
         DataError: A node cannot write to its store.

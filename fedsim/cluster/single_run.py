@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedsim.cluster.coordinator import Coordinator
 from fedsim.cluster.placement import Placement
-from fedsim.cluster.session import LOST, Interrupted, Stop, beside_driver, own_error
+from fedsim.cluster.session import LOST, Stop, beside_driver, own_error
 from fedsim.config import Experiment
 from fedsim.errors import ExecutionError, PlacementError
 from fedsim.results.tables import files
@@ -23,7 +23,6 @@ from fedsim.results.tables.writer import TableWriter
 from fedsim.storage.remote import Copy, url_of
 
 _START_DEADLINE_S = 300.0
-_LOOK_EVERY_S = 0.2
 
 
 def run_on_ray(
@@ -39,26 +38,25 @@ def run_on_ray(
 
     Args:
         config: The resolved experiment.
-        placement: What it may hold (`fedsim.cluster.placement.place`).
-        study_dir: Where tables and checkpoints go: seen by all nodes under this path, or a copy of
-            what they all reach.
+        placement: Its resources (`fedsim.cluster.placement.place`).
+        study_dir: Where tables and checkpoints go. All nodes see it under this path, or it is a
+            copy of object storage that they all reach.
         stop: Looked at while waiting.
         listener: Called with `round`, `accuracy` and `finished` after every committed round.
-        command: What the user typed, for the tables.
-        checked: The coordinator makes the checks that need torch, while the client actors start,
-            and this is called when nothing was refused; None: they were made before.
+        command: The user's command, for the tables.
+        checked: If given, the coordinator makes the checks that need torch while the client actors
+            start, and calls this when they pass. None: the checks were made before.
 
     Raises:
         PlacementError: The cluster did not grant the placement in time.
-        FedsimError: Whatever ended the run.
-        Interrupted: After marking the run as interrupted.
+        FedsimError: The error that ended the run.
+        KeyboardInterrupt: After marking the run as interrupted.
     """
     stop.leave = partial(mark_ended, study_dir, config.run_id, "interrupted")
     group = placement_group([b for b in (placement.head, *placement.bundles) if b], "PACK")
     coordinator: Any = None
     try:
-        ready, _ = ray.wait([group.ready()], timeout=_START_DEADLINE_S)
-        if not ready:
+        if not stop.wait(group.ready(), _START_DEADLINE_S):
             raise PlacementError(
                 f"the cluster did not grant {placement.arithmetic} within {_START_DEADLINE_S:g} s: "
                 f"other jobs hold its resources (`ray status` shows them)"
@@ -73,13 +71,13 @@ def run_on_ray(
             checked()
         where = url_of(study_dir) or str(study_dir)
         report = _get(coordinator.begin.remote(config, where, command), stop)
-        listener(report.as_row())
-        while not report.finished:
+        listener(report)
+        while not report["finished"]:
             report = _get(coordinator.step.remote(), stop)
-            listener(report.as_row())
-    except (Interrupted, ExecutionError):  # of its own errors the coordinator has told
+            listener(report)
+    except (KeyboardInterrupt, ExecutionError):  # the coordinator records its own errors
         if coordinator is not None:
-            ray.kill(coordinator)  # so that nothing is written after the mark
+            ray.kill(coordinator)  # so that it writes nothing after the mark
         mark_ended(study_dir, config.run_id, "interrupted")
         raise
     finally:
@@ -88,10 +86,8 @@ def run_on_ray(
 
 
 def _get(future: Any, stop: Stop) -> Any:
-    """The result of a coordinator call; its own errors as they were raised."""
-    while not ray.wait([future], timeout=_LOOK_EVERY_S)[0]:
-        stop.check()
-    stop.check()
+    """The result of a coordinator call; errors of fedsim are raised as they are."""
+    stop.wait(future)
     try:
         return ray.get(future)
     except RayTaskError as error:
@@ -101,7 +97,7 @@ def _get(future: Any, stop: Stop) -> Any:
 
 
 def mark_ended(study_dir: Path, run_id: str, status: str) -> None:
-    """Write into a run's row how it ended, if it has begun and says that it runs."""
+    """Write the end of a run into its row, if the row says that it is running."""
     copy = Copy(study_dir, run_id)
     copy.pull()
     run = files.read_run(study_dir / "runs", run_id)

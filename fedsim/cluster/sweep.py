@@ -1,22 +1,23 @@
 """A sweep: many runs on one warm cluster, scheduled by Ray Tune.
 
-A trial's actor holds a coordinator and its client actors; Tune hands the actor from one run to the
-next, so processes, imports and data stay warm. Tune schedules and nothing else: tables, checkpoints
-and failures are ours. A run that fails ends as a row with status `failed`; the others go on.
+A trial's actor holds a coordinator and its client actors. Tune hands the actor from one run to the
+next, so processes, imports and data stay warm. Tune only schedules; fedsim itself writes tables and
+checkpoints and handles failures. A failed run is a row with status `failed`; the others go on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import get_current_placement_group
 
 from fedsim.cluster.coordinator import Coordinator
@@ -38,21 +39,20 @@ _GATE_DEADLINE_S = 120.0
 class Gate:
     """Lets the first runs begin together.
 
-    Tune hands a warm actor to the next run and then drops actors that are still starting; runs
-    shorter than an actor's start would all end up on one actor. So nobody begins before all have
-    started.
+    Tune hands a warm actor to the next run and then drops actors that are still starting. Runs that
+    are shorter than an actor's start would all end up on one actor. So no run begins before all
+    actors have started.
     """
 
     def __init__(self, expected: int) -> None:
-        self._missing = expected
+        self._missing, self._open = expected, asyncio.Event()
 
-    def arrive(self) -> None:
-        """One more trial actor has started."""
+    async def arrive(self) -> None:
+        """One more trial actor has started; returns when all have."""
         self._missing -= 1
-
-    def is_open(self) -> bool:
-        """Whether all have."""
-        return self._missing <= 0
+        if self._missing <= 0:
+            self._open.set()
+        await self._open.wait()
 
 
 class Cell(tune.Trainable):
@@ -64,14 +64,12 @@ class Cell(tune.Trainable):
         assert group is not None, "Tune places every trial in a group of its own"
         self._coordinator = Coordinator(config["placement"], group)
         self._begun = False
-        gate, deadline = config["gate"], time.monotonic() + _GATE_DEADLINE_S
-        gate.arrive.remote()
-        while not ray.get(gate.is_open.remote()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(GetTimeoutError):
+            ray.get(config["gate"].arrive.remote(), timeout=_GATE_DEADLINE_S)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next run on the same actors."""
-        with suppress(Exception):  # of the run before, which the driver then marks
+        with suppress(Exception):  # an error of the run before, which the driver marks
             self._coordinator.stop()
         self._begun = False
         return True
@@ -88,10 +86,10 @@ class Cell(tune.Trainable):
                 self._begun = True
         except Exception as error:
             return {"done": True, "error": f"{type(error).__name__}: {error}"}
-        return {**report.as_row(), "done": report.finished}
+        return {**report, "done": report["finished"]}
 
     def train(self) -> dict[str, Any]:
-        """A step's result without the run's config, which the driver would keep of every trial."""
+        """A step's result without the run's config, which the driver would keep for every trial."""
         result = super().train()
         result.pop("config", None)
         return result
@@ -108,14 +106,14 @@ class Cell(tune.Trainable):
 
 
 class _Trials(Callback):
-    """Tells the listener of every trial, and knows how those ended that could not say so."""
+    """Reports every trial to the listener, and notes how trials ended that could not report it."""
 
     def __init__(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
         self._listener = listener
         self.ends: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
-        """Tune pickles its set-up to restore it, which is never done here."""
+        """Tune pickles callbacks for a restore, which never happens here."""
         return Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -161,7 +159,7 @@ class _Halving(FIFOScheduler):
         self._peers(trial).on_trial_complete(tune_controller, trial, result)
 
     def _peers(self, trial: Any) -> ASHAScheduler:
-        """Who judges this trial: one scheduler for all that it competes with."""
+        """The scheduler of this trial and of all trials that it competes with."""
         e, settings = trial.config["experiment"], self._settings
         key = (e.method, e.partition.model_dump_json(), e.seed)
         if key not in self._of:
@@ -172,7 +170,7 @@ class _Halving(FIFOScheduler):
                 max_t=max(e.train.rounds, settings.grace_rounds),
                 grace_period=settings.grace_rounds,
                 reduction_factor=settings.reduction_factor,
-                stop_last_trials=False,  # they say themselves that they are done
+                stop_last_trials=False,  # they report their end themselves
             )
         return self._of[key]
 
@@ -188,18 +186,11 @@ def sweep_on_ray(
 ) -> None:
     """Run experiments of one resource shape, as many at once as fit.
 
-    Args:
-        experiments: What is still to be run.
-        placement: What one run may hold.
-        study_dir: As for `fedsim.cluster.single_run.run_on_ray`.
-        stop: Looked at while waiting.
-        listener: Called with a run's id and its latest `round`, `accuracy`, `finished`, `stopped`
-            or `error`.
-        command: What the user typed, for the tables.
-        early_stopping: Whether and when runs that lag behind end early.
+    Arguments are those of `fedsim.cluster.single_run.run_on_ray`. The listener is called with a
+    run's id and its latest `round`, `accuracy`, `finished`, `stopped` or `error`.
 
     Raises:
-        Interrupted: After marking the runs in flight as interrupted.
+        KeyboardInterrupt: After marking the runs in flight as interrupted.
     """
     scratch = tempfile.mkdtemp(prefix="fedsim-tune-")
     told = _Trials(listener)

@@ -1,8 +1,8 @@
 """Tensors on their way between processes.
 
-Ray copies what numpy arrays hold once, straight into the object store; a tensor is pickled byte by
-byte on either side, which for what clients keep took longer than Ray itself. What arrives is a copy
-that may be written to: the store's memory is read-only.
+Ray copies a NumPy array once, straight into the object store. A tensor is pickled byte by byte on
+either side, which took longer than Ray itself for clients' states. The received tensor is a copy,
+because the store's memory is read-only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Packed:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Packed:
-        """Numpy has no bfloat16 and others of torch's types: they travel as bytes."""
+        """Types that NumPy lacks, such as bfloat16, travel as bytes."""
         whole = tensor.detach().cpu().contiguous()
         try:
             return cls(whole.numpy(), tensor.dtype)
@@ -45,5 +45,5 @@ def pack(tree: Any) -> Any:
 
 
 def unpack(tree: Any) -> Any:
-    """What `pack` was given, on the CPU."""
+    """The tree that `pack` was given, on the CPU."""
     return map_tensors(tree, Packed.tensor, Packed)

@@ -1,1 +1,1 @@
-"""From a study to finished runs: its plan, its lock, its tuning, and the backend."""
+"""From a study to finished runs: its plan, its lock, its tuning, and where it runs."""

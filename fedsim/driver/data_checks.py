@@ -1,4 +1,4 @@
-"""The data of a study, looked at before any run begins. NumPy only: torch is not loaded."""
+"""Checks of a study's data before any run begins, with NumPy only: torch is not loaded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fedsim.data.datasets import Dataset
 from fedsim.data.from_config import ClientSplit, draw_seed, read_dataset, split_clients
 
 Known = set[tuple[str, ...]]
-"""Data sets and partitions that have been made, as their settings."""
+"""Settings of data sets and partitions that have been made."""
 
 
 def each_partition(
     experiments: Sequence[Experiment], known: Known | None = None
 ) -> Iterator[tuple[int, Dataset, ClientSplit]]:
-    """Every distinct partition of some experiments; each data set is read once, and let go.
+    """Every distinct partition of some experiments; each data set is read once.
 
     Args:
         experiments: May share data sets and partitions.
-        known: Partitions to leave out; those that are made are added.
+        known: Partitions to leave out; new ones are added.
 
     Yields:
-        Position of the first experiment that has it, its data set, and what each client holds.
+        Position of the first experiment with the partition, the data set, and each client's rows.
 
     Raises:
         DataError: If data is missing or broken, or a partition cannot be made from it.
@@ -41,15 +41,12 @@ def each_partition(
         train = data.train
         for position in positions:
             settings = experiments[position].for_split()
-            yield (
-                position,
-                data,
-                split_clients(train.labels, train.clients, train.domains, **settings),
-            )
+            split = split_clients(train.labels, train.clients, train.domains, **settings)
+            yield position, data, split
 
 
 def check_data(experiments: Sequence[Experiment], known: Known | None = None) -> None:
-    """Read every data set and make every partition, so that what is wrong is said now.
+    """Read every data set and make every partition, so that errors are found now.
 
     Raises:
         DataError: See `each_partition`.

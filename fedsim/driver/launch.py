@@ -1,6 +1,6 @@
 """From experiments to finished runs, in this process or on Ray.
 
-Everything that can be refused is refused before the output folder is touched.
+All checks are made before the output folder is touched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fedsim.errors import ConfigError
 from fedsim.interrupt import check
 
 if TYPE_CHECKING:
-    from fedsim.cluster.placement import Node, Placement
     from fedsim.cluster.session import Stop
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -31,16 +30,19 @@ before the first run begins with `encoded` of all `images` of its data."""
 class Launcher:
     """Runs experiments of one study to their end, as often as it is asked to.
 
-    The first runs on Ray start it, or connect to it. It stays for later ones until the `with` block
-    ends, which takes a start of Ray off every extension of a tuned range.
+    The first runs on Ray start it, or connect to it. It stays until the `with` block ends, so that
+    later runs need not wait for its start.
 
     Args:
         folder: The study's folder.
         address: A Ray cluster to use instead of this machine.
+        keep_going: Report a failure to the listener also when there is only one run.
     """
 
-    def __init__(self, folder: Path, address: str | None = None) -> None:
-        self._folder, self._address = folder, address
+    def __init__(
+        self, folder: Path, address: str | None = None, *, keep_going: bool = False
+    ) -> None:
+        self.folder, self._address, self._keep_going = folder, address, keep_going
         self._session = ExitStack()
         self._stop: Stop | None = None
 
@@ -49,23 +51,19 @@ class Launcher:
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         self._session.close()
-        if kind is None and self._stop is not None and self._stop.requested:
-            raise KeyboardInterrupt  # asked for after the last run had ended
+        if kind is None and self._stop is not None:
+            self._stop.check()  # a request that came after the last run had ended
 
     def run(
         self,
         experiments: Sequence[Experiment],
         listener: Listener,
-        keep_going: bool = False,
         early_stopping: EarlyStopping | None = None,
     ) -> None:
-        """Run experiments to their end on the configured backend; the caller locks the study.
+        """Run experiments to their end on their one backend; the caller locks the study.
 
-        Args:
-            experiments: What to run; all of one backend.
-            listener: Called after every committed round and for every failure.
-            keep_going: Report a failure to the listener also when there is only one run.
-            early_stopping: Whether and when runs that lag behind end early; on Ray.
+        The listener is called after every committed round and for every failure. Early stopping
+        ends runs that lag behind; on Ray only.
 
         Raises:
             FedsimError: What was wrong before any run began, or what ended a single run.
@@ -80,7 +78,7 @@ class Launcher:
                 "local: set it to ray, or early_stopping to null"
             )
         check()
-        alone = len(experiments) == 1 and not keep_going
+        alone = len(experiments) == 1 and not self._keep_going
         if backends == {"local"}:
             self._run_local(experiments, listener, alone)
         else:
@@ -92,12 +90,17 @@ class Launcher:
         from fedsim.engine.local import run_local
         from fedsim.inputs.preflight import preflight
 
-        preflight(experiments, progress=partial(_encoding, listener, experiments[0].run_id))
-        write_plan(self._folder, experiments)
-        about = {"command": command_line()}
+        preflight(experiments, progress=_encoding(listener, experiments[0]))
+        write_plan(self.folder, experiments)
         for config in experiments:
+
+            def watch(row: dict[str, Any], run_id: str = config.run_id) -> None:
+                last = row["round"] >= row["num_rounds"]
+                seen = {"round": row["round"], "accuracy": row["accuracy"], "finished": last}
+                listener(run_id, seen)
+
             try:
-                run_local(config, self._folder, partial(_round, listener, config.run_id), about)
+                run_local(config, self.folder, watch, {"command": command_line()})
             except Exception as error:
                 if alone:
                     raise
@@ -112,72 +115,44 @@ class Launcher:
     ) -> None:
         from fedsim.cluster.placement import place_each, plans_memory
         from fedsim.cluster.remote_preflight import preflight_on_ray
-        from fedsim.cluster.session import Interrupted, nodes, session
+        from fedsim.cluster.session import nodes, session
         from fedsim.cluster.single_run import run_on_ray
 
-        try:
-            if self._stop is None:
-                self._stop = self._session.enter_context(session(self._address))
-            stop = self._stop
-            stop.check()
-            machines = nodes(plans_memory(e.resources for e in experiments))
-            placements = place_each(experiments, machines)
-            first, placement = experiments[0], placements[0]
-            planned = partial(write_plan, self._folder, experiments)
-            # Every process takes seconds to load torch: of a single run that encodes nothing, the
-            # coordinator makes the checks.
-            by_itself = alone and first.models.clip is None and not placement.gpus_per_actor
-            if not by_itself:
-                encoding = partial(_encoding, listener, first.run_id)
-                preflight_on_ray(experiments, placement, stop, encoding)
-                planned()
-            if alone:
-                run_on_ray(
-                    first,
-                    placement,
-                    self._folder.resolve(),
-                    stop,
-                    partial(listener, first.run_id),
-                    command_line(),
-                    planned if by_itself else None,
-                )
-            else:
-                self._sweep(experiments, placements, machines, listener, early_stopping)
-        except Interrupted as error:
-            raise KeyboardInterrupt from error
+        if self._stop is None:
+            self._stop = self._session.enter_context(session(self._address))
+        stop, folder, command = self._stop, self.folder.resolve(), command_line()
+        stop.check()
+        machines = nodes(plans_memory(e.resources for e in experiments))
+        placements = place_each(experiments, machines)
+        first, placement = experiments[0], placements[0]
+        planned = partial(write_plan, self.folder, experiments)
+        # Every process takes seconds to load torch. So the coordinator itself checks a single run
+        # that encodes nothing.
+        by_itself = alone and first.models.clip is None and not placement.gpus_per_actor
+        if not by_itself:
+            preflight_on_ray(experiments, placement, stop, _encoding(listener, first))
+            planned()
+        if alone:
+            tell = partial(listener, first.run_id)
+            run_on_ray(
+                first, placement, folder, stop, tell, command, planned if by_itself else None
+            )
+            return
+        from fedsim.cluster.sweep import sweep_on_ray  # loads Tune, which a single run spares
 
-    def _sweep(
-        self,
-        experiments: Sequence[Experiment],
-        placements: Sequence[Placement],
-        machines: Sequence[Node],
-        listener: Listener,
-        early_stopping: EarlyStopping | None,
-    ) -> None:
-        """Runs of one shape share warm actors, so each shape has a sweep of its own."""
-        from fedsim.cluster.placement import place_each
-        from fedsim.cluster.sweep import sweep_on_ray
-
-        assert self._stop is not None
-        shapes: dict[Any, list[Experiment]] = {}
+        # Runs of one shape share warm actors, so each shape has a sweep of its own.
+        shapes: dict[str, list[Experiment]] = {}
         for config, placement in zip(experiments, placements, strict=True):
             shapes.setdefault(placement.shape, []).append(config)
         for group in shapes.values():
-            shared, folder = place_each(group, machines)[0], self._folder.resolve()
-            sweep_on_ray(
-                group, shared, folder, self._stop, listener, command_line(), early_stopping
-            )
+            shared = place_each(group, machines)[0]
+            sweep_on_ray(group, shared, folder, stop, listener, command, early_stopping)
 
 
 def command_line() -> str:
-    """What the user typed, to be found in the tables."""
+    """The user's command, for the tables."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _encoding(listener: Listener, run_id: str, encoded: int, images: int) -> None:
-    listener(run_id, {"encoded": encoded, "images": images})
-
-
-def _round(listener: Listener, run_id: str, row: dict[str, Any]) -> None:
-    last = row["round"] >= row["num_rounds"]
-    listener(run_id, {"round": row["round"], "accuracy": row["accuracy"], "finished": last})
+def _encoding(listener: Listener, first: Experiment) -> Callable[[int, int], None]:
+    return lambda encoded, images: listener(first.run_id, {"encoded": encoded, "images": images})

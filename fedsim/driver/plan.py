@@ -1,4 +1,4 @@
-"""The folder of a study: who works on it, which runs it plans, and which are still to do."""
+"""The folder of a study: its lock, its planned runs, and the runs that are still to do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def study_lock(folder: Path) -> Iterator[None]:
         copy.probe()
         yield
         copy.push()
-        copy.pull()  # what other machines have done
+        copy.pull()  # the runs of other machines
     finally:
         lock.release()
         with suppress(OSError):
@@ -111,10 +111,10 @@ def read_plan(folder: Path) -> list[Experiment]:
 
 
 def _check_unchanged(folder: Path, planned: dict[str, Experiment]) -> None:
-    """A run goes on only as what it was: settings and method files stay the same.
+    """Refuse a run whose settings or method file have changed.
 
     Raises:
-        ResultsError: Saying what changed.
+        ResultsError: Naming the changes.
     """
     changed = {key: e for key, e in planned.items() if e.run_id not in (key, *planned)}
     if not changed:
@@ -139,15 +139,15 @@ def _check_unchanged(folder: Path, planned: dict[str, Experiment]) -> None:
         problems.append(f"{key}: {', '.join(reasons) or 'its settings were edited'}")
     if problems:
         raise ResultsError(
-            f"{folder} cannot be resumed, for a run goes on only as what it was ("
-            f"{'; '.join(problems)}); undo the change, or start the study's file anew"
+            f"{folder} cannot be resumed, because runs were changed ({'; '.join(problems)}); "
+            f"undo the change, or start the study's file anew"
         )
 
 
 def unfinished(
     folder: Path, experiments: Sequence[Experiment], ended: Sequence[str] = ("finished",)
 ) -> list[Experiment]:
-    """Those whose run in the study's tables has not ended in one of these ways."""
+    """The experiments whose run in the tables has not ended in one of these ways."""
     if not (folder / "runs").is_dir():
         return list(experiments)
     from fedsim.results.study import load

@@ -15,7 +15,7 @@ _FINEST = 1.1
 
 
 def extend(points: list[Point], best: Point) -> Iterator[Point]:
-    """The best point with one value further, for every numeric setting that is at its edge.
+    """The best point with one value further, for every numeric setting at an edge of its range.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1)]
     >>> list(extend(tried, {"train.lr": 0.1}))
@@ -24,7 +24,7 @@ def extend(points: list[Point], best: Point) -> Iterator[Point]:
     []
     """
     for key in best:
-        values = sorted({p[key] for p in points}) if _numeric(points, key) else []
+        values = _values(points, key)
         if len(values) < 2 or values[0] <= 0:
             continue
         kind = _kind(values)
@@ -41,13 +41,13 @@ def extend(points: list[Point], best: Point) -> Iterator[Point]:
 def refine(points: list[Point], best: Point) -> Iterator[Point]:
     """Points between the best value of a numeric setting and its neighbours, widest gap first.
 
-    Values closer than `_FINEST` are told apart by chance alone and are left out.
+    Values closer than a factor of `_FINEST` are left out, because only chance tells them apart.
 
     >>> tried = [{"train.lr": lr} for lr in (0.01, 0.1, 1.0)]
     >>> list(itertools.islice(refine(tried, {"train.lr": 0.1}), 3))
     [{'train.lr': 0.316}, {'train.lr': 0.0316}, {'train.lr': 0.178}]
     """
-    axes = {key: sorted({p[key] for p in points}) for key in best if _numeric(points, key)}
+    axes = {key: values for key in best if (values := _values(points, key))}
     grew = True
     while grew:
         grew = False
@@ -63,8 +63,11 @@ def refine(points: list[Point], best: Point) -> Iterator[Point]:
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:
-    """Numbers sorted; anything else as it was given."""
-    found = list(values)
+    """Distinct values: numbers sorted, anything else as given."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
     return sorted(found) if all(map(_is_number, found)) else found
 
 
@@ -74,13 +77,10 @@ def product(axes: Axes) -> Iterator[Point]:
         yield dict(zip(axes, values, strict=True))
 
 
-def added(points: list[Point], more: Iterable[Point]) -> list[Point]:
-    """Points with those of others that they lack."""
-    return points + [point for point in more if point not in points]
-
-
-def _numeric(points: list[Point], key: str) -> bool:
-    return all(_is_number(point[key]) for point in points)
+def _values(points: list[Point], key: str) -> list[Any]:
+    """The values of a numeric setting, sorted; none of any other setting."""
+    values = [point[key] for point in points]
+    return sorted(set(values)) if all(map(_is_number, values)) else []
 
 
 def _is_number(value: Any) -> bool:

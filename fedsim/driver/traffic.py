@@ -25,14 +25,14 @@ from fedsim.seeding import torch_rng
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one client; where clients differ, such as in their networks, the mean over them.
+    """Bytes of one client; the mean over clients if they differ, such as in their networks.
 
     Attributes:
         num_rounds: Rounds of the run; 0 for methods that do not train.
         up: Per round, to the server.
         down: Per round, from the server.
-        once: Before its first round: constants, and the encoders the method leaves as they are.
-        early: What the first rounds send both ways beyond that, where they are unlike the others.
+        once: Before its first round: constants, and encoders that the method does not change.
+        early: Bytes of the first rounds, both ways, beyond those of a later round.
     """
 
     num_rounds: int
@@ -44,23 +44,16 @@ class Traffic:
     def of_a_run(self, num_clients: int, cohort_size: int, train_seed: int) -> int:
         """Bytes of all clients together, as the cohorts of this seed take part."""
         every_round = self.num_rounds * (self.up + self.down) + self.early
-        sampled = ever_sampled(num_clients, cohort_size, train_seed, self.num_rounds)
-        return cohort_size * every_round + self.once * sampled
-
-
-def ever_sampled(num_clients: int, cohort_size: int, train_seed: int, num_rounds: int) -> int:
-    """Clients that take part at least once, which download what is sent once."""
-    if cohort_size == num_clients:
-        return num_clients if num_rounds else 0
-    cohorts = (
-        sample_cohort(num_clients, cohort_size, train_seed, number)
-        for number in range(1, num_rounds + 1)
-    )
-    return len({client for cohort in cohorts for client in cohort})
+        downloaded = set(range(num_clients)) if self.num_rounds else set[int]()
+        if cohort_size < num_clients:
+            rounds = range(1, self.num_rounds + 1)
+            cohorts = (sample_cohort(num_clients, cohort_size, train_seed, r) for r in rounds)
+            downloaded = {client for cohort in cohorts for client in cohort}
+        return cohort_size * every_round + self.once * len(downloaded)
 
 
 def traffic(config: Experiment) -> Traffic:
-    """Set a method up and train one client of each variant, to see what it sends."""
+    """Set a method up, train one client of each variant, and count what it sends."""
     settle_process(config.engine.threads)
     cls, device = method_class(config.use), torch.device("cpu")
     num_rounds = cls.num_rounds(config.for_method())
@@ -74,8 +67,8 @@ def traffic(config: Experiment) -> Traffic:
     once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
     variants = Counter(map(method.variant, range(len(split.fit))))
     firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
-    # A method that averages sends the same in every round, and one sample shows it. Any other may
-    # go through phases, and has come to its last one by round 3.
+    # A method that averages sends the same in every round, and one sample is enough. Any other
+    # method may go through phases; the last phase begins by round 3.
     phases = 1 if cls.averages or cls.reduction == "keep" else min(3, max(1, num_rounds))
     inputs, labels = map(as_tensor, data.local())
     train, pipeline = config.train.model_copy(update={"local_epochs": 1}), Pipeline.of(config)

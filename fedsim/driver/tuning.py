@@ -1,18 +1,18 @@
 """Choosing hyper-parameters: the same number of trials for every method, on held-out client data.
 
-Trials run on seeds that the final tables never use, as runs with `phase=tune`; their `accuracy` is
-that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. A best
-value on the edge of a numeric range is followed one value further, everything else held; methods
-with fewer such trials get as many more around their own best. With `confirm_seeds`, every method's
-best trials are run on these as well and the choice is made among them. All trials stay in the
-tables.
+Trials run on seeds that the final tables never use, as runs with `phase=tune`. Their `accuracy` is
+that of `client_holdout`, and no model sees test data. A trial that diverges counts as 0. If the
+best value lies at the edge of a numeric range, one value beyond the edge is tried. The other
+methods get as many more trials around their own best. With `confirm_seeds`, every method's best
+trials run on these seeds as well, and the choice is made among them. All trials stay in the tables.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import typer
@@ -21,14 +21,14 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.config.study_file import StudyFile
 from fedsim.config.tune import EarlyStopping
-from fedsim.driver.ranges import Point, added, extend, in_order, product, refine
+from fedsim.driver.ranges import Point, extend, in_order, product, refine
 from fedsim.errors import ConfigError, ExecutionError, did_you_mean
 from fedsim.methods import METHODS, check_options, method_class
 from fedsim.storage.remote import Copy, url_of
 
 
 class Score(NamedTuple):
-    """What a trial is chosen by: how many of its runs went on to the end, then their accuracy."""
+    """Trials are ranked by the number of runs that went on to the end, then by their accuracy."""
 
     whole: int
     """Runs that were not stopped early; 0 for a trial whose runs have all failed."""
@@ -38,14 +38,99 @@ class Score(NamedTuple):
     """Runs that were."""
 
 
+@dataclass
+class Trial:
+    """Some settings, the runs with them, and their score."""
+
+    point: Point
+    runs: list[Experiment]
+    score: Score = field(default_factory=lambda: Score(0, 0.0))
+    confirmed: bool = False
+    """Whether it was run on the study's `confirm_seeds` as well."""
+
+
+class Search:
+    """The trials of one method, which begin with some points."""
+
+    def __init__(self, study: StudyFile, name: str, points: list[Point]) -> None:
+        self._study, self.name = study, name
+        self.trials: list[Trial] = []
+        self._asked = 0
+        self.add(points)
+
+    @property
+    def points(self) -> list[Point]:
+        """The settings of all trials."""
+        return [trial.point for trial in self.trials]
+
+    def new_runs(self) -> list[Experiment]:
+        """The runs of trials that have been added since this was last asked."""
+        new, self._asked = self.trials[self._asked :], len(self.trials)
+        return [run for trial in new for run in trial.runs]
+
+    def add(self, points: Iterable[Point]) -> None:
+        """One more trial for every point that has none."""
+        for point in points:
+            if point not in self.points:
+                self.trials.append(Trial(point, self._runs(point, self._study.tune.seeds)))
+
+    def best(self) -> Point:
+        """The settings with the best score, of confirmed trials where there are any.
+
+        Raises:
+            ExecutionError: No trial finished.
+        """
+        trials = [trial for trial in self.trials if trial.confirmed] or self.trials
+        if not any(trial.score.accuracy > 0 for trial in trials):
+            raise ExecutionError(
+                f"tuning: no trial of {self.name} finished; the reasons are in the column `error` "
+                f"of the table runs, and above"
+            )
+        return max(trials, key=lambda trial: trial.score).point
+
+    def further(self) -> list[Point]:
+        """One value beyond the best that is at an edge, if the configuration allows it."""
+        return [point for point in extend(self.points, self.best()) if self._allowed(point)]
+
+    def refine(self, most: int) -> None:
+        """Add trials near the best one, up to `most` in all."""
+        for point in refine(self.points, self.best()):
+            if len(self.trials) >= most:
+                break
+            if self._allowed(point):
+                self.add([point])
+
+    def confirm(self) -> list[Experiment]:
+        """More runs of the best trials, on seeds for that; none where the study has none."""
+        tune, more = self._study.tune, list[Experiment]()
+        found = [trial for trial in self.trials if trial.score.accuracy > 0]
+        leaders = sorted(found, key=lambda trial: trial.score, reverse=True)
+        for trial in leaders[: tune.confirm_best] if tune.confirm_seeds else ():
+            runs = self._runs(trial.point, tune.confirm_seeds)
+            trial.runs, trial.confirmed = trial.runs + runs, True
+            more += runs
+        return more
+
+    def _runs(self, point: Point, seeds: tuple[int, ...]) -> list[Experiment]:
+        """The runs of one trial: on every partition and on these seeds."""
+        return self._study.resolve([(self.name, point, seed, "tune") for seed in seeds], METHODS)
+
+    def _allowed(self, point: Point) -> bool:
+        try:
+            for experiment in self._runs(point, self._study.tune.seeds):
+                check_options(experiment.for_method(), method_class(experiment.use))
+        except ConfigError:
+            return False
+        return True
+
+
 def first_trials(study: StudyFile) -> list[Experiment]:
     """What the study's `tune.grid` describes, before any range is extended.
 
     Raises:
         ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.
     """
-    points = _planned(study)
-    return [e for name in points for point in points[name] for e in _runs(study, name, point)]
+    return [run for search in _searches(study) for trial in search.trials for run in trial.runs]
 
 
 def tune_study(
@@ -53,9 +138,7 @@ def tune_study(
 ) -> dict[str, Point]:
     """Run the study's `tune` section and choose each method's settings.
 
-    Args:
-        study: With a `tune.grid`.
-        execute: Runs experiments to their end, or to where early stopping ends them.
+    `execute` runs experiments to their end, or to where early stopping ends them.
 
     Returns:
         The chosen settings per method; also printed, and written to `<study>/selected.yaml`.
@@ -64,96 +147,33 @@ def tune_study(
         ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.
         ExecutionError: If no trial of a method finished.
     """
-    points = _planned(study)
-    trials: dict[str, list[list[Experiment]]] = {name: [] for name in points}
+    searches = _searches(study)
     for extension in itertools.count():
-        new: list[Experiment] = []
-        for name in points:
-            more = [_runs(study, name, p) for p in points[name][len(trials[name]) :]]
-            trials[name] += more
-            new += itertools.chain.from_iterable(more)
+        new = [run for search in searches for run in search.new_runs()]
         execute(new, study.tune.early_stopping)
-        scores = _scores(study, trials)
-        chosen = {name: _best(name, points[name], scores[name]) for name in points}
-        further = {name: _further(study, name, points[name], chosen[name]) for name in points}
-        if not any(further.values()) or extension == study.tune.extensions:
+        _judge(study, searches)
+        further = [search.further() for search in searches]
+        if not any(further) or extension == study.tune.extensions:
             break
-        points = {name: added(points[name], further[name]) for name in points}
-        # Everyone gets as many trials: what one range grows by, the others spend near their best.
-        most = max(map(len, points.values()))
-        for name in points:
-            points[name] = _refined(study, name, points[name], chosen[name], most)
-    leaders = {name: _leaders(study, scores[name]) for name in points}
+        for search, points in zip(searches, further, strict=True):
+            search.add(points)
+        # Every method gets as many trials as the one whose ranges grew most.
+        most = max(len(search.trials) for search in searches)
+        for search in searches:
+            search.refine(most)
     if study.tune.confirm_seeds:
-        again = []
-        for name, places in leaders.items():
-            for place in places:
-                runs = _runs(study, name, points[name][place], study.tune.confirm_seeds)
-                trials[name][place] += runs
-                again += runs
-        execute(again, None)
-        scores = _scores(study, trials)
-        chosen = {
-            name: _best(name, [points[name][i] for i in led], [scores[name][i] for i in led])
-            for name, led in leaders.items()
-        }
-        further = {name: _further(study, name, points[name], chosen[name]) for name in points}
-    edges = {
-        name: [key for p in further[name] for key in p if p[key] != chosen[name][key]]
-        for name in points
-    }
-    _write(study, points, scores, leaders, chosen, edges)
-    return chosen
+        execute([run for search in searches for run in search.confirm()], None)
+        _judge(study, searches)
+    _write(study, searches)
+    return {search.name: search.best() for search in searches}
 
 
-def _planned(study: StudyFile) -> dict[str, list[Point]]:
-    """The points of every method's grid, checked."""
+def _searches(study: StudyFile) -> list[Search]:
+    """One search for every method's grid, checked."""
     grids = {name: {k: in_order(v) for k, v in g.items()} for name, g in study.tune.grid.items()}
-    points = {name: added([], product(grid)) for name, grid in grids.items()}
+    points = {name: list(product(grid)) for name, grid in grids.items()}
     _check(study, points)
-    return points
-
-
-def _further(study: StudyFile, name: str, points: list[Point], best: Point) -> list[Point]:
-    """`extend`, without values that the configuration refuses."""
-    return [p for p in extend(points, best) if _allowed(study, name, p)]
-
-
-def _refined(
-    study: StudyFile, name: str, points: list[Point], best: Point, most: int
-) -> list[Point]:
-    """Points of a method, up to as many as the others have."""
-    found = list(points)
-    for point in refine(points, best):
-        if len(found) >= most:
-            break
-        if point not in found and _allowed(study, name, point):
-            found.append(point)
-    return found
-
-
-def _allowed(study: StudyFile, name: str, point: Point) -> bool:
-    try:
-        for experiment in _runs(study, name, point):
-            check_options(experiment.for_method(), method_class(experiment.use))
-    except ConfigError:
-        return False
-    return True
-
-
-def _runs(
-    study: StudyFile, name: str, point: Point, seeds: tuple[int, ...] | None = None
-) -> list[Experiment]:
-    """One trial: its runs on every partition and on these seeds, or those that all trials get."""
-    seeds = study.tune.seeds if seeds is None else seeds
-    return study.resolve([(name, point, seed, "tune") for seed in seeds], METHODS)
-
-
-def _leaders(study: StudyFile, scores: list[Score]) -> list[int]:
-    """Places of the trials to confirm, the best first; none without seeds for that."""
-    found = [place for place, score in enumerate(scores) if score.accuracy > 0]
-    ranked = sorted(found, key=lambda place: scores[place], reverse=True)
-    return ranked[: study.tune.confirm_best] if study.tune.confirm_seeds else []
+    return [Search(study, name, trials) for name, trials in points.items()]
 
 
 def _check(study: StudyFile, points: dict[str, list[Point]]) -> None:
@@ -187,8 +207,8 @@ def _check(study: StudyFile, points: dict[str, list[Point]]) -> None:
         raise ConfigError([f"{study.source}: {problem}" for problem in problems])
 
 
-def _scores(study: StudyFile, trials: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
-    """Mean held-out accuracy of the last round of every trial; runs that failed count as 0."""
+def _judge(study: StudyFile, searches: list[Search]) -> None:
+    """Score every trial by the tables: held-out accuracy of the last round."""
     from fedsim.results.study import load
 
     tables = load(study.folder)
@@ -197,51 +217,33 @@ def _scores(study: StudyFile, trials: dict[str, list[list[Experiment]]]) -> dict
     rounds = tables.read("rounds", ["run_id", "round", "accuracy"]).sort_values("round")
     rounds = rounds[rounds.run_id.isin({*status.index[status == "finished"], *stopped})]
     last = rounds.groupby("run_id").accuracy.last()
-
-    def score(runs: list[Experiment]) -> Score:
-        ids = [e.run_id for e in runs]
+    for trial in (trial for search in searches for trial in search.trials):
+        ids = [e.run_id for e in trial.runs]
         accuracy, early = float(last.reindex(ids).fillna(0.0).mean()), len(stopped & set(ids))
-        return Score(len(ids) - early if accuracy else 0, accuracy, early)
-
-    return {name: [score(runs) for runs in points] for name, points in trials.items()}
+        trial.score = Score(len(ids) - early if accuracy else 0, accuracy, early)
 
 
-def _best(name: str, points: list[Point], scores: list[Score]) -> Point:
-    if not any(score.accuracy > 0 for score in scores):
-        raise ExecutionError(
-            f"tuning: no trial of {name} finished; the reasons are in the column `error` of the "
-            f"table runs, and above"
-        )
-    return points[scores.index(max(scores))]
-
-
-def _write(
-    study: StudyFile,
-    points: dict[str, list[Point]],
-    scores: dict[str, list[Score]],
-    leaders: dict[str, list[int]],
-    chosen: dict[str, Point],
-    edges: dict[str, list[str]],
-) -> None:
-    """`selected.yaml`: the chosen settings, and as comments every trial and what is wanting."""
+def _write(study: StudyFile, searches: list[Search]) -> None:
+    """`selected.yaml`: the chosen settings, and as comments every trial and what is missing."""
     seeds = ", ".join(map(str, study.tune.seeds))
     more = ", ".join(map(str, study.tune.confirm_seeds))
+    most = max(len(search.trials) for search in searches)
     lines = [
         f"# Chosen by `fedsim sweep {study.source} --tune`: mean accuracy on held-out client data",
         f"# of the last round, over all partitions and the seeds {seeds}. No test data was used.",
     ]
-    for name in chosen:
-        led, own = leaders[name], scores[name]
-        lines.append(f"# {name}: {len(own)} trials")
-        ranked = sorted(range(len(own)), key=lambda place: (place in led, own[place]), reverse=True)
-        for place in ranked:
-            on = f"  (on {more} as well)" if place in led else ""
-            on += "  (stopped early)" if own[place].stopped else ""
-            score = 100 * own[place].accuracy
-            lines.append(f"#   {score:6.2f} %  {json.dumps(points[name][place])}{on}")
-        lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges[name]]
-        if len(points[name]) < max(map(len, points.values())):
+    for search in searches:
+        lines.append(f"# {search.name}: {len(search.trials)} trials")
+        for trial in sorted(search.trials, key=lambda t: (t.confirmed, t.score), reverse=True):
+            on = f"  (on {more} as well)" if trial.confirmed else ""
+            on += "  (stopped early)" if trial.score.stopped else ""
+            lines.append(f"#   {100 * trial.score.accuracy:6.2f} %  {json.dumps(trial.point)}{on}")
+        chosen = search.best()
+        edges = [key for point in search.further() for key in point if point[key] != chosen[key]]
+        lines += [f"#   {key} is still at the edge of its range: widen it" for key in edges]
+        if len(search.trials) < most:
             lines.append("#   fewer trials than others: its ranges have no values left to try")
+    chosen = {search.name: search.best() for search in searches}
     body = "\n".join(lines) + "\n" + yaml.safe_dump(chosen, sort_keys=False)
     path = study.folder / "selected.yaml"
     path.write_text(body, encoding="utf-8")

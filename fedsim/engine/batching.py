@@ -63,8 +63,8 @@ def make_groups(
 ) -> list[Group]:
     """Cut a cohort into groups of at most `group_size` clients, the largest clients first.
 
-    Clients that are stacked take as many steps as the longest of them. Of equal clients, those
-    sampled first come first.
+    Stacked clients take as many steps as the largest of them. Clients of equal size keep the order
+    in which they were sampled.
     """
     rows = {int(client): indices[client] for client in cohort}
     ordered = sorted(rows, key=lambda client: -len(rows[client]))
@@ -93,9 +93,9 @@ def make_batches(
 
     Every client shuffles its own samples anew each epoch with a stream of its own, and takes
     `ceil(n_k / batch_size)` steps per epoch, the last one possibly smaller. Under
-    `train.augment_views` V, a step takes one of the V rows of each of its samples, from another
-    stream of the client's: the order stays what it is without views. Measuring takes the first,
-    the image as it is.
+    `train.augment_views` V, a step takes one of the V rows of each of its samples. The choice has
+    a stream of its own, so the order is the same as without views. Measuring takes the first row,
+    which is the image itself.
 
     Args:
         group: Which clients, and their rows.
@@ -106,7 +106,7 @@ def make_batches(
         seed: The experiment's training seed.
         round: From 1.
         prepare: Stored inputs to model inputs.
-        device: Where batches are put; that of `inputs` by default.
+        device: Of the batches; that of `inputs` by default.
     """
     plans = [
         _epochs(client, rows, train, seed, round)
@@ -136,7 +136,7 @@ def _epochs(
     client: int, rows: np.ndarray, train: TrainConfig, seed: int, round: int
 ) -> list[np.ndarray]:
     rng, views = numpy_rng(seed, "batches", round, client), train.augment_views
-    rows = np.array(rows)  # permuting no rows shuffles them in place: not what Ray sent
+    rows = np.array(rows)  # `permutation` of no rows shuffles in place; arrays of Ray are read-only
     orders = [rng.permutation(rows) for _ in range(train.epochs(round))]
     if views > 1:
         rng = numpy_rng(seed, "views", round, client)
@@ -145,7 +145,7 @@ def _epochs(
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Consecutive batches, the last one possibly smaller; none of no rows."""
+    """Consecutive batches, the last one possibly smaller."""
     return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 

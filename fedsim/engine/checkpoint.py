@@ -1,4 +1,4 @@
-"""Snapshots that survive a kill at any instant, and where there is object storage, the machine.
+"""Snapshots that survive a kill at any instant and, with object storage, the loss of the machine.
 
 A checkpoint is one file per round under `<study>/checkpoints/<run_id>/`, written aside and renamed
 when complete; the newest complete one is the commit point of the run. Files hold tensors and plain
@@ -25,12 +25,7 @@ _CLAIM_DEADLINE_S = 20.0
 
 
 class CheckpointFolder:
-    """The snapshots of one run.
-
-    Args:
-        study_dir: The study's folder.
-        run_id: The run; a snapshot of another run is refused.
-    """
+    """The snapshots of one run; those of another run are refused."""
 
     def __init__(self, study_dir: Path, run_id: str) -> None:
         self.path = study_dir / "checkpoints" / run_id
@@ -41,7 +36,7 @@ class CheckpointFolder:
     def claim(self) -> None:
         """Make this process the only writer of the run, until `release` or its death.
 
-        A killed driver's actors live on for a few seconds; who starts again waits for them.
+        A killed driver's actors live on for a few seconds; the next driver waits for them.
 
         Raises:
             CheckpointError: If another process holds the run and does not let go.
@@ -56,7 +51,7 @@ class CheckpointFolder:
             ) from error
         try:
             self._copy.pull()
-        except BaseException:  # what could not be read is not to be written over
+        except BaseException:  # a copy that could not be read must not be overwritten
             self._lock.release()
             raise
         for draft in drafts_of(self.path):

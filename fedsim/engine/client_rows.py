@@ -1,4 +1,4 @@
-"""Rows of the table `clients`: what a client held, did, sent and cost, and how much it learned."""
+"""Rows of the table `clients`: what a client held, did, sent and cost, and what it learned."""
 
 from __future__ import annotations
 
@@ -8,53 +8,33 @@ from typing import Any
 import torch
 
 from fedsim.engine.batching import Group, num_steps
-from fedsim.engine.update_steps.base import Sent
-from fedsim.methods.base import Batches, Method, Update
+from fedsim.engine.update_steps.base import GroupContext, Sent
+from fedsim.methods.base import Batches, Update
 from fedsim.methods.training import cross_entropy
 from fedsim.params import Params, add, norms, num_bytes, stack
 from fedsim.process import peak_memory
 
 
 class ClientRows:
-    """Makes one row for every client of a group.
+    """Makes the rows of a host. With `client_metrics`, clients are measured before and after."""
 
-    Args:
-        method: The run's method.
-        client_metrics: Whether clients are measured before and after training.
-        node: The machine they train on.
-        device: What they train on.
-    """
-
-    def __init__(
-        self, method: Method, client_metrics: bool, node: str, device: torch.device
-    ) -> None:
-        self.client_metrics = client_metrics
-        self._method, self._node, self._device = method, node, device
+    def __init__(self, client_metrics: bool, node: str, device: torch.device) -> None:
+        self.client_metrics, self._node, self._device = client_metrics, node, device
 
     def of(
         self,
         group: Group,
-        round: int,
-        batches: Batches,
+        context: GroupContext,
         held: Batches | None,
-        message: Params,
         update: Update,
         sent: Sent,
         flops: Sequence[int],
         train_s: float,
     ) -> list[dict[str, Any]]:
-        """Rows of a group's clients, ghosts left out.
+        """Rows of a group's clients, without ghosts.
 
-        Args:
-            group: The clients.
-            round: From 1.
-            batches: What they trained on.
-            held: What they held out, where that is measured.
-            message: What they received.
-            update: What they have trained.
-            sent: What they send, after all update steps.
-            flops: Of every client's training.
-            train_s: Seconds of the whole group.
+        `held` are held-out samples to measure on, if any; `update` is the trained update, and
+        `sent` is the update after all steps; `train_s` are seconds of the whole group.
         """
         real = len(group.client_ids)
         change = update.delta if update.change is None else update.change
@@ -62,16 +42,16 @@ class ClientRows:
         length = norms(change, products).tolist() if change or products else [0.0] * real
         measured: dict[str, list[float]] = {}
         if self.client_metrics:
-            measured = self._before_and_after(batches, message, change)
+            measured = self._before_and_after(context, context.batches, change)
         if held is not None:
-            found = self._before_and_after(held, message, change)
+            found = self._before_and_after(context, held, change)
             measured |= {f"holdout_{name}": values for name, values in found.items()}
         memory, up, extra = peak_memory(self._device), sent.num_bytes, update.extra
         return [
             {
                 "client_id": client,
                 "num_samples": len(group.indices[c]),
-                "num_steps": num_steps(len(group.indices[c]), batches.train, round),
+                "num_steps": num_steps(len(group.indices[c]), context.batches.train, context.round),
                 "status": "ok",
                 "weight": float(update.weight[c]),
                 "update_norm": length[c],
@@ -88,9 +68,10 @@ class ClientRows:
 
     @torch.no_grad()
     def _before_and_after(
-        self, batches: Batches, message: Params, change: Params
+        self, context: GroupContext, batches: Batches, change: Params
     ) -> dict[str, list[float]]:
         """Loss and accuracy on each client's own data, as received and as trained."""
+        message = context.message
         start = {name: message[name] for name in change if name in message}
         if not change or len(start) != len(change):
             return {}
@@ -100,7 +81,7 @@ class ClientRows:
             loss = torch.zeros(batches.num_clients, device=self._device)
             correct, count = torch.zeros_like(loss), torch.zeros_like(loss)
             for batch in batches.all_samples():
-                logits = self._method.client_logits(message, params, batch.x)
+                logits = context.method.client_logits(message, params, batch.x)
                 if logits is None:
                     return {}
                 valid = batch.mask.sum(1)

@@ -1,8 +1,8 @@
-"""What clients keep between rounds: on disk, for clients that have ever kept anything.
+"""What clients keep between rounds, on disk.
 
-A round's new states are one file beside the run's checkpoints, mapped into memory once written, so
-that the system may take the pages back. It is a log: who keeps something anew is in a later file,
-and the checkpoint names the files that count. When most of what they hold is outdated, the next
+A round's new states are one file beside the run's checkpoints. It is mapped into memory, so that
+the system may take the pages back. The files are a log: a later file replaces states of earlier
+ones, and the checkpoint names the files that count. When most states in them are outdated, the next
 round's file gets all states and stands alone.
 """
 
@@ -21,7 +21,7 @@ from fedsim.methods.base import State
 from fedsim.params import Params
 
 _OUTDATED = 2
-"""States in all files over clients that keep one, above which they are written anew."""
+"""All states are written anew when the files hold this many times as many as there are clients."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class ClientState:
 
 
 class ClientStates(Mapping[int, ClientState]):
-    """Client id -> what it kept; clients that keep nothing take no space.
-
-    Args:
-        folder: The run's checkpoint folder.
-    """
+    """Client id -> its state, in the run's checkpoint folder; empty states take no space."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,17 +60,17 @@ class ClientStates(Mapping[int, ClientState]):
         return len(self._states.keys() | self._new.keys())
 
     def update(self, states: Mapping[int, ClientState]) -> None:
-        """Take what clients kept in this round, whole states each."""
+        """Replace the states of some clients."""
         self._new |= states
 
     def commit(self, round: int) -> list[int]:
         """Write what is new.
 
-        Files that neither this nor the previous commit counts are removed: a checkpoint written
-        after this call, and the one before it, find theirs.
+        Files of neither this nor the previous commit are removed. So the checkpoint written after
+        this call finds its files, and so does the one before it.
 
         Returns:
-            What `restore` wants: the rounds whose files count, in order.
+            The rounds whose files count, in order, for `restore`.
         """
         if self._new:
             stored = sum(self._files.values()) + len(self._new)
@@ -122,11 +118,11 @@ class ClientStates(Mapping[int, ClientState]):
 
 
 _OLD_RESIDUAL = "wire residual"
-"""Where files written before update steps had names of their own hold what compression lost."""
+"""The key of compression's residual in files written before update steps had names."""
 
 
 def _of_tree(tree: dict[str, Any]) -> ClientState:
-    """A client's state as a file holds it; older files hold the method's state alone."""
+    """A client's state in a file; older files hold the method's state alone."""
     if tree.keys() == {"method", "steps"}:
         return ClientState(tree["method"], tree["steps"])
     method = {name: value for name, value in tree.items() if name != _OLD_RESIDUAL}

@@ -16,10 +16,10 @@ from fedsim.engine.host import Done, Failure, Work
 from fedsim.errors import ClientError, QuorumError
 from fedsim.inputs.draw_images import Job, Recipe
 from fedsim.methods.base import Received
-from fedsim.params import Params
+from fedsim.params import ExactSum, Params
 
 Tell = Callable[..., None]
-"""`tell(kind, message, client_id=None, node=None)` writes an event."""
+"""`tell(kind, message, round, client_id=None, node=None)` writes an event."""
 
 
 class ClientPool(Protocol):
@@ -36,18 +36,18 @@ class ClientPool(Protocol):
         """Draw images of a synthetic set before round 1 (`fedsim.inputs.draw_images.Draw`)."""
 
     def take_events(self) -> list[tuple[str, str]]:
-        """What happened to the pool since last asked, as (kind, message)."""
+        """Events of the pool since the last call, as (kind, message)."""
 
 
 @dataclass
 class Collected:
-    """What one round's clients brought.
+    """The outcome of training one round's clients.
 
     Attributes:
         received: What the method's `aggregate` sees.
         rows: One row of `clients` per client that succeeded.
-        failed: The clients that did not.
-        states: New states of clients that keep any.
+        failed: The clients that failed.
+        states: New states of the clients that keep something.
         comparable: False after a failure or a back-off changed the groups.
     """
 
@@ -67,16 +67,9 @@ def collect(
     policy: FailuresConfig,
     tell: Tell,
 ) -> Collected:
-    """Train a cohort under the failure policy.
+    """Train a cohort, cut into groups, under the failure policy.
 
-    Args:
-        pool: Where the groups run.
-        groups: The cohort, cut into groups.
-        message: What every client receives.
-        states: States kept by clients from earlier rounds.
-        round: From 1.
-        policy: `raise`, `retry` or `drop`, and the quorum.
-        tell: Writes events; every failure is one, with its traceback.
+    All clients receive `message`. Every failure becomes an event with its traceback.
 
     Raises:
         ClientError: A client failed and the policy is `raise`.
@@ -84,7 +77,7 @@ def collect(
     """
     cohort_samples = sum(group.num_samples for group in groups)
     cohort_size = sum(len(group.client_ids) for group in groups)
-    all_done = Done(Work(round, (), {}, cohort_samples, cohort_size).empty_sum())
+    all_done = Done(ExactSum(cohort_samples, cohort_size))
     out = Collected(Received({}))
     todo, retries = list(groups), policy.retries if policy.policy == "retry" else 0
     for attempt in range(retries + 1):
@@ -96,12 +89,12 @@ def collect(
             out.failed += done.failures
             for text in done.backoffs:
                 out.comparable = False
-                tell("out_of_memory", text)
+                tell("out_of_memory", text, round)
         for kind, text in pool.take_events():
-            tell(kind, text)
+            tell(kind, text, round)
         out.failed.sort(key=lambda failure: failure.client_id)
         for f in out.failed:
-            tell("client_failed", f.reason, f.client_id, f.node)
+            tell("client_failed", f.reason, round, f.client_id, f.node)
         if not out.failed:
             break
         out.comparable = False  # survivors were regrouped; see `Batches` on group sizes
@@ -109,7 +102,7 @@ def collect(
             first = out.failed[0]
             raise ClientError(first.client_id, round, first.node, first.reason)
         if attempt < retries:
-            tell("retry", f"{len(out.failed)} clients are tried again")
+            tell("retry", f"{len(out.failed)} clients are tried again", round)
             owner = {client: group for group in groups for client in group.client_ids}
             todo = [owner[f.client_id].only([f.client_id]) for f in out.failed]
 

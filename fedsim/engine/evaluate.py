@@ -1,7 +1,7 @@
-"""What a model is worth: metrics of predictions on held-out data.
+"""Metrics of predictions on held-out data.
 
-Checked against scikit-learn and torchmetrics in the tests; here they are a few lines of NumPy,
-because they run every round.
+They run every round, so they are a few lines of NumPy. Tests compare them with scikit-learn and
+torchmetrics.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Metric by metric the mean over models; one model's scores are its own."""
+    """The mean over models, metric by metric."""
     if len(scores) == 1:
         return scores[0]
     return Scores(

@@ -25,9 +25,9 @@ _FORMAT = 1
 
 
 class FlopCounter:
-    """What a round costs a method's clients, which may change with what the server sends.
+    """Counts the operations of a method's clients; they may change with the server's message.
 
-    Figures are kept in the node's store, named by all that they depend on.
+    Figures are kept in the node's store, named by everything that they depend on.
     """
 
     def __init__(self, method: Method) -> None:
@@ -39,14 +39,8 @@ class FlopCounter:
     ) -> list[int]:
         """FLOPs of every real client of a group in one round.
 
-        All local epochs are run on one sample: sums over samples take one pass, whatever their
-        number.
-
-        Args:
-            message: What the clients received.
-            batches: The group's local data.
-            epochs: Local epochs of the round.
-            one: Makes the batches of the client at this place with one sample, and of its ghost.
+        All local epochs are run on one sample, and `Method.local_flops` scales the count. `one`
+        makes the batches of the client at a place in the group with one of its samples.
         """
         found = []
         for place, client in enumerate(batches.client_ids):
@@ -90,7 +84,7 @@ class FlopCounter:
             states: list[State] = [{} for _ in batches.client_ids]
             self._method.client_update(message, batches, states, rngs)[0].formed()
 
-        train()  # what is built or loaded but once is no part of a round
+        train()  # builds and loads what a round does not build or load again
         with CountedOperations() as counted:
             train()
         trained = batches.num_clients if self._method.trains_ghosts else 1
@@ -98,16 +92,14 @@ class FlopCounter:
 
 
 class CountedOperations(TorchDispatchMode):
-    """Within this block operations are counted, by the formulas of torch's `FlopCounterMode`.
+    """Counts the operations in this block by the formulas of torch's `FlopCounterMode`.
 
-    But for the gradients of a convolution in groups, such as clients side by side: torch's formula
-    has every group's weights read all groups' inputs.
-
-    That class would load torch's compiler: 3 s of CPU time and 70 MB in a process. The formulas
-    alone load Triton, so only who counts imports them.
+    The gradient of a convolution in groups has a formula of its own: torch's lets every group's
+    weights read all groups' inputs. `FlopCounterMode` itself would load torch's compiler, which
+    takes 3 s of CPU time and 70 MB. Its formulas load Triton, so they are imported only here.
 
     Attributes:
-        flops: Of what was done so far.
+        flops: Operations so far.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """A host of simulated clients: trains whole groups and sums their updates.
 
-The same code runs in-process and inside a Ray actor; a result never depends on which host
-computed it.
+The same code runs in-process and inside a Ray actor. Results do not depend on the host.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Work:
     Attributes:
         round: From 1.
         groups: Whole groups of the cohort.
-        states: Per client, what it kept; clients without an entry keep nothing yet.
+        states: Per client, its state; clients without an entry keep nothing yet.
         cohort_samples: Training samples of the whole cohort, the bound of all weights.
         cohort_size: Clients of the whole cohort.
     """
@@ -67,16 +66,17 @@ class Work:
 
 @dataclass
 class Done:
-    """What a host gives back: partial sums over all its clients, and one row for each.
+    """A host's answer: partial sums over all its clients, and one row for each.
 
     Attributes:
         total: Sum of the updates.
-        beside: Sums of what update steps sent beside them, by step.
-        kept: The updates one by one, where the server needs them so.
+        beside: Sums of the other tensors that update steps sent, by step.
+        kept: The updates one by one, if the server needs them so.
         rows: Rows of the table `clients`.
         states: What clients keep.
         failures: Clients that failed.
-        backoffs: What was changed after running out of memory; makes the run not bit-comparable.
+        backoffs: Groups that were halved after running out of memory. They make the run not
+            bit-comparable.
         seconds: From the first group to the last.
     """
 
@@ -90,7 +90,7 @@ class Done:
     seconds: float = 0.0
 
     def merge(self, other: Done) -> None:
-        """Add what other clients gave."""
+        """Add the answer for other clients."""
         self.total.merge(other.total)
         for step, total in other.beside.items():
             if step in self.beside:
@@ -104,7 +104,7 @@ class Done:
         self.backoffs += other.backoffs
 
     def mapped(self, function: Callable[[Any], Any]) -> Done:
-        """The same with `function` of all trees of tensors, such as their form on the wire."""
+        """Every tree of tensors replaced by `function` of it, such as its form on the wire."""
         for total in (self.total, *self.beside.values()):
             total.sums = function(total.sums)
         return replace(self, kept=function(self.kept), states=function(self.states))
@@ -112,19 +112,14 @@ class Done:
 
 @dataclass(frozen=True)
 class _Raised:
-    """What an attempt raised, as text: the exception would keep the attempt's tensors alive."""
+    """An attempt's exception as text; the exception itself would keep the tensors alive."""
 
     reason: str
     out_of_memory: bool
 
 
 class ClientHost:
-    """Hosts any number of simulated clients of one experiment.
-
-    Args:
-        config: The resolved experiment.
-        device: Where clients train.
-    """
+    """Hosts any number of simulated clients of one experiment."""
 
     def __init__(self, config: Experiment, device: str = "cpu") -> None:
         settle_process(config.engine.threads)
@@ -138,11 +133,13 @@ class ClientHost:
         self._train, self._seed = config.train, config.train_seed
         self._pipeline = Pipeline.of(config)
         self._keeps = self.method.reduction == "keep" or self._pipeline.one_by_one
-        self._inputs, self._labels = map(as_tensor, data.local())
-        self._flops = FlopCounter(self.method)
-        self._rows = ClientRows(
-            self.method, config.evaluation.client_metrics, self.node, self.device
+        inputs, labels = map(as_tensor, data.local())
+        prepare_inputs, place = self.method.task.prepare, self.device
+        self._make_batches = partial(
+            make_batches, inputs=inputs, labels=labels, prepare=prepare_inputs, device=place
         )
+        self._flops = FlopCounter(self.method)
+        self._rows = ClientRows(config.evaluation.client_metrics, self.node, self.device)
 
     def train(self, work: Work, message: Params) -> Done:
         """Train every group of `work` on what the server sent."""
@@ -179,7 +176,7 @@ class ClientHost:
         """A group raised: find the clients that raise alone, and train the others without them."""
         alone = {c: self._tried(group.only([c]), work, message) for c in group.client_ids}
         culprits = {c: found for c, found in alone.items() if isinstance(found, _Raised)}
-        if not culprits:  # only together do they fail: none of them can be blamed
+        if not culprits:  # they fail only together, so none can be blamed
             culprits = dict.fromkeys(group.client_ids, together)
         done.failures += [Failure(c, found.reason, self.node) for c, found in culprits.items()]
         rest = [client for client in group.client_ids if client not in culprits]
@@ -187,7 +184,7 @@ class ClientHost:
             self._train_group(group.only(rest), work, message, done)
 
     def _tried(self, group: Group, work: Work, message: Params) -> Done | _Raised:
-        """What came of an attempt."""
+        """The outcome of an attempt."""
         try:
             return self._attempt(group, work, message)
         except Exception as error:  # a method's own code may raise anything
@@ -196,7 +193,7 @@ class ClientHost:
             return _Raised(reason, isinstance(error, torch.OutOfMemoryError))
 
     def _attempt(self, group: Group, work: Work, message: Params) -> Done:
-        """All of a group at once; what raises half-way leaves nothing behind."""
+        """Train a whole group at once; an exception half-way leaves nothing behind."""
         batches = self._batches(group, work.round)
         ids, real = batches.client_ids, len(group.client_ids)
         epochs = self._train.epochs(work.round)
@@ -211,36 +208,34 @@ class ClientHost:
         )
         if self._looks_at_single_updates(group):
             update = update.formed()
-        self._synchronise()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         train_s = time.perf_counter() - started
         # 2. The update steps, in their order.
         context = GroupContext(self.method, message, batches, work.round, self._seed)
         sent = self._pipeline.on_clients(update, context, [dict(state.steps) for state in kept])
         weight = sent.update.weight.to(self.device)
         refused = self._refused(work.empty_sum(), sent, weight)
-        # 3. What is fit to be summed goes into the sums.
+        # 3. Updates that are not refused go into the sums.
         done = Done(work.empty_sum())
         good = [c for c in range(real) if c not in refused]
-        done.failures += [
-            Failure(ids[c], f"its update was refused: {reason}", self.node)
-            for c, reason in sorted(refused.items())
-            if c < real
-        ]
+        for c, reason in sorted(refused.items()):
+            if c < real:
+                reason = f"its update was refused: {reason}"
+                done.failures.append(Failure(ids[c], reason, self.node))
         if not good:
             return done
         held = None
         if any(len(part) for part in group.held):
             held = self._batches(Group(0, group.client_ids, group.held), work.round)
-        rows = self._rows.of(
-            group, work.round, batches, held, message, update, sent, flops, train_s
-        )
+        rows = self._rows.of(group, context, held, update, sent, flops, train_s)
         done.rows += [rows[c] for c in good]
         for c in good:
             steps = {step: {k: v[c] for k, v in part.items()} for step, part in sent.kept.items()}
             if state := ClientState(states[c], steps):
                 done.states[ids[c]] = to_device(state, "cpu")
-        first = good == list(range(len(good)))
-        at = slice(len(good)) if first else good  # as usual: no copy is needed
+        all_first = good == list(range(len(good)))
+        at = slice(len(good)) if all_first else good  # a slice, the usual case, makes no copy
         weight, delta = weight[at], {k: v[at] for k, v in sent.update.delta.items()}
         if self._keeps:
             done.kept += [
@@ -256,18 +251,16 @@ class ClientHost:
 
     def _refused(self, total: ExactSum, sent: Sent, weight: Tensor) -> dict[int, str]:
         """Clients whose updates cannot be summed: place on the client axis -> reason."""
-        update = sent.update
-        refused = dict(total.refused(update.delta, weight, update.products))
+        refused = dict(total.refused(sent.update.delta, weight, sent.update.products))
         for tensors in sent.beside.values():
-            for c, reason in total.refused(tensors, weight):
-                refused.setdefault(c, reason)
-        for c, extra in enumerate(update.extra):
+            refused = dict(total.refused(tensors, weight)) | refused
+        for c, extra in enumerate(sent.update.extra):
             if wrong := [k for k, v in extra.items() if not v.isfinite().all()]:
                 refused.setdefault(c, f"values of {wrong[0]!r} are NaN or infinite")
         return refused
 
     def _looks_at_single_updates(self, group: Group) -> bool:
-        """Whether more than the sum and the lengths of the clients' changes is asked for."""
+        """Whether the sum and the lengths of the clients' changes are not enough."""
         return (
             self._keeps
             or bool(self._pipeline.steps)
@@ -276,29 +269,13 @@ class ClientHost:
         )
 
     def _batches(self, group: Group, round: int) -> Batches:
-        prepare_inputs = self.method.task.prepare
-        return make_batches(
-            group,
-            self._inputs,
-            self._labels,
-            self._train,
-            self._seed,
-            round,
-            prepare_inputs,
-            self.device,
-        )
+        return self._make_batches(group, train=self._train, seed=self._seed, round=round)
 
     def _one_sample(self, group: Group, epochs: int, place: int) -> Batches:
-        """A client with one of its samples, to count what it costs."""
+        """A client with one of its samples, to count its operations."""
         one = Group(0, group.client_ids[place : place + 1], (group.indices[place][:1],))
         train = self._train.model_copy(update={"local_epochs": epochs})
-        return make_batches(
-            one, self._inputs, self._labels, train, 0, 0, self.method.task.prepare, self.device
-        )
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        return self._make_batches(one, train=train, seed=0, round=0)
 
 
 def _only(update: Update, delta: Params, weight: Tensor, client: int, place: int) -> Update:

@@ -12,7 +12,7 @@ from fedsim.config import Experiment
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.engine.round import Federation
-from fedsim.engine.sinks import Sinks, open_sinks
+from fedsim.engine.sinks import open_sinks
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
 from fedsim.params import Params
 
@@ -30,17 +30,17 @@ class LocalPool:
         self._host: ClientHost | None = None
 
     def train(self, work: Work, message: Params) -> Iterator[Done]:
-        """Train the groups one after the other."""
+        """All groups, one after the other."""
         if self._host is None:
             self._host = ClientHost(self._config, self._device)
         yield self._host.train(work, message)
 
     def draw(self, recipe: Recipe, jobs: Sequence[Job]) -> Iterator[tuple[int, np.ndarray]]:
-        """Draw images here."""
+        """Images, drawn in this process."""
         return Drawer(self._device)(recipe, jobs)
 
     def take_events(self) -> list[tuple[str, str]]:
-        """Nothing happens to a pool that is this process."""
+        """None: this process is the pool."""
         return []
 
 
@@ -49,24 +49,18 @@ def run_local(
     study_dir: Path,
     watch: RowListener = lambda row: None,
     about: Mapping[str, Any] | None = None,
-    sinks: Sinks | None = None,
 ) -> None:
     """Run one experiment in this process to its end, or on from its last checkpoint.
 
-    Args:
-        config: The resolved experiment.
-        study_dir: Where tables and checkpoints go.
-        watch: Called after every committed round.
-        about: More columns of the run's row in `runs`.
-        sinks: What hears the run; by default those of `fedsim.config.families.SINKS`.
+    `about` are more columns of the run's row in `runs`.
     """
     checkpoints = CheckpointFolder(study_dir, config.run_id)
-    sinks = sinks or open_sinks(study_dir, config.run_id)
+    sinks = open_sinks(study_dir, config.run_id)
     drive(Federation(config, sinks, checkpoints, LocalPool(config), about=about), watch)
 
 
 def drive(federation: Federation, watch: RowListener) -> None:
-    """Step a federation to its end; whatever ends it early is in its tables."""
+    """Step a federation to its end. If something ends it early, its tables say so."""
     try:
         watch(federation.setup())
         while not federation.finished:

@@ -1,26 +1,31 @@
 """The round loop: what one run does, from set-up to its last committed round.
 
-Plain Python and torch. Where clients train is behind `ClientPool`, where rows go is behind `Sinks`;
-the same loop runs in-process, inside an actor and inside a sweep's trial.
+The same loop runs in-process, inside an actor and inside a sweep's trial: `ClientPool` hides where
+clients train, and `Sinks` hides where rows go. A round passes through these files:
+
+    collect.py      the clients' answers are gathered; `host.py` trains groups and sums updates
+    server_step.py  the server's optimiser on the averaged update
+    recorder.py     rows of what happened; `evaluation_rows.py` scores the model
+    checkpoint.py   the round is committed
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.engine.batching import make_groups
 from fedsim.engine.checkpoint import CheckpointFolder
 from fedsim.engine.client_states import ClientState, ClientStates
 from fedsim.engine.collect import ClientPool, Collected, collect
+from fedsim.engine.evaluation_rows import EvaluationRows
 from fedsim.engine.recorder import Recorder, about_run, now
 from fedsim.engine.schedule import sample_cohort
 from fedsim.engine.server_step import Moments, server_step
@@ -40,11 +45,7 @@ R = TypeVar("R")
 
 
 class LocalExecutor:
-    """Server-side work in this process, one item after the other.
-
-    Args:
-        device: Of this process.
-    """
+    """Server-side work in this process, one item after the other."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -57,17 +58,11 @@ class LocalExecutor:
 class Federation:
     """One run: `setup`, then `step` until `finished`, then `finish`.
 
-    Every round commits in this order: table parts, then the checkpoint. What a kill interrupts is
-    the round in flight; `setup` drops its rows and goes on from the checkpoint.
+    Every round commits its table parts first, then its checkpoint. A kill interrupts the round in
+    flight; the next `setup` drops the rows of that round and goes on from the checkpoint.
 
-    Args:
-        config: The resolved experiment.
-        sinks: What hears the run's rows, the tables first.
-        checkpoints: Snapshots of this run.
-        pool: Where clients train.
-        executor: Where server-side work of a round runs.
-        device: Where the server computes.
-        about: More columns of the run's row in `runs`, such as the command line.
+    Clients train in `pool`. The server computes on `device`, and large server-side work of a round
+    runs in `executor`. `about` are more columns of the run's row in `runs`.
     """
 
     def __init__(
@@ -117,21 +112,21 @@ class Federation:
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
         self.sinks.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
-        self.split = self.data.split
-        self._fit, self._held = self.split.fit, self.split.held
+        split = self.data.split
+        self._fit, self._held = split.fit, split.held
         if self.cls.pooled:  # a ceiling: one client has everything
-            self._fit, self._held = (self.split.fit_rows,), ()
+            self._fit, self._held = (split.fit_rows,), ()
         task = make_task(config.for_method(), self.data, self.cls, self.device, server=True)
         self.method = build_method(task.config, task)
-        self.record = Recorder(config, self.sinks, self.data, self.split, self.device)
-        self.record.describe(self.split.partition)
+        final, evaluated = config.phase == "final", config.evaluation
+        self.evaluations = EvaluationRows(evaluated, final, self.sinks, self.data, self.device)
+        self.record = Recorder(config, self.sinks, self.data, self.device)
+        self.record.describe()
         if snapshot is not None:
             self._restore(snapshot)
             return {"round": self.round, "num_rounds": self.num_rounds, **self._scores}
         self._state = self.method.setup(task, torch_rng(config.train_seed, "setup"))
-        self.record.partition(self.split.partition)
-        self.record.noise(self.split)
-        self.record.synthetic(task)
+        self.record.begin(task)
         return self._commit(
             {"bytes_up": 0, "bytes_down": 0, "num_clients_ok": 0, "num_clients_failed": 0}
         )
@@ -147,40 +142,17 @@ class Federation:
             QuorumError: Too many clients failed.
         """
         config, number, clock = self.config, self.round + 1, _Clock()
-        got, row = Collected(Received({})), dict[str, Any](bytes_up=0, bytes_down=0)
-        sent: Params = {}
+        sent, got = Params(), Collected(Received({}))
+        row: dict[str, Any] = {"bytes_up": 0, "bytes_down": 0}
         if self.cls.uses_clients:
-            # 1. Sample the cohort, keyed by (seed, round) alone.
-            num_clients = len(self._fit)
-            cohort_size = min(config.cohort_size, num_clients)
-            cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
-            held = self._held if config.evaluation.personal and number == self.num_rounds else ()
-            groups = make_groups(cohort, self._fit, config.group_size, held)
-            # 2. What goes down the wire, the same for every client.
-            constants = self.method.constants(self._state)
-            message = self.method.message(self._state)
-            sent = constants | message
-            # 3. Clients train, batched on the client axis. 4. Updates stream into exact sums.
-            tell = partial(_tell, self.record, number)
-            try:
-                got = collect(
-                    self.pool,
-                    groups,
-                    sent,
-                    self._client_states,
-                    number,
-                    config.failures,
-                    tell,
-                )
-            except BaseException:
-                self.sinks.commit()  # failures are in the tables even when they end the run
-                raise
-            row = self._write_clients(number, cohort, num_bytes(constants), message, got)
+            sent, got, row = self._train_clients(number)
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
-        # 5. The server's step, then its own work (distillation, training on generated images).
+        # 5. The server's step on the averaged update.
         received = to_device(got.received, self.device)
-        received = replace(received, round=number, share=self._share(got))
+        trained = sum(client["num_samples"] for client in got.rows)
+        share = trained / self.data.split.num_samples
+        received = replace(received, round=number, share=share)
         received = self._pipeline.on_server(received, self.method, sent)
         if self.method.reduction == "sum":
             received = replace(received, kept=())
@@ -193,31 +165,52 @@ class Federation:
         if received.mean:
             row["update_norm"] = float(norms({k: v[None] for k, v in received.mean.items()}))
         row["aggregate_s"] = clock.lap()
+        # 6. The server's own work: distillation, training on generated images.
         rng = torch_rng(config.train_seed, "server", number)
         self._state = self.method.finish_round(self._state, received, self.executor, rng)
         row["distill_s"] = clock.lap()
         made = self.method.made(self._state)
         self.record.made(made, number)
         if made and any(kind == "out_of_memory" for kind, *_ in made.events):
-            self._comparable = False  # sets round differently in smaller parts
-        # 6. Evaluate, write rows, commit.
+            self._comparable = False  # sets are made in smaller parts, which round differently
+        # 7. Evaluate, write rows, commit.
         self.round = number
         return self._commit(row)
 
-    def _share(self, got: Collected) -> float:
-        """The part of all clients' training samples that those who answered hold."""
-        return sum(row["num_samples"] for row in got.rows) / self.split.num_samples
+    def _train_clients(self, number: int) -> tuple[Params, Collected, dict[str, Any]]:
+        """Clients of a round train.
+
+        Returns:
+            What they were sent, what they brought, and their part of the row of `rounds`.
+        """
+        config, num_clients = self.config, len(self._fit)
+        # 1. Sample the cohort, keyed by (seed, round) alone.
+        cohort_size = min(config.cohort_size, num_clients)
+        cohort = sample_cohort(num_clients, cohort_size, config.train_seed, number)
+        held = self._held if config.evaluation.personal and number == self.num_rounds else ()
+        groups = make_groups(cohort, self._fit, config.group_size, held)
+        # 2. What goes down the wire, the same for every client.
+        constants, message = self.method.constants(self._state), self.method.message(self._state)
+        sent, states = constants | message, self._client_states
+        # 3. Clients train, batched on the client axis. 4. Updates stream into exact sums.
+        tell = self.record.event
+        try:
+            got = collect(self.pool, groups, sent, states, number, config.failures, tell)
+        except BaseException:
+            self.sinks.commit()  # failures are in the tables even when they end the run
+            raise
+        return sent, got, self._write_clients(number, cohort, num_bytes(constants), message, got)
 
     def finish(self) -> None:
         """Mark the run finished and merge its table parts."""
         self._close("finished")
 
     def abort(self, status: str, error: BaseException | None = None) -> None:
-        """Leave readable tables behind, as `failed`, `interrupted` or `stopped`; to be resumed."""
+        """End early, as `failed`, `interrupted` or `stopped`; the run can be resumed."""
         self._close(status, None if error is None else f"{type(error).__name__}: {error}")
 
     def _close(self, status: str, error: str | None = None) -> None:
-        if not self.checkpoints.claimed:  # the tables are another process's
+        if not self.checkpoints.claimed:  # another process writes the tables
             return
         self.sinks.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
         self.sinks.end()
@@ -234,7 +227,7 @@ class Federation:
         once = constants + self.data.frozen_bytes(self.cls)
         parts, whole = {c: self.method.download(message, c) for c in cohort}, num_bytes(message)
         each = {c: whole if part is message else num_bytes(part) for c, part in parts.items()}
-        if self.cls.pooled:  # nothing is sent where all data already is
+        if self.cls.pooled:  # the data is in one place, so nothing is sent
             for client in got.rows:
                 client |= {"bytes_up": 0}
             each, once = dict.fromkeys(cohort, 0), 0
@@ -247,7 +240,7 @@ class Federation:
             client |= {"round": number, "bytes_down": down[client["client_id"]]}
         self.sinks.append("clients", got.rows + failed)
         if number == self.num_rounds:
-            self.record.personal(got.rows, number)
+            self.evaluations.personal(got.rows, number)
         row: dict[str, Any] = {
             "bytes_up": sum(client["bytes_up"] for client in got.rows),
             "bytes_down": sum(down.values()),
@@ -263,14 +256,20 @@ class Federation:
     def _commit(self, row: dict[str, Any]) -> dict[str, Any]:
         """Evaluate the round, write its row, and make it the one to resume from."""
         clock = _Clock()
-        self._scores = self.record.evaluate(self._predictors(), self.round, self.finished)
-        for name, model in self.method.predictors(self._state).items():
-            self.record.beside(name, self._on_stored(model), self.round, self.finished)
+        self._scores = self.evaluations.write(*self._models(), self.round, self.finished)
+        if not math.isfinite(self._scores["loss"]):
+            text = "the global model predicts NaN or infinite scores"
+            self.record.event("diverged", text, self.round)
         row = {"round": self.round, **row, **self._scores, "eval_s": clock.lap(), "time": now()}
         row["round_s"] = sum(row.get(f"{part}_s", 0.0) for part in _PARTS)
         row["commit_s"] = self._commit_s
         self.sinks.append("rounds", [row])
-        self._update_run()
+        # The run's row is wide, so it is written when a fact changed, or every few seconds.
+        facts, wall_s = (self._comparable, self._resumes), self._wall()
+        if facts != self._told or wall_s > self._told_at_s + _TELL_EVERY_S:
+            self._told, self._told_at_s = facts, wall_s
+            comparable, resumes = facts
+            self.sinks.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
         self.sinks.commit()
         for name, error in self.sinks.take_lost():
             self.record.event("sink_lost", f"sink {name!r} hears no more: {error}", self.round)
@@ -289,26 +288,20 @@ class Federation:
         self._commit_s = clock.lap()
         return row | {"num_rounds": self.num_rounds}
 
-    def _update_run(self) -> None:
-        """The run's row is wide: it is written when it says something new, or now and then."""
-        facts, wall_s = (self._comparable, self._resumes), self._wall()
-        if facts != self._told or wall_s > self._told_at_s + _TELL_EVERY_S:
-            self._told, self._told_at_s = facts, wall_s
-            comparable, resumes = facts
-            self.sinks.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
-
-    def _predictors(self) -> list[Predictor]:
-        """The served model as a function of stored inputs; every client's, without a global one."""
+    def _models(self) -> tuple[list[Predictor], dict[str, Predictor]]:
+        """The served model, or without a global model every client's own; and others by name."""
         if not self.cls.personal:
             states: list[State | None] = [None]
         else:
             kept = self._client_states
             states = [kept.get(c, ClientState()).method for c in range(len(self._fit))]
         models = [self.method.predictor(self._state, to_device(s, self.device)) for s in states]
-        return [self._on_stored(model) for model in models]
+        prepare, others = self.method.task.prepare, self.method.predictors(self._state)
 
-    def _on_stored(self, model: Predictor) -> Predictor:
-        return partial(_prepared, model, self.method.task.prepare)
+        def on_stored(model: Predictor) -> Predictor:
+            return lambda stored: model(prepare(stored))
+
+        return [*map(on_stored, models)], {name: on_stored(m) for name, m in others.items()}
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
         if snapshot["threads"] != self.config.engine.threads:
@@ -343,18 +336,3 @@ class _Clock:
         now, before = time.perf_counter(), self._mark
         self._mark = now
         return now - before
-
-
-def _prepared(model: Predictor, prepare: Callable[[Tensor], Tensor], stored: Tensor) -> Tensor:
-    return model(prepare(stored))
-
-
-def _tell(
-    record: Recorder,
-    number: int,
-    kind: str,
-    message: str,
-    client_id: int | None = None,
-    node: str | None = None,
-) -> None:
-    record.event(kind, message, number, client_id, node)

@@ -26,7 +26,7 @@ def assign(groups: Sequence[Group], paces: Sequence[float]) -> list[list[Group]]
     Never changes results.
 
     Args:
-        groups: The cohort's.
+        groups: The groups of a cohort.
         paces: Time that each worker takes per sample; only their ratios matter.
 
     Returns:
@@ -43,10 +43,10 @@ def assign(groups: Sequence[Group], paces: Sequence[float]) -> list[list[Group]]
 
 
 class Paces:
-    """How long each worker takes per sample beside the others, as its last rounds have shown.
+    """How long each worker takes per sample, compared with the others: the median of a few rounds.
 
-    The median of a few rounds. Not the first one, in which workers load what they need; and who
-    had no work in a round is taken for an average one again, or would never get any.
+    A worker's first round does not count, because it loads data. A worker without work in a round
+    counts as an average one again; otherwise it would never get any.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -54,7 +54,7 @@ class Paces:
         self._warm = [False] * num_workers
 
     def learn(self, took: Mapping[int, tuple[int, float]]) -> None:
-        """After a round: each worker's samples and seconds. One alone says nothing."""
+        """Take in each worker's samples and seconds of a round. One worker alone says nothing."""
         each = {w: s / n for w, (n, s) in took.items() if n and s > 0 and self._warm[w]}
         for worker, seen in enumerate(self._seen):
             self._warm[worker] |= worker in took
@@ -66,12 +66,12 @@ class Paces:
                 self._seen[worker].append(pace / mean)
 
     def forget(self, worker: int) -> None:
-        """Another process, perhaps elsewhere, has taken its place."""
+        """Start anew with a worker, because another process has taken its place."""
         self._seen[worker].clear()
         self._warm[worker] = False
 
     def now(self) -> list[float]:
-        """Time per sample of every worker; of who is not known, the mean of the others."""
+        """Time per sample of every worker. One with no history gets the mean of the others."""
         known = [statistics.median(seen) for seen in self._seen if seen]
         mean = sum(known) / len(known) if known else 1.0
         return [statistics.median(seen) if seen else mean for seen in self._seen]

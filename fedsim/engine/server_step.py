@@ -11,12 +11,9 @@ Moments = dict[str, Params]
 
 
 def server_step(mean: Params, moments: Moments, server: ServerConfig) -> tuple[Params, Moments]:
-    """The change of the model, and the moments for the next round.
+    """The change of the model from the clients' average change, and the moments for the next round.
 
-    Args:
-        mean: Average change of the clients, by name.
-        moments: From the last round; {} at first.
-        server: Which optimiser, and its settings.
+    `moments` are those of the last round, {} at first.
     """
     optimiser = load_module(SERVER_OPTIMISERS[server.optimizer])
     change, moments = optimiser.step(mean, moments, server.lr, server.options())

@@ -1,15 +1,14 @@
-"""Sinks: what hears the rows of a run. The tables on disk are one, a tracker is another.
+"""Sinks receive the rows of a run: the tables on disk are one sink, a tracker is another.
 
-Every sink hears the same calls, in this order:
+Every sink gets the same calls, in this order:
 
     begin(last_round)            the run begins, or goes on after `last_round`
     update_run, append, save_*   what becomes known, as it becomes known
     commit()                     after every round: what was appended since is one round's
     end()                        the run has ended; the last `update_run` said how
 
-A round is committed when its checkpoint is written, which is after `commit`. A kill in between
-makes the run compute that round again. `begin` therefore names the last committed round: rows of
-later rounds that a sink has heard before are void.
+The checkpoint of a round is written after `commit`. A kill in between makes the run compute that
+round again. `begin` therefore names the last committed round: rows of later rounds are void.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """What hears a run. A subclass overrides what it wants to hear.
+    """Base of all sinks. A subclass overrides the calls that it needs.
 
     It is made with the study's folder and the run's name:
 
@@ -77,14 +76,10 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """All sinks of a run as one: it takes every call of `Sink`, and passes it on.
+    """All sinks of a run as one, which takes every call of `Sink`.
 
-    The first sink is the tables, whose errors end the run. Another sink that raises is left out
-    from then on, and an event says so: a tracker that cannot be reached costs no run.
-
-    Args:
-        tables: What the run cannot do without.
-        others: By name.
+    An error of the tables ends the run. Any other sink that raises gets no more calls, and an event
+    says so: a tracker that cannot be reached does not end a run.
     """
 
     def __init__(self, tables: Sink, others: Mapping[str, Sink] | None = None) -> None:
@@ -97,7 +92,7 @@ class Sinks:
         return partial(self._tell, call)
 
     def take_lost(self) -> list[tuple[str, str]]:
-        """Sinks that raised since last asked: name and error."""
+        """Name and error of the sinks that raised since the last call."""
         lost, self._lost = self._lost, []
         return lost
 
@@ -106,17 +101,12 @@ class Sinks:
         for name, sink in list(self._others.items()):
             try:
                 getattr(sink, call)(*args, **columns)
-            except Exception as error:  # a sink's own code may raise anything
+            except Exception as error:  # a user's sink may raise anything
                 del self._others[name]
                 self._lost.append((name, f"{type(error).__name__}: {error}"))
 
 
 def open_sinks(study_dir: Path, run_id: str) -> Sinks:
-    """The sinks of `fedsim.config.families.SINKS`, for one run.
-
-    Args:
-        study_dir: The study's folder.
-        run_id: The run.
-    """
+    """The sinks of `fedsim.config.families.SINKS`, for one run."""
     found = {name: load_part(where)(study_dir, run_id) for name, where in SINKS.items()}
     return Sinks(found.pop("tables"), found)

@@ -112,7 +112,7 @@ def test_an_error_of_ours_is_not_hidden(place: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fedsim.driver.carry_out.check_data", broken)
+    monkeypatch.setattr("fedsim.cli.runs.check_data", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", "study.yaml"], leave=lambda code: None)
 
@@ -367,7 +367,7 @@ def test_a_dry_run_on_this_machine_knows_the_memory_of_its_gpus(
 ):
     driver = write_nvidia_smi(place / "driver", "printf '81559\\n24564\\n'")
     monkeypatch.setenv("PATH", f"{driver}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("fedsim.cli.dry_run._local_gpus", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     dry = ["run", "study.yaml", "engine.backend=ray", "resources.cpus_per_client=0.1", "--dry-run"]
     code, out, _ = fedsim(*dry)
     assert (code, times_asked(driver)) == (0, 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.cluster.session import Interrupted, Stop, nodes, session
+from fedsim.cluster.session import Stop, nodes, session
 
 from ray.cluster_utils import Cluster  # isort: skip
 
@@ -146,7 +146,7 @@ def look(folder: Path) -> dict[str, Any]:
     todo = config(large / "images.npz")
     try:
         preflight_on_ray([todo], placement, stop, interrupt)
-    except Interrupted:
+    except KeyboardInterrupt:
         found["interrupted"] = list(told)
     found["kept"] = len(list((folder / "first").glob(".parts-*/*.npy")))
     told.clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cluster.session import Interrupted, Stop
+from fedsim.cluster.session import Stop
 from fedsim.cluster.single_run import mark_ended
 from fedsim.results.study import load
 from fedsim.results.tables.writer import TableWriter
@@ -32,7 +32,7 @@ def test_a_signal_is_a_request_that_loops_find(stop: Stop, number: signal.Signal
         os.kill(os.getpid(), number)
         assert stop.requested == number.name
         assert woken.is_set()
-        with pytest.raises(Interrupted, match=number.name):
+        with pytest.raises(KeyboardInterrupt, match=number.name):
             stop.check()
         assert not stop.ended.is_set()
     assert signal.getsignal(number) is before

@@ -1,6 +1,7 @@
 """The data of a study is read once, and every partition of it is made once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,13 +31,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is read and made, in order."""
     found: list[str] = []
 
-    def read(config: Experiment) -> object:
+    def read(*settings: Any) -> object:
         found.append("read")
-        return read_dataset(config)
+        return read_dataset(*settings)
 
-    def split(config: Experiment, *rows: object) -> object:
-        found.append(f"{config.partition.num_clients} {config.partition_seed}")
-        return split_clients(config, *rows)  # type: ignore[arg-type]
+    def split(*rows: Any, **settings: Any) -> object:
+        found.append(f"{settings['partition'].num_clients} {settings['seed']}")
+        return split_clients(*rows, **settings)
 
     monkeypatch.setattr(data_checks, "read_dataset", read)
     monkeypatch.setattr(data_checks, "split_clients", split)

@@ -11,7 +11,7 @@ import yaml
 from fedsim.config import Experiment
 from fedsim.config.study_file import parse_study
 from fedsim.driver import tuning
-from fedsim.driver.tuning import Score
+from fedsim.driver.tuning import Score, Search, Trial
 from fedsim.errors import ConfigError, ExecutionError
 from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
@@ -102,16 +102,12 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         tree |= {"methods": list(grid), "tune": {"grid": grid, **settings}}
         study = parse_study(tree, source="study.yaml")
 
-        def scores(_: Any, asked: dict[str, list[list[Experiment]]]) -> dict[str, list[Score]]:
-            return {
-                name: [
-                    Score(len(trial), fmean(trials.score(e.method, e.flat()) for e in trial))
-                    for trial in runs
-                ]
-                for name, runs in asked.items()
-            }
+        def judge(_: Any, searches: list[Search]) -> None:
+            for trial in (trial for search in searches for trial in search.trials):
+                mean = fmean(trials.score(e.method, e.flat()) for e in trial.runs)
+                trial.score = Score(len(trial.runs), mean)
 
-        monkeypatch.setattr(tuning, "_scores", scores)
+        monkeypatch.setattr(tuning, "_judge", judge)
         return tuning.tune_study(study, lambda asked, _: trials.asked.append(asked))
 
     return run
@@ -119,13 +115,18 @@ def tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
 
 def test_a_trial_that_was_stopped_early_gives_way_to_one_that_was_not():
     stopped, whole, failed = Score(1, 0.9, 1), Score(2, 0.2), Score(0, 0.0)
-    points = [{"train.lr": 1.0}, {"train.lr": 0.1}]
-    assert tuning._best("m", points, [stopped, whole]) == points[1]
+
+    def chosen(*scores: Score) -> int:
+        search = Search(parse_study({"study": "s", "methods": ["m"]}), "m", [])
+        search.trials = [Trial({"place": i}, [], score) for i, score in enumerate(scores)]
+        return search.best()["place"]
+
+    assert chosen(stopped, whole) == 1
     # On several partitions each trial may lag behind somewhere: then who did so least.
-    assert tuning._best("m", points, [stopped, Score(0, 0.95, 2)]) == points[0]
-    assert tuning._best("m", points, [failed, stopped]) == points[1]
+    assert chosen(stopped, Score(0, 0.95, 2)) == 0
+    assert chosen(failed, stopped) == 1
     with pytest.raises(ExecutionError, match="no trial of m finished"):
-        tuning._best("m", points, [failed, failed])
+        chosen(failed, failed)
 
 
 UPSIDE_DOWN = """

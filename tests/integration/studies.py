@@ -63,8 +63,8 @@ def run_all(todo: Sequence[Experiment], folder: Path, keep_going: bool = False) 
         if seen.get("error"):
             failures.append(f"{run_id}: {seen['error']}")
 
-    with study_lock(folder), Launcher(folder) as launcher:
-        launcher.run(todo, hear, keep_going)
+    with study_lock(folder), Launcher(folder, keep_going=keep_going) as launcher:
+        launcher.run(todo, hear)
     assert failures == []
     return load(folder)
 

@@ -43,7 +43,7 @@ class Place(IntEnum):
 
 @dataclass(frozen=True)
 class GroupContext:
-    """What a step may know of the group whose updates it is given.
+    """The group whose updates a step is given.
 
     Attributes:
         method: The run's method.
@@ -51,7 +51,7 @@ class GroupContext:
         batches: Their local data; `batches.client_ids` says which clients, -1 for a ghost.
         round: From 1.
         seed: The run's `train_seed`.
-        kept: Per client, what the step kept of it at its last participation; {} at first.
+        kept: Per client, the tensors that the step kept at its last participation; {} at first.
     """
 
     method: Method
@@ -71,11 +71,11 @@ class Sent:
     """A group's updates on their way to the server.
 
     Attributes:
-        update: What the server will read.
+        update: The update as the server will read it.
         encoded: What travels in place of `update.delta`, `(C, ...)` by name; None: the delta.
-        beside: More tensors that are sent and summed, `(C, ...)` by step and name. The step's
-            server side finds their weighted means in `Received.beside`.
-        kept: What clients keep until their next participation, `(C, ...)` by step and name.
+        beside: More tensors to send and sum, `(C, ...)` by step and name. The step's server side
+            finds their weighted means in `Received.beside`.
+        kept: Tensors that clients keep until their next participation, `(C, ...)` by step and name.
     """
 
     update: Update
@@ -85,7 +85,7 @@ class Sent:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one client on the wire, `update.extra` apart, which differs by client."""
+        """Bytes of one client on the wire, without `update.extra`, which differs by client."""
         travels = self.update.delta if self.encoded is None else self.encoded
         products = sum(product.num_bytes for product in self.update.products.values())
         beside = sum(num_bytes(unstack(tensors, 0)) for tensors in self.beside.values())
@@ -116,15 +116,12 @@ class UpdateStep:
         return True
 
     def on_clients(self, sent: Sent, group: GroupContext) -> Sent:
-        """What a group's clients send, over the client axis. `update.products` are formed."""
+        """The group's updates after this step. `update.products` have been formed."""
         return sent
 
     def on_server(self, received: Received, method: Method, sent: Params) -> Received:
-        """What the server makes of the sum.
+        """The average after the server side of this step; `sent` is the message of this round.
 
-        Args:
-            received: The weighted means, or with `one_by_one` the updates in `kept`.
-            method: The run's method.
-            sent: What the clients were sent in this round.
+        `received` has the weighted means, or with `one_by_one` the updates in `kept`.
         """
         return received

@@ -1,8 +1,8 @@
 """Averages that weigh by class (`server.class_weighting`).
 
-A row of class c is to be averaged with weights `w_kc = (1 - m) n_k / N + m n_kc`. Every tensor is
-averaged with `n_k`, so a client sends `w_kc / n_k` times its row, and the factors themselves. From
-the two sums the server makes the weighted average.
+A row of class c shall be averaged with weights `w_kc = (1 - m) n_k / N + m n_kc`, but the exact sum
+weighs every tensor by `n_k`. So a client sends `w_kc / n_k` times its row, and the factors
+themselves. The server divides the one average by the other.
 """
 
 from __future__ import annotations
@@ -49,13 +49,7 @@ class ClassWeighting(UpdateStep):
 
 
 def class_shares(counts: Tensor, samples: Tensor, weighting: float) -> Tensor:
-    """The factors `w_kc / n_k`, `(C, N)`.
-
-    Args:
-        counts: `(C, N)` training samples per class.
-        samples: `(C,)` training samples, n_k; 0 for a ghost.
-        weighting: m in (0, 1].
-    """
+    """The factors `w_kc / n_k`, `(C, N)`, from m and the numbers of samples `(C, N)` and `(C,)`."""
     each = (counts / samples.clamp_min(1)[:, None]).to(counts.dtype)
     return (1 - weighting) / counts.shape[1] + weighting * each
 
@@ -63,10 +57,7 @@ def class_shares(counts: Tensor, samples: Tensor, weighting: float) -> Tensor:
 def weigh_by_class(delta: Params, rows: Params, share: Tensor) -> Params:
     """Client side: every row times the client's factor of its class.
 
-    Args:
-        delta: `(C, ...)` by name.
-        rows: Names of tensors with class rows, and the class of each row, `(rows,)`.
-        share: `(C, N)`, see `class_shares`.
+    `rows` has the class of each row, `(rows,)`, by name of the tensors that have such rows.
     """
     scaled = {
         name: delta[name] * share[:, classes].view(*delta[name].shape[:2], *[1] * (v.dim() - 2))
@@ -77,13 +68,7 @@ def weigh_by_class(delta: Params, rows: Params, share: Tensor) -> Params:
 
 
 def divide_by_class(mean: Params, rows: Params, share: Tensor) -> Params:
-    """Server side: the average of each row over the clients that hold its class.
-
-    Args:
-        mean: Averages of what `weigh_by_class` made, by name.
-        rows: As there.
-        share: `(N,)`, the average of the factors.
-    """
+    """Server side: average rows over average factors `(N,)`; zero for a class without a client."""
     out = dict(mean)
     for name, classes in rows.items():
         weight = share[classes].view(-1, *[1] * (out[name].dim() - 1))

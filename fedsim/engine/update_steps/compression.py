@@ -1,7 +1,7 @@
 """Lossy compression of updates on their way to the server (`wire.compression`).
 
-The encoded tensors travel, and their bytes are counted; the server reads them decoded. With error
-feedback a client keeps what was lost and adds it to its next update, so that nothing is lost for
+The encoded tensors travel, and their bytes are counted. The server reads the decoded ones. With
+error feedback a client keeps the difference and adds it to its next update, so nothing is lost for
 good (Seide et al., 2014; Karimireddy et al., 2019).
 """
 
@@ -50,13 +50,7 @@ class Compression(UpdateStep):
 
 @dataclass(frozen=True)
 class Packet:
-    """A group's tensors after compression.
-
-    Attributes:
-        encoded: What travels, `(C, ...)` by name.
-        decoded: What the server reads, shaped like the updates.
-        lost: The difference.
-    """
+    """A group's tensors as they travel, as the server reads them, and what was lost; `(C, ...)`."""
 
     encoded: Params
     decoded: Params
@@ -67,7 +61,7 @@ def compress(delta: Params, wire: WireConfig) -> Packet:
     """Every client's tensors encoded and decoded again.
 
     Args:
-        delta: `(C, ...)` by name, what was kept from earlier rounds included.
+        delta: `(C, ...)` by name.
         wire: Which compression, and how strong.
     """
     encoded, decoded = Params(), Params()

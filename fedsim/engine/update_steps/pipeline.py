@@ -13,11 +13,7 @@ from fedsim.params import Params
 
 
 class Pipeline:
-    """The steps that a configuration asks for.
-
-    Args:
-        steps: By name, in any order.
-    """
+    """Update steps by name; they are put in order."""
 
     def __init__(self, steps: dict[str, UpdateStep]) -> None:
         self.steps = dict(sorted(steps.items(), key=lambda item: (item[1].place, item[0])))
@@ -41,13 +37,7 @@ class Pipeline:
     def on_clients(
         self, update: Update, group: GroupContext, kept: Sequence[dict[str, Params]]
     ) -> Sent:
-        """What a group's clients send.
-
-        Args:
-            update: What they have trained.
-            group: What steps may know.
-            kept: Per client, what every step kept of it.
-        """
+        """What a group's clients send; `kept` has per client the tensors of each step, by step."""
         sent = Sent(update)
         for name, step in self.steps.items():
             sent = replace(sent, update=sent.update.formed())

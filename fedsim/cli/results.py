@@ -1,30 +1,40 @@
-"""What is read out of the folders of studies: their tables, comparisons and costs."""
+"""The commands that read the folders of studies: tables, comparisons, costs and archives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 
-from fedsim.driver.plan import find_study, study_lock
+from fedsim.cli.arguments import (
+    Archive,
+    Csv,
+    Folder,
+    Folders,
+    Latex,
+    Margin,
+    NewFolder,
+    OnlyMethods,
+    OnlyPartitions,
+    PricesFile,
+    Reference,
+)
 
 
-def report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:
-    """Print a study's table, write its report.html, and the table into the files asked for.
+def report(folder: Folder, csv: Csv = None, latex: Latex = None) -> None:
+    """Print a study's table and write its report.html.
 
-    Raises:
-        ResultsError: There is no study, or a file cannot be written.
+    Works at any time: while the study runs, half-way, and after a kill.
     """
     from fedsim.results.report.export import check_targets
 
-    find_study(folder)
     check_targets(csv, latex)
     print_report(folder, csv, latex)
 
 
 def print_report(folder: Path, csv: Path | None = None, latex: Path | None = None) -> None:
-    """`report` of a folder that is known to hold a study."""
+    """`report`, without checks of the arguments."""
     from fedsim.results.report.export import export
     from fedsim.results.report.page import write_report
     from fedsim.results.report.terminal import format_summary
@@ -38,45 +48,40 @@ def print_report(folder: Path, csv: Path | None = None, latex: Path | None = Non
 
 
 def compare(
-    folders: Sequence[Path],
-    reference: str | None = None,
-    methods: Sequence[str] = (),
-    partitions: Sequence[str] = (),
-    margin: str | None = None,
-    csv: Path | None = None,
-    latex: Path | None = None,
+    folders: Folders,
+    reference: Reference = None,
+    methods: OnlyMethods = None,
+    partitions: OnlyPartitions = None,
+    margin: Margin = None,
+    csv: Csv = None,
+    latex: Latex = None,
 ) -> None:
-    """Print the comparison of several studies, and write it into the files asked for.
+    """Put the methods of several studies side by side.
 
-    Raises:
-        ConfigError: The margin is no number of points.
-        ResultsError: There is no such study, or a file cannot be written.
+    Runs of one data set, partition and seed are paired where both studies split the data alike;
+    otherwise methods are compared by Welch's test, and the table says so. Over several data sets
+    also average ranks and Wilcoxon's signed-rank test.
     """
     from fedsim.results.report import comparison
     from fedsim.results.report.export import check_targets, export
 
-    for folder in folders:
-        find_study(folder)
     check_targets(csv, latex)
     points = comparison.margin_of(margin)
-    found = comparison.compare(folders, reference, points, methods, partitions)
+    found = comparison.compare(folders, reference, points, methods or (), partitions or ())
     for warning in found.warnings:
         typer.echo(f"fedsim: {warning}", err=True)
     typer.echo(found.text)
     _say_written(export(found.summary, found.name, csv, latex))
 
 
-def costs(folder: Path, prices: Path | None = None, csv: Path | None = None) -> None:
-    """Print what each method of a study cost, and write it into the file asked for.
+def costs(folder: Folder, prices: PricesFile = None, csv: Csv = None) -> None:
+    """Print what each method cost: bytes, compute, time and money.
 
-    Raises:
-        ConfigError: The file of prices is wrong.
-        ResultsError: There is no study, or the file cannot be written.
+    Means over the finished runs, by partition; for each client, and for all of them together.
     """
     from fedsim.results.report import cost_sheet, export
     from fedsim.results.study import load
 
-    find_study(folder)
     export.check_targets(csv)
     priced = None if prices is None else cost_sheet.read_prices(prices)
     sheet = cost_sheet.cost_sheet(load(folder), priced)
@@ -86,24 +91,24 @@ def costs(folder: Path, prices: Path | None = None, csv: Path | None = None) -> 
         _say_written([csv])
 
 
-def pack(folder: Path, file: Path) -> None:
-    """Put a study's finished runs into one file.
+def pack(folder: Folder, file: Archive) -> None:
+    """Put a study's finished runs into one small file.
 
-    Raises:
-        ResultsError: There is no study, or the file cannot be written.
+    To publish beside a paper, or to go on elsewhere. Its tables, that is: checkpoints, images and
+    predictions of single samples stay behind.
     """
     from fedsim.results.tables import archive
 
-    find_study(folder)
     typer.echo(f"{archive.pack(folder, file)} finished runs in {file}")
 
 
-def unpack(file: Path, folder: Path | None = None) -> None:
-    """Put the runs of a packed file into a folder; by default `runs/STUDY`.
+def unpack(file: Archive, folder: NewFolder = None) -> None:
+    """Put the runs of such a file into a study's folder.
 
-    Raises:
-        ResultsError: The file is broken, or the folder is in use or holds something else.
+    Runs that the folder has stay as they are. `fedsim report` works on it, and a sweep of the same
+    settings runs only what is missing.
     """
+    from fedsim.driver.plan import study_lock
     from fedsim.results.tables import archive
 
     where = Path("runs") / archive.study_in(file) if folder is None else folder
