@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,9 +13,7 @@ from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.experiment import Experiment
 from fedsim.config.tree import flatten
-from fedsim.errors import did_you_mean
-
-__all__ = ["SECTIONS", "messages", "shown"]
+from fedsim.errors import ConfigError, did_you_mean
 
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
@@ -24,6 +23,7 @@ SECTIONS: dict[str, type[Section]] = {
 """The blocks of an experiment by name."""
 
 Loc = tuple[int | str, ...]
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 _AUTO = str(("literal['auto']",))
 
@@ -47,6 +47,23 @@ _MUST_BE = {
     "or digit",
 }
 """Pydantic's kinds of findings in the words of a study's author."""
+
+
+def section_of(kind: type[SomeSection], **given: Any) -> SomeSection:
+    """A section from arguments of a function, which may be paths and numbers of NumPy.
+
+    Raises:
+        ConfigError: Listing all that is wrong with them.
+    """
+    for name, value in given.items():
+        if isinstance(value, Path):
+            given[name] = str(value)
+        elif getattr(value, "ndim", None) == 0:
+            given[name] = value.item()
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        raise ConfigError(messages(error, kind)) from error
 
 
 def messages(

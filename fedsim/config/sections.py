@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedsim.config.base import Section as Section
 from fedsim.config.chosen import Chosen
@@ -20,6 +20,16 @@ Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
 
 
+def _with_one_place(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
+    return prompts
+
+
+Prompts = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_with_one_place)]
+
+
 class DataConfig(Section):
     """Which images or features, and how they are read (see `fedsim.data.datasets.load_dataset`)."""
 
@@ -27,9 +37,10 @@ class DataConfig(Section):
     """`digits`, a set of CoOp such as `caltech101`, a path (`.npz` file or image folder), or
     `hf:NAME[:CONFIG]`."""
     path: str | None = None
-    """Where the data is, when `name` does not say it; of CoOp's sets, their common folder."""
+    """Where the data is, when `name` does not say it; of CoOp's sets, their common folder; of
+    `hf:`, a copy on disk."""
     classnames: tuple[str, ...] | None = Field(None, strict=False)
-    templates: tuple[str, ...] | None = Field(None, strict=False)
+    templates: Prompts | None = None
     """Prompt templates with one `{}`; by default the data set's own."""
     image_column: str | None = None
     label_column: str | None = None
@@ -48,7 +59,8 @@ class DataConfig(Section):
     resplit: bool = False
     """Draw train, val and test of `digits` anew with each seed: repeated splits."""
     shots: int | None = Field(None, gt=0)
-    """Training samples per class; null takes all."""
+    """Training samples per class, at most; null takes all. CoOp's sets then have at most 4 val
+    samples per class."""
     prototype_shots: int | None = Field(None, gt=0, le=4)
     """Without text features: class means of so many val samples per class stand in for them."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
@@ -115,7 +127,7 @@ class ModelsConfig(Section):
 class SyntheticConfig(Section):
     """The server's class-balanced generated set: how its images are asked for and chosen."""
 
-    prompts: tuple[str, ...] | None = Field(None, strict=False, min_length=1)
+    prompts: Annotated[Prompts, Field(min_length=1)] | None = None
     """Prompt templates with one `{}`, taken in turn; by default the data set's first one."""
     filter: Literal["none", "agreement", "similarity"] = "none"
     """Which candidates are kept: all, those the encoder reads as their class, or the closest."""
@@ -126,13 +138,6 @@ class SyntheticConfig(Section):
     the image as it is."""
     augment_flip: bool = False
     """Flip half of the views left to right, as Tip-Adapter does; wrong for digits and text."""
-
-    @model_validator(mode="after")
-    def _one_place_for_the_name(self) -> SyntheticConfig:
-        for prompt in self.prompts or ():
-            if prompt.count("{}") != 1:
-                raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
-        return self
 
     def drawn_per_class(self, images_per_class: int) -> int:
         """Images made for every class, of which a filter keeps `images_per_class`."""

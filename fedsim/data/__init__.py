@@ -1,6 +1,7 @@
 """Data: what is loaded, how it is checked, and which client holds what. NumPy only, no torch."""
 
-from fedsim.data.datasets import Dataset, Split, load_dataset
+from fedsim.data.containers import Dataset, Split
+from fedsim.data.datasets import load_dataset
 from fedsim.data.images import ImagePaths
 from fedsim.data.partition.heterogeneity import PartitionStatistics
 from fedsim.data.partition.make import Partition, make_partition

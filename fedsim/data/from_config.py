@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.config.sections import DataConfig, NoiseConfig, PartitionConfig
-from fedsim.data.datasets import Dataset, load_dataset
+from fedsim.data.containers import Dataset
+from fedsim.data.datasets import read_dataset
 from fedsim.data.noise import spoilt_clients
 from fedsim.data.partition.make import Partition, partition_rows
 from fedsim.data.partition.population import Population
@@ -22,11 +23,6 @@ from fedsim.data.readers.coop import coop_identity, is_coop
 from fedsim.data.splits import holdout
 from fedsim.seeding import numpy_rng
 from fedsim.storage.array_cache import file_identity
-
-
-def read_dataset(data: DataConfig, seed: int) -> Dataset:
-    """The configured data set. Few-shot draws follow `seed`, an experiment's `partition_seed`."""
-    return load_dataset(**data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(data, seed))
 
 
 def draw_seed(data: DataConfig, seed: int) -> int:

@@ -16,8 +16,6 @@ from fedsim.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "ImagePaths", "channels_last", "pixels", "to_uint8"]
-
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _WHOLE_HASH_BYTES = 2**30
 """Splits up to this size are hashed whole, larger ones by the ends of every file."""
@@ -51,17 +49,13 @@ class ImagePaths:
         """
         return _check_files(self)
 
-    def take(self, indices: np.ndarray) -> ImagePaths:
-        """The images at `indices`, still undecoded."""
-        files = tuple(self.files[int(i)] for i in indices)
+    def __getitem__(self, part: slice | np.ndarray) -> ImagePaths:
+        """Some images, still undecoded: a slice, indices or a mask, as of an array of images."""
+        files = tuple(self.files[i] for i in np.arange(len(self))[part])
         taken = ImagePaths(self.root, files, self.image_size)
         if "digests" in self.__dict__:
-            taken.__dict__["digests"] = self.digests[indices]
+            taken.__dict__["digests"] = self.digests[part]
         return taken
-
-    def __getitem__(self, part: slice) -> ImagePaths:
-        """Some images, still undecoded, as a slice of an array of images is."""
-        return self.take(np.arange(len(self))[part])
 
     def load(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Decode images.

@@ -17,9 +17,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from fedsim.config.problems import messages
+from fedsim.config.problems import section_of
 from fedsim.config.sections import PartitionConfig
 from fedsim.data.partition.heterogeneity import (
     PartitionStatistics,
@@ -31,8 +30,6 @@ from fedsim.data.partition.repair import repair
 from fedsim.data.partition.sampling import Ask, Draft
 from fedsim.errors import ConfigError, PartitionError
 from fedsim.seeding import numpy_rng
-
-__all__ = ["Partition", "make_partition", "partition_rows"]
 
 _MOST_SHOWN = 1000
 
@@ -117,14 +114,11 @@ def make_partition(
     fedsim.errors.PartitionError: 101 clients x min_samples 1 = 101 samples, but there are 100: \
 lower num_clients or min_samples
     """
-    given = {"scheme": scheme, "num_clients": num_clients, "min_samples": min_samples, **options}
-    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
-    if num_clients is None:
-        plain["num_clients"] = 1 if clients is None else len(np.unique(clients))
-    try:
-        settings = PartitionConfig(**plain)
-    except ValidationError as error:
-        raise ConfigError(messages(error, PartitionConfig)) from error
+    given = {"scheme": scheme, "min_samples": min_samples, **options}
+    count = num_clients
+    if count is None:
+        count = 1 if clients is None else len(np.unique(clients))
+    settings = section_of(PartitionConfig, num_clients=count, **given)
     if num_clients is None and not settings.counts_clients:
         raise ConfigError(f"partition {scheme!r} needs num_clients: set it")
     generator = numpy_rng(int(rng), "partition") if isinstance(rng, int | np.integer) else rng
