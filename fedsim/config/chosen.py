@@ -40,7 +40,7 @@ class Chosen(Section):
     @classmethod
     def options_of(cls, part: str) -> type[Section]:
         """The options class of a part, by its name."""
-        options: type[Section] = load_module(cls.family[part]).Options
+        options: type[Section] = getattr(load_module(cls.family[part]), "Options", Section)
         return options
 
     @classmethod

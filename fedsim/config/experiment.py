@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedsim.config.base import Section
 from fedsim.config.distill import DistillConfig
 from fedsim.config.method import MethodConfig
 from fedsim.config.sections import (
@@ -30,7 +31,6 @@ from fedsim.config.sections import (
     PartitionConfig,
     ReportConfig,
     ResourcesConfig,
-    Section,
     ServerConfig,
     SyntheticConfig,
     TrainConfig,

@@ -8,8 +8,6 @@ from fedsim.config.problems import SECTIONS
 from fedsim.config.tree import flatten, overlay, remove
 from fedsim.config.yaml_file import parse_value
 
-__all__ = ["override"]
-
 
 def override(tree: dict[str, Any], text: str) -> list[str]:
     """Apply one override `key=value` to a study; returns what is wrong with it."""

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fedsim.config.base import Section as Section
+from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.config.families import SCHEMES, Family
-from fedsim.config.server import ServerConfig as ServerConfig
+from fedsim.config.families import SCHEMES, SERVER_OPTIMISERS
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
@@ -74,9 +73,9 @@ class DataConfig(Section):
 class PartitionConfig(Chosen):
     """How the training samples are split over clients (see `fedsim.data.partition.schemes`)."""
 
-    family: ClassVar[Family] = SCHEMES
-    choice: ClassVar[str] = "scheme"
-    always_written: ClassVar[dict[str, Any]] = {
+    family = SCHEMES
+    choice = "scheme"
+    always_written = {
         "dirichlet_alpha": None,
         "classes_per_client": None,
         "samples_per_client": None,
@@ -93,8 +92,8 @@ class PartitionConfig(Chosen):
     @property
     def label(self) -> str:
         """Short name in tables and plots, such as `dirichlet_label 0.05`."""
-        value = getattr(self.options(), "shown", None)
-        return self.scheme if value is None else f"{self.scheme} {value:g}"
+        values = [value for _, value in self.options() if value is not None]
+        return f"{self.scheme} {values[0]:g}" if values else self.scheme
 
     @property
     def shares_samples(self) -> bool:
@@ -219,6 +218,22 @@ class TrainConfig(Section):
         if self.lr_schedule == "cosine" and self.rounds:
             lr *= (1 + math.cos(math.pi * (max(round, 1) - 1) / self.rounds)) / 2
         return self.model_copy(update={"local_epochs": self.epochs(round), "lr": lr})
+
+
+class ServerConfig(Chosen):
+    """The server's step on the averaged update, the same words for every method that averages."""
+
+    family = SERVER_OPTIMISERS
+    choice = "optimizer"
+    always_written = {"momentum": 0.9, "beta2": 0.99, "epsilon": 1e-3}
+
+    optimizer: str = "mean"
+    """`mean` (FedAvg), `momentum` (FedAvgM), `adam` (FedAdam) or `yogi` (FedYogi)."""
+    lr: float = Field(1.0, gt=0)
+    """Factor of the server's step."""
+    class_weighting: float = Field(0.0, ge=0, le=1)
+    """Rows that belong to a class are averaged by each client's samples of it (1), by its size
+    (0), or by what lies between."""
 
 
 class WireConfig(Section):

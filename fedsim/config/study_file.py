@@ -25,8 +25,6 @@ from fedsim.config.yaml_file import read_yaml
 from fedsim.errors import ConfigError, did_you_mean
 from fedsim.storage.remote import local_folder
 
-__all__ = ["StudyFile", "load_study", "parse_study"]
-
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What can be the name of a file on every system."""
 

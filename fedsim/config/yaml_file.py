@@ -11,8 +11,6 @@ import yaml
 from fedsim.config.problems import shown
 from fedsim.errors import ConfigError, did_you_mean
 
-__all__ = ["parse_value", "read_yaml"]
-
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a study file holds.

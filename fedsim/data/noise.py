@@ -24,8 +24,6 @@ from fedsim.config.sections import NoiseConfig
 from fedsim.errors import ConfigError
 from fedsim.seeding import numpy_rng
 
-__all__ = ["num_wrong", "observed_labels", "spoil_features", "spoil_images", "spoilt_clients"]
-
 _GREY = 128
 
 

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
 
-__all__ = ["drafts_of", "whole_file"]
-
 
 @contextmanager
 def whole_file(path: Path, durable: bool = False) -> Iterator[BufferedRandom]:

@@ -27,8 +27,6 @@ from fedsim.storage.atomic import whole_file
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
-__all__ = ["Copy", "cache_folder", "local_folder", "url_of"]
-
 _THREADS, _ATTEMPTS = 16, 5
 _CHECKPOINTS = "checkpoints"
 _SHARED = ("images", "nearest")

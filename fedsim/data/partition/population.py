@@ -20,8 +20,6 @@ from fedsim.data.partition.sampling import log_dirichlet, softmax
 from fedsim.data.splits import carve
 from fedsim.seeding import derive, numpy_rng
 
-__all__ = ["Population"]
-
 _SMALLEST_HOLDING_OUT = 5
 """Clients with fewer samples hold none out, as in a disjoint split."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["repair"]
-
 
 def repair(
     owner: np.ndarray,

@@ -24,8 +24,6 @@ from fedsim.data.readers.coop_lists import read_aircraft, read_imagenet, read_sp
 from fedsim.data.readers.source import SPLITS, FoundSplit, Source
 from fedsim.errors import DataError
 
-__all__ = ["COOP_SETS", "coop_identity", "is_coop", "read_coop"]
-
 IMAGE_SIZE = 224
 """Pixels of a side unless the user says otherwise: what most CLIP encoders take."""
 MAX_VAL_SHOTS = 4

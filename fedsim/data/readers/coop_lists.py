@@ -14,8 +14,6 @@ from fedsim.data.images import IMAGE_SUFFIXES
 from fedsim.data.readers.source import SPLITS
 from fedsim.errors import DataError, did_you_mean
 
-__all__ = ["Lists", "read_aircraft", "read_imagenet", "read_split"]
-
 Listing = tuple[list[str], list[int]]
 """Images, relative to their common folder, and their labels."""
 

@@ -17,8 +17,6 @@ from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
 from fedsim.data.readers.source import FoundSplit, Source, missing_path, split_name
 from fedsim.errors import DataError
 
-__all__ = ["read_folder"]
-
 
 def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
     """List a folder.
