@@ -17,25 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedsim.config import sections
 from fedsim.config.base import Section
 from fedsim.config.distill import DistillConfig
 from fedsim.config.method import MethodConfig
-from fedsim.config.sections import (
-    CacheConfig,
-    DataConfig,
-    EngineConfig,
-    EvaluationConfig,
-    FailuresConfig,
-    ModelsConfig,
-    NoiseConfig,
-    PartitionConfig,
-    ReportConfig,
-    ResourcesConfig,
-    ServerConfig,
-    SyntheticConfig,
-    TrainConfig,
-    WireConfig,
-)
 from fedsim.config.tree import flatten
 
 
@@ -55,21 +40,23 @@ class Experiment(Section):
     """Where fedsim was started: relative paths of data, models and methods are meant from there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
-    data: DataConfig = DataConfig()
-    partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
-    models: ModelsConfig = Field(default_factory=ModelsConfig)
-    synthetic: SyntheticConfig = SyntheticConfig()
-    cache: CacheConfig = CacheConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    partition: sections.PartitionConfig = Field(
+        default_factory=lambda: sections.PartitionConfig(scheme="iid")
+    )
+    models: sections.ModelsConfig = Field(default_factory=sections.ModelsConfig)
+    synthetic: sections.SyntheticConfig = sections.SyntheticConfig()
+    cache: sections.CacheConfig = sections.CacheConfig()
     distill: DistillConfig = Field(default_factory=DistillConfig)
-    train: TrainConfig = TrainConfig()
-    server: ServerConfig = Field(default_factory=ServerConfig)
-    wire: WireConfig = WireConfig()
-    noise: NoiseConfig = NoiseConfig()
-    engine: EngineConfig = EngineConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    failures: FailuresConfig = FailuresConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    report: ReportConfig = ReportConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
+    server: sections.ServerConfig = Field(default_factory=sections.ServerConfig)
+    wire: sections.WireConfig = sections.WireConfig()
+    noise: sections.NoiseConfig = sections.NoiseConfig()
+    engine: sections.EngineConfig = sections.EngineConfig()
+    resources: sections.ResourcesConfig = sections.ResourcesConfig()
+    failures: sections.FailuresConfig = sections.FailuresConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    report: sections.ReportConfig = sections.ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

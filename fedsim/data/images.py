@@ -70,17 +70,19 @@ class ImagePaths:
             DataError: A file is gone, truncated, or of another size than the first.
         """
         chosen = range(len(self)) if indices is None else indices
-        images: list[np.ndarray] = []
-        for index in chosen:
+        images = np.zeros((0, 0, 0, 3), dtype=np.uint8)
+        for at, index in enumerate(chosen):
             file = self.root / self.files[int(index)]
             try:
                 image = pixels(file.read_bytes(), str(file), self.image_size)
             except OSError as error:
                 raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-            if images and image.shape != images[0].shape:
-                raise _mixed_sizes(str(file), image.shape, images[0].shape)
-            images.append(image)
-        return np.stack(images) if images else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+            if not at:
+                images = np.empty((len(chosen), *image.shape), dtype=np.uint8)
+            if image.shape != images.shape[1:]:
+                raise _mixed_sizes(str(file), image.shape, images.shape[1:])
+            images[at] = image
+        return images
 
 
 def _mixed_sizes(where: str, here: tuple[int, ...], first: tuple[int, ...]) -> DataError:

@@ -18,14 +18,13 @@ from fedsim.config.sections import CacheConfig
 from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import InputStep, arrays_of
 from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Labelled
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.image_arrays import fit_images
 from fedsim.models.set_distances import nearest_samples
 from fedsim.models.set_quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
-from fedsim.storage.array_cache import Arrays
+from fedsim.storage.array_cache import Arrays, InputStep, arrays_of
 
 _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""

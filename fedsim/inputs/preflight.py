@@ -15,12 +15,12 @@ from fedsim.inputs.encode import Extract, Progress, extract_here
 from fedsim.inputs.measured_sets import check_measured
 from fedsim.inputs.prepare import InputSteps
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import arrays_of
 from fedsim.inputs.synthetic_set import check_generator, check_models
 from fedsim.inputs.task import check_text, make_task
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
 from fedsim.process import settle_process
+from fedsim.storage.array_cache import arrays_of
 
 
 def preflight(

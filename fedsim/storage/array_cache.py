@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,41 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
         finally:
             lock.release()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+@dataclass(frozen=True, eq=False)
+class InputStep:
+    """An entry, as a step towards a run's inputs. Nothing is computed before it is asked for.
+
+    Attributes:
+        key: Everything the arrays depend on, as JSON values. A step that reads another one's
+            arrays has its address in here.
+        make: Computes the arrays by name.
+
+    >>> import numpy as np
+    >>> plain = InputStep({"kind": "example", "format": 1}, lambda: {"x": np.arange(3)})
+    >>> double = InputStep({"of": plain.address}, lambda: {"y": 2 * plain.arrays["x"]})
+    >>> sorted(arrays_of([plain, double]))
+    ['x', 'y']
+    """
+
+    key: dict[str, Any]
+    make: Callable[[], Arrays]
+
+    @cached_property
+    def address(self) -> str:
+        """The entry's name: a hash of its key."""
+        return address(self.key)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Read-only, memory-mapped arrays: from the node's store, or made now."""
+        return shared_arrays(self.key, self.make)
+
+
+def arrays_of(steps: Iterable[InputStep]) -> Arrays:
+    """The arrays of all steps; a later step's replace those of the same name."""
+    return {name: array for step in steps for name, array in step.arrays.items()}
 
 
 class UnfinishedEntry:

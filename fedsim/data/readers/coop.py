@@ -57,68 +57,40 @@ def _split(
 
 
 _OXFORD = "www.robots.ox.ac.uk/~vgg/data"
+_CVL = "data.vision.ee.ethz.ch/cvl/datasets_extra"
+_PET = "a photo of a {}, a type of pet."
+_FLOWER = "a photo of a {}, a type of flower."
+_AIRCRAFT = "a photo of a {}, a type of aircraft."
+_FOOD, _EUROSAT = "a photo of {}, a type of food.", "a centered satellite photo of {}."
+_UCF = "a photo of a person doing {}."
+_IMAGENET = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+_VARIANTS = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
 
 COOP_SETS = {
-    "imagenet": CoopSet(
-        "imagenet",
-        "images",
-        ("classnames.txt",),
-        "image-net.org",
-        (
-            "itap of a {}.",
-            "a bad photo of the {}.",
-            "a origami {}.",
-            "a photo of the large {}.",
-            "a {} in a video game.",
-            "art of the {}.",
-            "a photo of the small {}.",
-        ),
-    ),
+    "imagenet": CoopSet("imagenet", "images", ("classnames.txt",), "image-net.org", _IMAGENET),
     "caltech101": _split("caltech-101", "101_ObjectCategories", "Caltech101", "data.caltech.edu"),
-    "oxford_pets": _split(
-        "oxford_pets",
-        "images",
-        "OxfordPets",
-        f"{_OXFORD}/pets",
-        "a photo of a {}, a type of pet.",
-    ),
+    "oxford_pets": _split("oxford_pets", "images", "OxfordPets", f"{_OXFORD}/pets", _PET),
     "stanford_cars": _split("stanford_cars", "", "StanfordCars", "ai.stanford.edu/~jkrause/cars"),
     "oxford_flowers": _split(
-        "oxford_flowers",
-        "jpg",
-        "OxfordFlowers",
-        f"{_OXFORD}/flowers/102",
-        "a photo of a {}, a type of flower.",
+        "oxford_flowers", "jpg", "OxfordFlowers", f"{_OXFORD}/flowers/102", _FLOWER
     ),
-    "food101": _split(
-        "food-101",
-        "images",
-        "Food101",
-        "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-        "a photo of {}, a type of food.",
-    ),
+    "food101": _split("food-101", "images", "Food101", f"{_CVL}/food-101", _FOOD),
     "fgvc_aircraft": CoopSet(
-        "fgvc_aircraft",
-        "images",
-        ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)),
-        f"{_OXFORD}/fgvc-aircraft",
-        ("a photo of a {}, a type of aircraft.",),
+        "fgvc_aircraft", "images", _VARIANTS, f"{_OXFORD}/fgvc-aircraft", (_AIRCRAFT,)
     ),
     "sun397": _split("sun397", "SUN397", "SUN397", "vision.princeton.edu/projects/2010/SUN"),
     "dtd": _split("dtd", "images", "DescribableTextures", f"{_OXFORD}/dtd", "{} texture."),
-    "eurosat": _split(
-        "eurosat",
-        "2750",
-        "EuroSAT",
-        "github.com/phelber/EuroSAT",
-        "a centered satellite photo of {}.",
-    ),
+    "eurosat": _split("eurosat", "2750", "EuroSAT", "github.com/phelber/EuroSAT", _EUROSAT),
     "ucf101": _split(
-        "ucf101",
-        "UCF-101-midframes",
-        "UCF101",
-        "www.crcv.ucf.edu/data/UCF101.php",
-        "a photo of a person doing {}.",
+        "ucf101", "UCF-101-midframes", "UCF101", "www.crcv.ucf.edu/data/UCF101.php", _UCF
     ),
 }
 _ALIASES = {"fgvc": "fgvc_aircraft"}

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedsim.data.images import IMAGE_SUFFIXES
-from fedsim.data.readers.source import SPLITS
+from fedsim.data.readers.source import SPLITS, images_in
 from fedsim.errors import DataError, did_you_mean
 
 Listing = tuple[list[str], list[int]]
@@ -125,9 +124,7 @@ def read_imagenet(lists: Sequence[Path], images: Path) -> Lists:
             if folder not in label_of:
                 raise DataError(f"{images / 'train'} has no folder {folder}, {images / part} has")
             here = images / part / folder
-            found = sorted(file for file in os.listdir(here) if _is_image(file))
-            if not found:
-                raise DataError(f"{here}: this class folder holds no images: fill or remove it")
+            found = images_in(here)
             files += [f"{part}/{folder}/{file}" for file in found]
             labels += [label_of[folder]] * len(found)
         splits[split] = files, labels
@@ -161,10 +158,6 @@ def _lines(path: Path) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_image(file: str) -> bool:
-    return Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
 
 
 def _folders(root: Path) -> list[str]:

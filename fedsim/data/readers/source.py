@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images import ImagePaths
+from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
 from fedsim.errors import DataError, did_you_mean
 
 SPLITS = {
@@ -72,6 +73,22 @@ class Source:
     def where(self) -> str:
         """What errors call it."""
         return next(iter(self.parts.values())).where
+
+
+def images_in(folder: Path) -> list[str]:
+    """Names of the images in a class folder, sorted; hidden files are left out.
+
+    Raises:
+        DataError: There is none.
+    """
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+    if not names:
+        raise DataError(f"{folder}: this class folder holds no images: fill or remove it")
+    return names
 
 
 def split_name(name: str) -> str | None:
