@@ -37,7 +37,7 @@ class Experiment(Section):
     use: str
     options: dict[str, Any] = {}
     working_dir: str = "."
-    """Where fedsim was started: relative paths of data, models and methods are meant from there."""
+    """Where fedsim was started: relative paths of data, models and methods begin there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
     data: sections.DataConfig = sections.DataConfig()
@@ -73,18 +73,19 @@ class Experiment(Section):
             )
         if self.noise.active and self.partition.shares_samples:
             raise ValueError(
-                "noise spoils the samples of some clients, which under partition.scheme "
-                f"{self.partition.scheme!r} others hold as well: choose another scheme, or no noise"
+                f"noise spoils the samples of some clients, and under partition.scheme "
+                f"{self.partition.scheme!r} other clients hold them too: choose another scheme, or "
+                f"no noise"
             )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
-                f"cache.form is dual, which train.optimizer {self.train.optimizer!r} has no form "
-                f"of: set train.optimizer to sgd, or cache.form to direct"
+                f"cache.form is dual, which works with SGD alone, and train.optimizer is "
+                f"{self.train.optimizer!r}: set train.optimizer to sgd, or cache.form to direct"
             )
         if self.cache.form == "dual" and self.cache.trainable != "keys":
             raise ValueError(
-                f"cache.form is dual, in which keys alone are trained: set cache.trainable to keys "
-                f"(it is {self.cache.trainable!r}), or cache.form to direct"
+                f"cache.form is dual, which trains keys alone: set cache.trainable to keys (it is "
+                f"{self.cache.trainable!r}), or cache.form to direct"
             )
         return self
 
@@ -143,7 +144,7 @@ class Experiment(Section):
         return MethodConfig(**{name: getattr(self, name) for name in names})
 
     def enter(self) -> None:
-        """Go where relative paths are meant from, if this machine has that folder."""
+        """Change to `working_dir`, where relative paths begin, if this machine has that folder."""
         if Path(self.working_dir).is_dir():
             os.chdir(self.working_dir)
 
@@ -180,7 +181,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "engine": {"backend"},
     "failures": {"deadline_s"},
 }
-"""What is no part of a run's identity: `True` stands for a whole block."""
+"""Settings that are not part of a run's identity; `True` stands for a whole block."""
 
 _ADDED_LATER = (
     "cache.form",

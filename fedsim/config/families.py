@@ -22,7 +22,7 @@ Family = dict[str, str]
 
 
 def _in(package: str, *names: str) -> Family:
-    """Parts whose files are called as they are."""
+    """Parts that have the names of their files."""
     return {name: f"{package}.{name}" for name in names}
 
 
@@ -33,10 +33,10 @@ UPDATE_STEPS: Family = {
     "compression": "fedsim.engine.update_steps.compression:Compression",
     "class_weighting": "fedsim.engine.update_steps.class_weighting:ClassWeighting",
 }
-"""What may happen to an update between the client's training and the exact sum."""
+"""Steps on an update between the client's training and the exact sum."""
 
 SINKS: Family = {"tables": "fedsim.results.tables.writer:TableWriter"}
-"""What hears the rows of a run."""
+"""Receivers of a run's rows."""
 
 SCHEMES = _in(
     "fedsim.data.partition.schemes",

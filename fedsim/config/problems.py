@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of a study's author: place, problem, what to do."""
+"""Pydantic's findings in the words of a study's author: place, problem, what to do."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def messages(
     for item in items:
         loc = item["loc"]
         if str(loc[-1:]) == _AUTO or (item["type"] == "too_short" and item["input"]):
-            continue  # told by the alternative, or by the entry that is wrong
+            continue  # the alternative, or the entry that is wrong, tells it
         either = loc[:-1] in choices
         if item["type"] == "extra_forbidden":
             line = f"unknown setting {_dots(loc)!r}; {_near_setting(loc, model, extra)}"
@@ -131,7 +131,7 @@ def _near_setting(loc: Loc, model: type[BaseModel], extra: Iterable[str]) -> str
     for part in loc[:-1]:
         owner = getattr(owner, "model_fields", {}).get(part)
         owner = getattr(owner, "annotation", None)
-        # Of a block that may be left out, `EarlyStopping | None`, the block.
+        # `EarlyStopping | None` stands for the block.
         owner = next((kind for kind in get_args(owner) if hasattr(kind, "model_fields")), owner)
     last = str(loc[-1])
     names = set(_settings(owner)) - {"shared", "source"}

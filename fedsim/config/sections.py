@@ -153,7 +153,7 @@ class CacheConfig(Section):
     real_fraction: float = Field(0.5, gt=0, lt=1)
     """`mixed`: share of each class's keys that are public labelled images, 1 to 4 of them."""
     trainable: Literal["keys", "keys_values", "keys_scales"] = "keys"
-    """What clients train beside the keys: nothing, the values, or ratio and sharpness."""
+    """What clients train: the keys alone, or also the values, or also ratio and sharpness."""
     form: Literal["direct", "dual"] = "direct"
     """How keys are trained: as they are, or as sums over a client's samples, which under SGD is the
     same up to rounding, and faster where a client has fewer samples than features have numbers."""
@@ -173,7 +173,7 @@ class CacheConfig(Section):
 
 
 class TrainConfig(Section):
-    """Rounds and local training, the same words for every method."""
+    """Rounds and local training, the same settings for every method."""
 
     rounds: int = Field(10, ge=0)
     participation: float = Field(1.0, gt=0, le=1)
@@ -221,7 +221,7 @@ class TrainConfig(Section):
 
 
 class ServerConfig(Chosen):
-    """The server's step on the averaged update, the same words for every method that averages."""
+    """The server's step on the averaged update, the same for every method that averages."""
 
     family = SERVER_OPTIMISERS
     choice = "optimizer"
@@ -232,8 +232,8 @@ class ServerConfig(Chosen):
     lr: float = Field(1.0, gt=0)
     """Factor of the server's step."""
     class_weighting: float = Field(0.0, ge=0, le=1)
-    """Rows that belong to a class are averaged by each client's samples of it (1), by its size
-    (0), or by what lies between."""
+    """Weight of a client where a parameter has a row per class: its samples of that class (1), its
+    size (0), or a mixture of both."""
 
 
 class WireConfig(Section):
@@ -248,10 +248,10 @@ class WireConfig(Section):
 
 
 class NoiseConfig(Section):
-    """Clients whose training data is spoilt: what robustness is measured with."""
+    """Clients whose training data is spoilt, to measure robustness."""
 
     clients: float = Field(0.0, ge=0, le=1)
-    """Share of clients concerned, drawn with the split's seed."""
+    """Share of clients that are spoilt, drawn with the split's seed."""
     labels: float = Field(0.0, ge=0, le=1)
     """Share of these clients' training labels replaced by another class."""
     images: Literal["none", "gaussian", "blur", "contrast", "occlusion"] = "none"
@@ -278,7 +278,7 @@ class EngineConfig(Section):
 class ResourcesConfig(Section):
     """What one run may hold on the cluster.
 
-    Never changes results, but for one: `engine.group_size: auto` is at most `clients_per_actor`.
+    It changes results in one case only: `engine.group_size: auto` is at most `clients_per_actor`.
     """
 
     gpus_per_client: float | Auto = "auto"

@@ -24,7 +24,7 @@ _END_BYTES = 2**16
 
 @dataclass(frozen=True, eq=False)
 class ImagePaths:
-    """Images of a folder, hashed and decoded on demand: of a million, a few may be taken.
+    """Images of a folder, hashed and decoded on demand: a few of a million cost little.
 
     Attributes:
         root: Absolute folder. All nodes of a cluster must see it.
@@ -104,7 +104,7 @@ def _check_files(images: ImagePaths) -> np.ndarray:
             digest, data = _digest(path, whole)
             with Image.open(io.BytesIO(data) if whole else path) as image:
                 shape = (image.height, image.width)
-        except Exception as error:  # decoders of damaged files raise whatever they trip over
+        except Exception as error:  # decoders raise errors of any class on damaged files
             raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
         first = first or shape
         if images.image_size is None and shape != first:
@@ -155,7 +155,7 @@ def pixels(source: bytes | Image, where: str, image_size: int | None) -> np.ndar
         return np.asarray(image, dtype=np.uint8)
     except DataError:
         raise
-    except Exception as error:  # decoders of damaged files raise whatever they trip over
+    except Exception as error:  # decoders raise errors of any class on damaged files
         raise DataError(f"{where}: not a readable image ({_brief(error)})") from error
 
 

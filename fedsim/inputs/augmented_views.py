@@ -1,9 +1,9 @@
 """Random views of the training images, encoded beside the images: augmentation for frozen features.
 
-What is random in every pass has to be encoded beforehand, once. Each training image gets V forms
-(`train.augment_views`): itself, and V - 1 random crops. A local epoch draws one of them for every
-sample, with the run's seed (`fedsim.engine.batching`); the crops themselves follow from the data
-alone, so that all runs and seeds share them. Fewer views are the beginning of more.
+A frozen encoder runs once, so random crops must be encoded beforehand. Each training image gets V
+forms (`train.augment_views`): itself, and V - 1 random crops. A local epoch draws one of them for
+every sample, with the run's seed (`fedsim.engine.batching`). The crops themselves follow from the
+data alone, so that all runs and seeds share them. A smaller V has the first views of a larger one.
 """
 
 from __future__ import annotations

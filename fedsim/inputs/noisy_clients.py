@@ -1,8 +1,8 @@
-"""What spoilt clients train on, in the run's arrays: their rows are replaced, all others stay.
+"""The training rows of spoilt clients in the run's arrays; all other rows stay as they are.
 
 A training row belongs to one client, so its corrupted form can stand in its place. Only rows that a
 client trains on change: held-out rows, val and test stay clean, and so do `train_labels`, which
-the split is made from. What clients take for labels is `train_labels_observed`.
+the split is made from. Clients train on `train_labels_observed`.
 """
 
 from __future__ import annotations

@@ -96,13 +96,14 @@ def _check_population(config: Experiment, cls: type[Method]) -> None:
     """Refuse a model for each of any number of clients."""
     if cls.personal and config.partition.shares_samples:
         raise ConfigError(
-            f"methods.{config.method}: {config.use} has no global model but one for every client, "
-            f"which partition.scheme {config.partition.scheme!r} is not for: choose another scheme"
+            f"methods.{config.method}: {config.use} trains a model for every client and no global "
+            f"one, and partition.scheme {config.partition.scheme!r} has any number of clients: "
+            f"choose another scheme"
         )
 
 
 def _check_averaging(config: Experiment, cls: type[Method]) -> None:
-    """Refuse settings of the server's step and of the wire that the method has no use for."""
+    """Refuse settings of the server's step and of the wire that the method does not use."""
     server, wire = config.server, config.wire
     given = {
         "server.optimizer": server.optimizer != "mean",

@@ -46,7 +46,7 @@ class InputSteps:
         measured: Steps to features of all images, if sets made in rounds are compared with them.
 
     Raises:
-        ConfigError: Views have no use here.
+        ConfigError: The run asks for views and cannot use them.
     """
 
     def __init__(

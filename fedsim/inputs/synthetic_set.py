@@ -149,7 +149,7 @@ def check_generator(
     device: str,
     loaded: set[str],
 ) -> None:
-    """Load the models that draw and encode a set, unless it is stored: a wrong name is told now.
+    """Load the models that draw and encode a set that is not stored, to report a wrong name now.
 
     Args:
         made: The step to the set.

@@ -2,8 +2,8 @@
 
 An entry is a folder of `.npy` files named by the hash of its key. Readers map the files into
 memory, so all actors of a node share one copy in the page cache; a lock lets the first process
-compute while the others wait. Entries appear by one rename and never change. What takes hours to
-make is stored in parts on the way (`UnfinishedEntry`): a kill costs the part in flight.
+compute while the others wait. Entries appear by one rename and never change. Arrays that take hours
+are stored in parts on the way (`UnfinishedEntry`): a kill costs the part in flight.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
             lock.acquire()
         try:
             if not folder.is_dir():
-                arrays = make()  # whatever fails in there is not the cache's fault
+                arrays = make()  # its errors are not the cache's
                 with _blamed_on(folder.parent):
                     _write(folder, key, arrays)
                 UnfinishedEntry(key).remove()
@@ -138,7 +138,7 @@ class UnfinishedEntry:
         end = len(raw) - _CHECKSUM_BYTES
         if end < 0 or _checksum(raw[:end].data).digest() != raw[end:].tobytes():
             return None
-        return np.load(path, mmap_mode="r")  # what follows the array is not looked at
+        return np.load(path, mmap_mode="r")  # bytes after the array are ignored
 
     def kept(self, number: int, array: np.ndarray) -> np.ndarray:
         """Write a part; returns it mapped into memory, so that `array` itself can be freed.
@@ -186,7 +186,7 @@ def _write(folder: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
 
 
 def file_identity(path: Path) -> list[Any]:
-    """What identifies a file's or folder's content without reading it: names, sizes, times."""
+    """Identifies a file's or folder's content without reading it: names, sizes, times."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [
         (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files

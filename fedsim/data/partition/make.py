@@ -5,8 +5,8 @@
     split = make_partition(data.train.labels, scheme="dirichlet_label", num_clients=10,
                            dirichlet_alpha=0.1, rng=0)
 
-Every scheme is seeded and always ends. All but `dirichlet_drawn` are disjoint; there a minimum
-client size is met by moving samples, and what that changed is in the partition's log.
+Every scheme is seeded and always ends. All schemes but `dirichlet_drawn` are disjoint: they meet a
+minimum client size by moving samples, and the partition's log says what that changed.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Partition:
         scheme: Name in `fedsim.config.families.SCHEMES`.
         indices: One sorted int64 array per client, rows of the training split; disjoint, but for
             `dirichlet_drawn`, whose arrays are drawn when they are asked for.
-        label_counts: int64 (num_shown, num_classes): of all clients, or of the first 1,000 of
-            clients that are drawn, who are as good a sample as any.
+        label_counts: int64 (num_shown, num_classes), of all clients; of a drawn population, of the
+            first 1,000, which are as good a sample as any.
         unused: int64, sorted rows that no client holds (only `longtail` leaves any).
-        log: What was done beyond the plain scheme: samples moved, clients merged, options unused.
+        log: Departures from the plain scheme: samples moved, clients merged, options unused.
         statistics: How non-IID these clients are.
     """
 
@@ -136,7 +136,7 @@ def partition_rows(
     domains: np.ndarray | None = None,
     num_classes: int | None = None,
 ) -> Partition:
-    """`make_partition` for the section `partition`, whose `seed` is not looked at."""
+    """`make_partition` for the section `partition`, whose `seed` is ignored."""
     labels = _check_rows(labels, "labels", None)
     if num_classes is None:
         num_classes = int(labels.max()) + 1

@@ -1,4 +1,4 @@
-"""What a partition scheme is given and gives back, and the draws that schemes share."""
+"""The input and the output of partition schemes, and the draws that schemes share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.config.base import Section
 
 @dataclass(frozen=True)
 class Ask:
-    """What every scheme is told. Values were checked by `fedsim.data.partition.make`."""
+    """The input of every scheme, checked by `fedsim.data.partition.make`."""
 
     labels: np.ndarray
     num_classes: int
@@ -41,9 +41,9 @@ class Draft:
 
     Attributes:
         owner: int64 (N,).
-        log: What the scheme wants known.
-        cells: int (N,), what `allowed` speaks about; None = the labels.
-        allowed: bool (n, num_cells), what a client should hold; None = anything.
+        log: Lines for the partition's log.
+        cells: int (N,), the cell of each sample in `allowed`; None = the labels.
+        allowed: bool (n, num_cells), the cells that a client should hold; None = any.
     """
 
     owner: np.ndarray

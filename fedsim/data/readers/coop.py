@@ -6,8 +6,8 @@
     ROOT/imagenet/                                classnames.txt, images/{train,val}/{n01440764}/
 
 Splits, class names and prompts are those that CoOp, Tip-Adapter and CacheFL report on. ImageNet's
-validation set is the test split, as everywhere; what CoOp also validates on is here carved out of
-train, so that nothing is chosen on test data.
+validation set is the test split, as everywhere. CoOp also validates on it; here val is carved out
+of train, so that nothing is chosen on test data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GUIDE = "DATASETS.md of github.com/KaiyangZhou/CoOp"
 
 @dataclass(frozen=True)
 class CoopSet:
-    """Where one data set is kept and what its prompts are.
+    """Where one data set lies, and its prompts.
 
     Attributes:
         folder: Its folder under the common root.
@@ -140,9 +140,9 @@ def read_coop(name: str, path: Path | None, image_size: int | None) -> Source:
 
 
 def coop_identity(name: str, path: str | Path | None) -> list[Any]:
-    """What identifies the content: its lists, and the names and times of its folders of images.
+    """Identifies the content by its lists, and by names and times of its folders of images.
 
-    The images themselves are not looked at: ImageNet has 1.3 million, and every process asks.
+    The images are not looked at: ImageNet has 1.3 million, and every process asks.
 
     Raises:
         DataError: A list is missing.

@@ -1,4 +1,4 @@
-"""The three ways in which CoOp's data sets say which image is what."""
+"""The three formats in which CoOp's data sets list their images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Listing = tuple[list[str], list[int]]
 
 @dataclass(frozen=True)
 class Lists:
-    """What the lists of a data set say.
+    """The content of the lists of a data set.
 
     Attributes:
         splits: Split name (train, val, test) -> images and labels.
@@ -141,7 +141,7 @@ def read_imagenet(lists: Sequence[Path], images: Path) -> Lists:
 def _load_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a web page that was saved in its place, often
+    except (OSError, ValueError) as error:  # often a web page that was saved in its place
         raise DataError(f"{path}: not readable as JSON ({error}): copy it again") from error
     if not isinstance(tree, dict):
         raise DataError(f"{path}: expected an object with train, val and test, not {_short(tree)}")

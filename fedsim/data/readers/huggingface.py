@@ -71,7 +71,7 @@ def _load(name: str, path: Path | None) -> Any:
             )
         repository, _, config = name.partition(":")
         return datasets.load_dataset(repository, config or None)
-    except Exception as error:  # the package raises whatever its network stack raises
+    except Exception as error:  # the package passes on errors of its network stack
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         if local is not None:
             raise DataError(

@@ -1,4 +1,4 @@
-"""What a reader hands over: the rows of each split as they were found, before any check."""
+"""The output of a reader: the rows of each split as they were found, before any check."""
 
 from __future__ import annotations
 

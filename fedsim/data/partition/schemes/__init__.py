@@ -1,4 +1,4 @@
-"""The partition schemes: who holds which sample. One file is one scheme.
+"""The partition schemes: which client holds which sample. One file is one scheme.
 
     owner : int64 (N,), client of each sample, -1 = unused
     N samples, n clients, C classes, alpha = dirichlet_alpha
@@ -11,6 +11,6 @@ A scheme's file has a line in `fedsim.config.families.SCHEMES`, and holds
     SHARES_SAMPLES = True   where clients may hold the same samples
     COUNTS_CLIENTS = True   where the data can say how many clients there are
 
-Every scheme ends after a fixed amount of work. What a minimum client size needs beyond that is
-moved afterwards (`fedsim.data.partition.repair`).
+Every scheme ends after a fixed amount of work. Samples are moved to meet a minimum client size
+afterwards (`fedsim.data.partition.repair`).
 """

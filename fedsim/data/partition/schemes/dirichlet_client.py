@@ -3,8 +3,8 @@
 p is the global label law, so that classes of equal size give Dir(alpha * 1_C). Hsu et al.
 2019 (arXiv 1909.06335) write Dir(alpha_Hsu * p): alpha_Hsu = C * alpha. Samples are drawn
 without replacement, client after client in random order; a class that has run out is struck
-from the law, which stays Dirichlet on the others. All samples are used, so that the last
-clients take what is left.
+from the law, which stays Dirichlet on the others. All samples are used, so the last clients
+take the rest.
 """
 
 from __future__ import annotations
