@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from fedsim.config import Experiment
+from fedsim.config.base import Section
 from fedsim.config.families import SCHEMES
-from fedsim.config.sections import Section
 from fedsim.config.study_file import load_study, parse_study
 from fedsim.methods import METHODS
 from tests.conftest import ROOT

@@ -1,4 +1,4 @@
-"""What every block of an experiment's configuration is."""
+"""The base class of all blocks of a configuration."""
 
 from __future__ import annotations
 

@@ -33,14 +33,13 @@ class Chosen(Section):
     choice: ClassVar[str]
     """The field that names one."""
     always_written: ClassVar[Mapping[str, Any]] = {}
-    """Options that every dump holds, with the value they have where they are not given. Older
-    versions wrote them for every part, and the names of runs depend on it. A new option does not
-    belong here."""
+    """Options that every dump holds, and their values where they are not given. Older versions
+    wrote them for every part, and the names of runs depend on them. Add no new option here."""
 
     @classmethod
     def options_of(cls, part: str) -> type[Section]:
         """The options class of a part, by its name."""
-        options: type[Section] = load_module(cls.family[part]).Options
+        options: type[Section] = getattr(load_module(cls.family[part]), "Options", Section)
         return options
 
     @classmethod
@@ -51,7 +50,7 @@ class Chosen(Section):
 
     @classmethod
     def part_named(cls, name: str) -> str:
-        """The part that a value of `choice` stands for; a family may have parts named by files."""
+        """The part that a value of `choice` means; a file may stand for one."""
         return name
 
     @property

@@ -29,13 +29,12 @@ class ClassifierConfig(Chosen):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:
-        """A name alone stands for that network as it is."""
+        """A name alone means that network with default options."""
         return {"name": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _nothing_unread(self) -> ClassifierConfig:
         for option in self.unread():
-            parts = [part for part in NETWORKS if option in self.options_of(part).model_fields]
-            others = " and ".join(parts)
+            others = " and ".join(self.parts_with(option))
             raise ValueError(f"{self.name} has no {option} to choose, unlike {others}")
         return self

@@ -17,25 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fedsim.config import sections
+from fedsim.config.base import Section
 from fedsim.config.distill import DistillConfig
 from fedsim.config.method import MethodConfig
-from fedsim.config.sections import (
-    CacheConfig,
-    DataConfig,
-    EngineConfig,
-    EvaluationConfig,
-    FailuresConfig,
-    ModelsConfig,
-    NoiseConfig,
-    PartitionConfig,
-    ReportConfig,
-    ResourcesConfig,
-    Section,
-    ServerConfig,
-    SyntheticConfig,
-    TrainConfig,
-    WireConfig,
-)
 from fedsim.config.tree import flatten
 
 
@@ -52,24 +37,26 @@ class Experiment(Section):
     use: str
     options: dict[str, Any] = {}
     working_dir: str = "."
-    """Where fedsim was started: relative paths of data, models and methods are meant from there."""
+    """Where fedsim was started: relative paths of data, models and methods begin there."""
     phase: Literal["final", "tune"] = "final"
     seed: int = Field(0, ge=0)
-    data: DataConfig = DataConfig()
-    partition: PartitionConfig = Field(default_factory=lambda: PartitionConfig(scheme="iid"))
-    models: ModelsConfig = Field(default_factory=ModelsConfig)
-    synthetic: SyntheticConfig = SyntheticConfig()
-    cache: CacheConfig = CacheConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    partition: sections.PartitionConfig = Field(
+        default_factory=lambda: sections.PartitionConfig(scheme="iid")
+    )
+    models: sections.ModelsConfig = Field(default_factory=sections.ModelsConfig)
+    synthetic: sections.SyntheticConfig = sections.SyntheticConfig()
+    cache: sections.CacheConfig = sections.CacheConfig()
     distill: DistillConfig = Field(default_factory=DistillConfig)
-    train: TrainConfig = TrainConfig()
-    server: ServerConfig = Field(default_factory=ServerConfig)
-    wire: WireConfig = WireConfig()
-    noise: NoiseConfig = NoiseConfig()
-    engine: EngineConfig = EngineConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    failures: FailuresConfig = FailuresConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    report: ReportConfig = ReportConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
+    server: sections.ServerConfig = Field(default_factory=sections.ServerConfig)
+    wire: sections.WireConfig = sections.WireConfig()
+    noise: sections.NoiseConfig = sections.NoiseConfig()
+    engine: sections.EngineConfig = sections.EngineConfig()
+    resources: sections.ResourcesConfig = sections.ResourcesConfig()
+    failures: sections.FailuresConfig = sections.FailuresConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
+    report: sections.ReportConfig = sections.ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -86,18 +73,19 @@ class Experiment(Section):
             )
         if self.noise.active and self.partition.shares_samples:
             raise ValueError(
-                "noise spoils the samples of some clients, which under partition.scheme "
-                f"{self.partition.scheme!r} others hold as well: choose another scheme, or no noise"
+                f"noise spoils the samples of some clients, and under partition.scheme "
+                f"{self.partition.scheme!r} other clients hold them too: choose another scheme, or "
+                f"no noise"
             )
         if self.cache.form == "dual" and self.train.optimizer != "sgd":
             raise ValueError(
-                f"cache.form is dual, which train.optimizer {self.train.optimizer!r} has no form "
-                f"of: set train.optimizer to sgd, or cache.form to direct"
+                f"cache.form is dual, which works with SGD alone, and train.optimizer is "
+                f"{self.train.optimizer!r}: set train.optimizer to sgd, or cache.form to direct"
             )
         if self.cache.form == "dual" and self.cache.trainable != "keys":
             raise ValueError(
-                f"cache.form is dual, in which keys alone are trained: set cache.trainable to keys "
-                f"(it is {self.cache.trainable!r}), or cache.form to direct"
+                f"cache.form is dual, which trains keys alone: set cache.trainable to keys (it is "
+                f"{self.cache.trainable!r}), or cache.form to direct"
             )
         return self
 
@@ -156,7 +144,7 @@ class Experiment(Section):
         return MethodConfig(**{name: getattr(self, name) for name in names})
 
     def enter(self) -> None:
-        """Go where relative paths are meant from, if this machine has that folder."""
+        """Change to `working_dir`, where relative paths begin, if this machine has that folder."""
         if Path(self.working_dir).is_dir():
             os.chdir(self.working_dir)
 
@@ -193,7 +181,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "engine": {"backend"},
     "failures": {"deadline_s"},
 }
-"""What is no part of a run's identity: `True` stands for a whole block."""
+"""Settings that are not part of a run's identity; `True` stands for a whole block."""
 
 _ADDED_LATER = (
     "cache.form",

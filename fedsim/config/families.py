@@ -1,8 +1,8 @@
 """The families of parts that a study names: each name, and the file behind it.
 
-A part is one file. It holds the part's function or class, and `Options`, the part's own settings.
-To add one, write its file and give it a line here. The values are import paths, or paths of Python
-files outside the package, so that listing the names imports nothing.
+A part is one file. It holds the part's function or class, and `Options`, the part's own settings,
+if it has any. To add one, write its file and name it here. The values are import paths, or paths of
+Python files outside the package, so that listing the names imports nothing.
 """
 
 from __future__ import annotations
@@ -20,57 +20,47 @@ from fedsim.errors import ConfigError, did_you_mean
 Family = dict[str, str]
 """Name of a part -> `package.module` or `FILE.py`; with `:NAME`, one class in it."""
 
-SERVER_OPTIMISERS: Family = {
-    "mean": "fedsim.engine.server_optimisers.mean",
-    "momentum": "fedsim.engine.server_optimisers.momentum",
-    "adam": "fedsim.engine.server_optimisers.adam",
-    "yogi": "fedsim.engine.server_optimisers.yogi",
-}
+
+def _in(package: str, *names: str) -> Family:
+    """Parts that have the names of their files."""
+    return {name: f"{package}.{name}" for name in names}
+
+
+SERVER_OPTIMISERS = _in("fedsim.engine.server_optimisers", "mean", "momentum", "adam", "yogi")
 """`server.optimizer`: the server's step on the averaged update."""
 
 UPDATE_STEPS: Family = {
     "compression": "fedsim.engine.update_steps.compression:Compression",
     "class_weighting": "fedsim.engine.update_steps.class_weighting:ClassWeighting",
 }
-"""What may happen to an update between the client's training and the exact sum."""
+"""Steps on an update between the client's training and the exact sum."""
 
-SINKS: Family = {
-    "tables": "fedsim.results.tables.writer:TableWriter",
-}
-"""What hears the rows of a run."""
+SINKS: Family = {"tables": "fedsim.results.tables.writer:TableWriter"}
+"""Receivers of a run's rows."""
 
+SCHEMES = _in(
+    "fedsim.data.partition.schemes",
+    "iid",
+    "dirichlet_label",
+    "dirichlet_client",
+    "dirichlet_balanced",
+    "dirichlet_drawn",
+    "pathological",
+    "quantity",
+    "domain",
+    "natural",
+    "longtail",
+)
+"""`partition.scheme`: how training samples are split over clients."""
 
-SCHEMES: Family = {
-    "iid": "fedsim.data.partition.schemes.iid",
-    "dirichlet_label": "fedsim.data.partition.schemes.dirichlet_label",
-    "dirichlet_client": "fedsim.data.partition.schemes.dirichlet_client",
-    "dirichlet_balanced": "fedsim.data.partition.schemes.dirichlet_balanced",
-    "dirichlet_drawn": "fedsim.data.partition.schemes.dirichlet_drawn",
-    "pathological": "fedsim.data.partition.schemes.pathological",
-    "quantity": "fedsim.data.partition.schemes.quantity",
-    "domain": "fedsim.data.partition.schemes.domain",
-    "natural": "fedsim.data.partition.schemes.natural",
-    "longtail": "fedsim.data.partition.schemes.longtail",
-}
-"""How training samples are split over clients: `partition.scheme`."""
+NETWORKS = _in("fedsim.models.networks", "convnet", "lenet", "alexnet", "vgg11", "resnet18", "vit")
+"""`models.classifier`: networks trained from scratch. `build(options, shape)` makes one."""
 
-NETWORKS: Family = {
-    "convnet": "fedsim.models.networks.convnet",
-    "lenet": "fedsim.models.networks.lenet",
-    "alexnet": "fedsim.models.networks.alexnet",
-    "vgg11": "fedsim.models.networks.vgg11",
-    "resnet18": "fedsim.models.networks.resnet18",
-    "vit": "fedsim.models.networks.vit",
-}
-"""Networks trained from scratch; a file's `build(options, shape)` makes one."""
-
-PRIORS: Family = {
-    "pixels": "fedsim.distill.priors.pixels",
-    "vae": "fedsim.distill.priors.vae",
-    "diffusion": "fedsim.distill.priors.diffusion",
+PRIORS = {
+    **_in("fedsim.distill.priors", "pixels", "vae", "diffusion"),
     "FILE.py:FUNCTION": "fedsim.distill.priors.gan",
 }
-"""What synthetic images are made of; a file's `load(options, request)` makes a `Prior`."""
+"""`distill.prior`: what images are made of. A file's `load(options, request)` makes a `Prior`."""
 
 
 def load_module(where: str) -> ModuleType:

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.config import sections
 from fedsim.config.distill import DistillConfig
-from fedsim.config.sections import (
-    CacheConfig,
-    DataConfig,
-    EngineConfig,
-    ModelsConfig,
-    ServerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
 
 
 @dataclass(frozen=True)
@@ -31,14 +23,14 @@ class MethodConfig:
     """Its implementation."""
     options: dict[str, Any]
     """Its own settings as the study gives them; `Method.options` holds them checked."""
-    data: DataConfig
-    models: ModelsConfig
-    synthetic: SyntheticConfig
-    cache: CacheConfig
+    data: sections.DataConfig
+    models: sections.ModelsConfig
+    synthetic: sections.SyntheticConfig
+    cache: sections.CacheConfig
     distill: DistillConfig
-    train: TrainConfig
-    server: ServerConfig
-    engine: EngineConfig
+    train: sections.TrainConfig
+    server: sections.ServerConfig
+    engine: sections.EngineConfig
     """`threads` goes with work that a method gives to an `Executor`."""
     seed: int
     partition_seed: int

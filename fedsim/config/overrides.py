@@ -1,4 +1,4 @@
-"""Overrides: settings from the command line, which stand in place of those in the study file."""
+"""Overrides: settings on the command line, which replace those of the study file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 from fedsim.config.problems import SECTIONS
 from fedsim.config.tree import flatten, overlay, remove
 from fedsim.config.yaml_file import parse_value
-
-__all__ = ["override"]
 
 
 def override(tree: dict[str, Any], text: str) -> list[str]:
@@ -35,7 +33,7 @@ def override(tree: dict[str, Any], text: str) -> list[str]:
     if key == "seed":
         tree["seeds"] = [value]
         return []
-    if key == "grid":  # in place of the file's axes; their names are dotted
+    if key == "grid":  # replaces all axes of the file; the names of axes are dotted
         tree["grid"] = value
         return []
     if key.startswith("grid."):
@@ -55,7 +53,7 @@ def _uncover(tree: dict[str, Any], key: str) -> None:
     """Remove what would hide an override: axes over the same setting, and methods' own values."""
     section, _, rest = key.partition(".")
     if section == "partition" and "partitions" in tree:
-        # One split from the command line stands in place of the axis in the file.
+        # One split on the command line replaces the axis in the file.
         axis, shared = tree.pop("partitions"), tree.get("partition", {})
         first = axis[0] if isinstance(axis, list) and axis and rest != "scheme" else {}
         if isinstance(first, dict) and isinstance(shared, dict):

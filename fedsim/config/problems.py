@@ -1,10 +1,11 @@
-"""What pydantic found wrong, in the words of a study's author: place, problem, what to do."""
+"""Pydantic's findings in the words of a study's author: place, problem, what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,9 +13,7 @@ from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.experiment import Experiment
 from fedsim.config.tree import flatten
-from fedsim.errors import did_you_mean
-
-__all__ = ["SECTIONS", "messages", "shown"]
+from fedsim.errors import ConfigError, did_you_mean
 
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
@@ -24,6 +23,7 @@ SECTIONS: dict[str, type[Section]] = {
 """The blocks of an experiment by name."""
 
 Loc = tuple[int | str, ...]
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 _AUTO = str(("literal['auto']",))
 
@@ -49,6 +49,23 @@ _MUST_BE = {
 """Pydantic's kinds of findings in the words of a study's author."""
 
 
+def section_of(kind: type[SomeSection], **given: Any) -> SomeSection:
+    """A section from arguments of a function, which may be paths and numbers of NumPy.
+
+    Raises:
+        ConfigError: Listing all that is wrong with them.
+    """
+    for name, value in given.items():
+        if isinstance(value, Path):
+            given[name] = str(value)
+        elif getattr(value, "ndim", None) == 0:
+            given[name] = value.item()
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        raise ConfigError(messages(error, kind)) from error
+
+
 def messages(
     error: ValidationError,
     model: type[BaseModel],
@@ -70,7 +87,7 @@ def messages(
     for item in items:
         loc = item["loc"]
         if str(loc[-1:]) == _AUTO or (item["type"] == "too_short" and item["input"]):
-            continue  # told by the alternative, or by the entry that is wrong
+            continue  # the alternative, or the entry that is wrong, tells it
         either = loc[:-1] in choices
         if item["type"] == "extra_forbidden":
             line = f"unknown setting {_dots(loc)!r}; {_near_setting(loc, model, extra)}"
@@ -114,7 +131,7 @@ def _near_setting(loc: Loc, model: type[BaseModel], extra: Iterable[str]) -> str
     for part in loc[:-1]:
         owner = getattr(owner, "model_fields", {}).get(part)
         owner = getattr(owner, "annotation", None)
-        # Of a block that may be left out, `EarlyStopping | None`, the block.
+        # `EarlyStopping | None` stands for the block.
         owner = next((kind for kind in get_args(owner) if hasattr(kind, "model_fields")), owner)
     last = str(loc[-1])
     names = set(_settings(owner)) - {"shared", "source"}

@@ -6,18 +6,27 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fedsim.config.base import Section as Section
+from fedsim.config.base import Section
 from fedsim.config.chosen import Chosen
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.config.families import SCHEMES, Family
-from fedsim.config.server import ServerConfig as ServerConfig
+from fedsim.config.families import SCHEMES, SERVER_OPTIMISERS
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(gt=0)]
+
+
+def _with_one_place(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    for prompt in prompts:
+        if prompt.count("{}") != 1:
+            raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
+    return prompts
+
+
+Prompts = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_with_one_place)]
 
 
 class DataConfig(Section):
@@ -27,9 +36,10 @@ class DataConfig(Section):
     """`digits`, a set of CoOp such as `caltech101`, a path (`.npz` file or image folder), or
     `hf:NAME[:CONFIG]`."""
     path: str | None = None
-    """Where the data is, when `name` does not say it; of CoOp's sets, their common folder."""
+    """Where the data is, when `name` does not say it; of CoOp's sets, their common folder; of
+    `hf:`, a copy on disk."""
     classnames: tuple[str, ...] | None = Field(None, strict=False)
-    templates: tuple[str, ...] | None = Field(None, strict=False)
+    templates: Prompts | None = None
     """Prompt templates with one `{}`; by default the data set's own."""
     image_column: str | None = None
     label_column: str | None = None
@@ -48,7 +58,8 @@ class DataConfig(Section):
     resplit: bool = False
     """Draw train, val and test of `digits` anew with each seed: repeated splits."""
     shots: int | None = Field(None, gt=0)
-    """Training samples per class; null takes all."""
+    """Training samples per class, at most; null takes all. CoOp's sets then have at most 4 val
+    samples per class."""
     prototype_shots: int | None = Field(None, gt=0, le=4)
     """Without text features: class means of so many val samples per class stand in for them."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
@@ -62,9 +73,9 @@ class DataConfig(Section):
 class PartitionConfig(Chosen):
     """How the training samples are split over clients (see `fedsim.data.partition.schemes`)."""
 
-    family: ClassVar[Family] = SCHEMES
-    choice: ClassVar[str] = "scheme"
-    always_written: ClassVar[dict[str, Any]] = {
+    family = SCHEMES
+    choice = "scheme"
+    always_written = {
         "dirichlet_alpha": None,
         "classes_per_client": None,
         "samples_per_client": None,
@@ -81,8 +92,8 @@ class PartitionConfig(Chosen):
     @property
     def label(self) -> str:
         """Short name in tables and plots, such as `dirichlet_label 0.05`."""
-        value = getattr(self.options(), "shown", None)
-        return self.scheme if value is None else f"{self.scheme} {value:g}"
+        values = [value for _, value in self.options() if value is not None]
+        return f"{self.scheme} {values[0]:g}" if values else self.scheme
 
     @property
     def shares_samples(self) -> bool:
@@ -115,7 +126,7 @@ class ModelsConfig(Section):
 class SyntheticConfig(Section):
     """The server's class-balanced generated set: how its images are asked for and chosen."""
 
-    prompts: tuple[str, ...] | None = Field(None, strict=False, min_length=1)
+    prompts: Annotated[Prompts, Field(min_length=1)] | None = None
     """Prompt templates with one `{}`, taken in turn; by default the data set's first one."""
     filter: Literal["none", "agreement", "similarity"] = "none"
     """Which candidates are kept: all, those the encoder reads as their class, or the closest."""
@@ -126,13 +137,6 @@ class SyntheticConfig(Section):
     the image as it is."""
     augment_flip: bool = False
     """Flip half of the views left to right, as Tip-Adapter does; wrong for digits and text."""
-
-    @model_validator(mode="after")
-    def _one_place_for_the_name(self) -> SyntheticConfig:
-        for prompt in self.prompts or ():
-            if prompt.count("{}") != 1:
-                raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
-        return self
 
     def drawn_per_class(self, images_per_class: int) -> int:
         """Images made for every class, of which a filter keeps `images_per_class`."""
@@ -149,7 +153,7 @@ class CacheConfig(Section):
     real_fraction: float = Field(0.5, gt=0, lt=1)
     """`mixed`: share of each class's keys that are public labelled images, 1 to 4 of them."""
     trainable: Literal["keys", "keys_values", "keys_scales"] = "keys"
-    """What clients train beside the keys: nothing, the values, or ratio and sharpness."""
+    """What clients train: the keys alone, or also the values, or also ratio and sharpness."""
     form: Literal["direct", "dual"] = "direct"
     """How keys are trained: as they are, or as sums over a client's samples, which under SGD is the
     same up to rounding, and faster where a client has fewer samples than features have numbers."""
@@ -169,7 +173,7 @@ class CacheConfig(Section):
 
 
 class TrainConfig(Section):
-    """Rounds and local training, the same words for every method."""
+    """Rounds and local training, the same settings for every method."""
 
     rounds: int = Field(10, ge=0)
     participation: float = Field(1.0, gt=0, le=1)
@@ -216,6 +220,22 @@ class TrainConfig(Section):
         return self.model_copy(update={"local_epochs": self.epochs(round), "lr": lr})
 
 
+class ServerConfig(Chosen):
+    """The server's step on the averaged update, the same for every method that averages."""
+
+    family = SERVER_OPTIMISERS
+    choice = "optimizer"
+    always_written = {"momentum": 0.9, "beta2": 0.99, "epsilon": 1e-3}
+
+    optimizer: str = "mean"
+    """`mean` (FedAvg), `momentum` (FedAvgM), `adam` (FedAdam) or `yogi` (FedYogi)."""
+    lr: float = Field(1.0, gt=0)
+    """Factor of the server's step."""
+    class_weighting: float = Field(0.0, ge=0, le=1)
+    """Weight of a client where a parameter has a row per class: its samples of that class (1), its
+    size (0), or a mixture of both."""
+
+
 class WireConfig(Section):
     """How updates are compressed on their way up."""
 
@@ -228,10 +248,10 @@ class WireConfig(Section):
 
 
 class NoiseConfig(Section):
-    """Clients whose training data is spoilt: what robustness is measured with."""
+    """Clients whose training data is spoilt, to measure robustness."""
 
     clients: float = Field(0.0, ge=0, le=1)
-    """Share of clients concerned, drawn with the split's seed."""
+    """Share of clients that are spoilt, drawn with the split's seed."""
     labels: float = Field(0.0, ge=0, le=1)
     """Share of these clients' training labels replaced by another class."""
     images: Literal["none", "gaussian", "blur", "contrast", "occlusion"] = "none"
@@ -258,7 +278,7 @@ class EngineConfig(Section):
 class ResourcesConfig(Section):
     """What one run may hold on the cluster.
 
-    Never changes results, but for one: `engine.group_size: auto` is at most `clients_per_actor`.
+    It changes results in one case only: `engine.group_size: auto` is at most `clients_per_actor`.
     """
 
     gpus_per_client: float | Auto = "auto"

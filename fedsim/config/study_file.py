@@ -25,10 +25,8 @@ from fedsim.config.yaml_file import read_yaml
 from fedsim.errors import ConfigError, did_you_mean
 from fedsim.storage.remote import local_folder
 
-__all__ = ["StudyFile", "load_study", "parse_study"]
-
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""What can be the name of a file on every system."""
+"""Names that files may have on every system."""
 
 _AXES = {
     "method": "methods",
@@ -120,7 +118,7 @@ class StudyFile(Section):
         problems = overlay(tree, self.shared)
         for where, own in reversed(list(axes.items())):
             if where.startswith("partitions.") and not isinstance(tree.get("partition", {}), dict):
-                continue  # what stands there is refused below
+                continue  # a `partition` that is no section is refused below
             wrong = [key for key in own if key in _AXES]
             problems += [f"{where}.{key}: a run's {key} is set by {_AXES[key]!r}" for key in wrong]
             own = {key: value for key, value in own.items() if key not in wrong}
@@ -198,7 +196,7 @@ def parse_study(
 
 
 def _check_reference(report: Any, methods: set[str]) -> list[str]:
-    """The method to compare with is one of the study, also of what an override leaves out."""
+    """Refuse a reference method that the study lacks; an override may have left it out."""
     name = report.get("reference_method") if isinstance(report, dict) else None
     if not isinstance(name, str) or name in methods:
         return []

@@ -9,7 +9,7 @@ from pydantic import Field
 from fedsim.config.base import Section
 
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
-"""What one axis of a grid goes through."""
+"""Values of one axis of a grid."""
 
 
 class EarlyStopping(Section):
@@ -17,9 +17,9 @@ class EarlyStopping(Section):
 
     Trials compete with those of the same method, partition and seed. After `grace_rounds` rounds,
     and every `reduction_factor` times as many, a trial goes on if it is among the best one in
-    `reduction_factor` that have come as far. Who came first depends on the machine, and so, a
-    little, does which trials end. Trials of an extended range, and those that are left after a
-    kill, begin a competition of their own. Needs `engine.backend: ray`.
+    `reduction_factor` that have come as far. Which trial comes first depends on the machine, so
+    which trials end may differ a little. Trials of an extended range begin a competition of their
+    own, and so do trials that are left after a kill. Needs `engine.backend: ray`.
     """
 
     grace_rounds: int = Field(1, gt=0)
@@ -36,10 +36,10 @@ class TuneConfig(Section):
     extensions: int = Field(4, ge=0)
     """How often an optimum on the edge of a numeric range may extend it."""
     confirm_seeds: tuple[int, ...] = Field((), strict=False)
-    """More seeds for every method's best trials, which the choice is then made from: what is best
-    on one seed may be at the edge of divergence, and fail on the next."""
+    """More seeds for every method's best trials, from which the choice is then made: the best trial
+    on one seed may diverge on the next."""
     confirm_best: int = Field(3, gt=0)
-    """How many of its best trials."""
+    """How many best trials of a method these are."""
     early_stopping: EarlyStopping | None = None
     """End trials early that lag behind others; null lets all of them finish."""
     grid: dict[str, dict[str, Values]] = {}

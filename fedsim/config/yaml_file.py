@@ -1,4 +1,4 @@
-"""A YAML file read into a mapping; what is wrong with it is said in one line."""
+"""Reads a YAML file into a mapping. Every error is one line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import yaml
 
 from fedsim.config.problems import shown
 from fedsim.errors import ConfigError, did_you_mean
-
-__all__ = ["parse_value", "read_yaml"]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def parse_value(text: str) -> Any:
 
 
 def _no_such_study(path: Path) -> str:
-    """What to say of a path that is no file: its folder's study files are the hint."""
+    """The message for a path that is no file; the study files of its folder are the hint."""
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"no study file {str(path)!r}: there is no folder {str(folder)!r}"

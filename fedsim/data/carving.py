@@ -1,4 +1,4 @@
-"""Making the splits a source lacks, and the draws that shorten train."""
+"""Making the splits that a source lacks, and the draws that shorten splits."""
 
 from __future__ import annotations
 
@@ -6,80 +6,71 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedsim.data.checks import CheckedData, CheckedRows
+from fedsim.config.sections import DataConfig
+from fedsim.data.checks import CheckedData
 from fedsim.data.containers import fingerprint
 from fedsim.data.readers.source import Source
-from fedsim.data.splits import carve, take_per_group
+from fedsim.data.splits import carve, proportional_quota, take_per_group
 from fedsim.errors import ConfigError, DataError, did_you_mean
 from fedsim.seeding import derive
 
-__all__ = ["cap_val", "carve_missing", "choose_train", "draw_shots", "split_by_domain"]
 
-
-def choose_train(source: Source, train_split: str, notes: list[str], name: str) -> Source:
+def choose_train(source: Source, data: DataConfig) -> Source:
     """Put the split to train on under `train`."""
-    parts = dict(source.parts)
-    if train_split not in parts:
-        known = ", ".join(parts)
+    parts, split = dict(source.parts), data.train_split
+    if split not in parts:
         hint = f"set train_split to {next((p for p in parts if p != 'test'), 'another source')}"
-        raise DataError(f"{name} has no {train_split} split, only {known}: {hint}")
-    if train_split == "test":
+        raise DataError(f"{data.name} has no {split} split, only {', '.join(parts)}: {hint}")
+    if split == "test":
         raise ConfigError("train_split is test: the test split is never trained on")
-    if train_split != "train":
-        notes.append(f"train is the source's {train_split} split")
-        parts["train"] = parts.pop(train_split)
-    return replace(source, parts=parts)
+    if split == "train":
+        return source
+    parts["train"] = parts.pop(split)
+    return replace(
+        source, parts=parts, notes=[*source.notes, f"train is the source's {split} split"]
+    )
 
 
-def split_by_domain(table: CheckedData, test_domain: str, notes: list[str]) -> None:
+def split_by_domain(checked: CheckedData, test_domain: str) -> None:
     """Test on one domain, train on the others.
 
-    Of data with a test split of its own, that split's samples of the domain are the test, so that
-    they are the same images on which models that have seen the domain are tested.
+    If the data has a test split, the test is that split's samples of the domain: models that have
+    seen the domain are tested on the same images.
     """
-    if not table.domain_names:
+    names = checked.domain_names
+    if not names:
         raise ConfigError(
             "test_domain is set, but the data has no domains: set domains or domain_column"
         )
-    if test_domain not in table.domain_names:
-        raise ConfigError(
-            f"test_domain {test_domain!r}: {did_you_mean(test_domain, table.domain_names)}"
-        )
-    which = table.domain_names.index(test_domain)
-    source = "test" if "test" in table.splits else "train"
-    for split, rows in list(table.splits.items()):
+    if test_domain not in names:
+        raise ConfigError(f"test_domain {test_domain!r}: {did_you_mean(test_domain, names)}")
+    source = "test" if "test" in checked.splits else "train"
+    for split, rows in list(checked.splits.items()):
         if rows.domains is None:
             raise ConfigError(
                 f"test_domain is set, but the {split} split does not say its samples' domains"
             )
-        held = rows.domains == which
+        held = rows.domains == names.index(test_domain)
         if split != "test":
-            table.splits[split] = rows.take(np.flatnonzero(~held))
+            checked.splits[split] = rows.take(~held)
         if split == source:
-            table.splits["test"] = rows.take(np.flatnonzero(held))
-            notes.append(f"test: the {int(held.sum())} {split} samples of domain {test_domain}")
+            checked.splits["test"] = rows.take(held)
+            told = f"test: the {int(held.sum())} {split} samples of domain {test_domain}"
+            checked.notes.append(told)
 
 
-def carve_missing(
-    table: CheckedData,
-    test_fraction: float,
-    val_fraction: float,
-    notes: list[str],
-    seed: str | None = None,
-) -> None:
+def carve_missing(checked: CheckedData, data: DataConfig, seed: str | None) -> None:
     """Make the splits that the source lacks out of train, always the same way.
 
     Args:
-        table: Its `splits` are changed.
-        test_fraction: Of each class.
-        val_fraction: Of each class, after that.
-        notes: What was carved is added here.
+        checked: Its `splits` are changed.
+        data: `test_fraction` of each class becomes test, `val_fraction` of the rest val.
         seed: Names the carve; None = the hash of the training rows.
     """
-    splits = table.splits
+    splits = checked.splits
     if seed is None and not {"test", "val"} <= set(splits):
         seed = fingerprint(splits["train"].rows, splits["train"].labels)
-    for split, fraction in (("test", test_fraction), ("val", val_fraction)):
+    for split, fraction in (("test", data.test_fraction), ("val", data.val_fraction)):
         if split in splits:
             continue
         train = splits["train"]
@@ -88,29 +79,39 @@ def carve_missing(
             continue
         groups = train.labels
         if train.domains is not None:
-            groups = train.domains * len(table.classnames) + train.labels
+            groups = train.domains * len(checked.classnames) + train.labels
         mask = carve(groups, fraction, derive(0, "carve", split, seed or ""))
-        splits[split] = train.take(np.flatnonzero(mask))
-        splits["train"] = train.take(np.flatnonzero(~mask))
-        notes.append(f"{split}: {int(mask.sum())} of {len(mask)} training samples, carved by class")
-    table.check_classes()
+        splits[split], splits["train"] = train.take(mask), train.take(~mask)
+        told = f"{split}: {int(mask.sum())} of {len(mask)} training samples, carved by class"
+        checked.notes.append(told)
+    checked.check_classes()
 
 
-def draw_shots(
-    train: CheckedRows, shots: int, names: tuple[str, ...], seed: int, notes: list[str]
-) -> CheckedRows:
-    """At most `shots` samples of each class of train."""
-    short = [n for n, s in zip(names, np.bincount(train.labels), strict=True) if s < shots]
-    if short:
-        notes.append(f"fewer than {shots} training samples: {', '.join(short)}")
-    chosen = take_per_group(train.labels, np.full(len(names), shots), seed)
-    return train.take(np.flatnonzero(chosen))
+def draw_shots(checked: CheckedData, shots: int, source: Source, seed: int) -> None:
+    """At most `shots` samples of each class of train, and of val as many as the source allows."""
+    train, val, names = checked.splits["train"], checked.splits["val"], checked.classnames
+    if not source.few_shot:
+        short = [n for n, s in zip(names, np.bincount(train.labels), strict=True) if s < shots]
+        if short:
+            checked.notes.append(f"fewer than {shots} training samples: {', '.join(short)}")
+        quota = np.full(len(names), shots)
+        drawn = take_per_group(train.labels, quota, derive(seed, "shots"))
+        checked.splits["train"] = train.take(drawn)
+    if source.max_val_shots is not None and len(val):
+        limit = min(shots, source.max_val_shots)
+        quota = np.full(len(names), limit)
+        drawn = take_per_group(val.labels, quota, derive(seed, "shots", "val"))
+        told = f"val: {int(drawn.sum())} of {len(drawn)} samples, {limit} per class at most"
+        checked.notes.append(told)
+        checked.splits["val"] = val.take(drawn)
 
 
-def cap_val(
-    val: CheckedRows, limit: int, num_classes: int, seed: int, notes: list[str]
-) -> CheckedRows:
-    """At most `limit` samples of each class of val."""
-    chosen = take_per_group(val.labels, np.full(num_classes, limit), seed)
-    notes.append(f"val: {int(chosen.sum())} of {len(chosen)} samples, {limit} per class at most")
-    return val.take(np.flatnonzero(chosen))
+def shorten(checked: CheckedData, split: str, limit: int | None, seed: int) -> None:
+    """At most `limit` samples of a split; class shares are kept, and the order of the source."""
+    rows, option = checked.splits[split], f"max_{split}_samples"
+    if limit is None or limit >= len(rows):
+        return
+    if limit < len(checked.classnames):
+        raise ConfigError(f"{option} is {limit}: fewer than the {len(checked.classnames)} classes")
+    quota = proportional_quota(np.bincount(rows.labels), limit)
+    checked.splits[split] = rows.take(take_per_group(rows.labels, quota, derive(seed, option)))

@@ -1,48 +1,37 @@
-"""From what a reader found to rows that can be trusted: one dtype, one scale, one label space."""
+"""From what a reader found to splits that can be trusted: one dtype, one scale, one label space."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fedsim.config.sections import DataConfig
+from fedsim.data.containers import Split
 from fedsim.data.images import ImagePaths, channels_last, check_finite, to_uint8
-from fedsim.data.readers.source import FoundSplit, Source
+from fedsim.data.readers.source import Source
 from fedsim.errors import ConfigError, DataError, did_you_mean
-
-__all__ = ["CheckedData", "CheckedRows", "tabulate"]
-
-
-@dataclass(frozen=True, eq=False)
-class CheckedRows:
-    """Checked rows of one split: uint8 images, image files, or float32 features; int64 columns."""
-
-    rows: np.ndarray | ImagePaths
-    labels: np.ndarray
-    clients: np.ndarray | None
-    domains: np.ndarray | None
-
-    def take(self, indices: np.ndarray) -> CheckedRows:
-        """The rows at `indices`."""
-        rows = self.rows
-        return CheckedRows(
-            rows.take(indices) if isinstance(rows, ImagePaths) else rows[indices],
-            self.labels[indices],
-            None if self.clients is None else self.clients[indices],
-            None if self.domains is None else self.domains[indices],
-        )
 
 
 @dataclass(eq=False)
 class CheckedData:
-    """The splits in one label space."""
+    """Checked splits in one label space. What is drawn or carved later changes them in place.
 
-    splits: dict[str, CheckedRows]
+    Attributes:
+        splits: By name (train, val, test), as far as the source has them.
+        classnames: In label order.
+        domain_names: Empty when the data has no domains.
+        text: float32 (num_classes, dim), or None.
+        where: What errors call the source.
+        notes: What was decided so far.
+    """
+
+    splits: dict[str, Split]
     classnames: tuple[str, ...]
     domain_names: tuple[str, ...]
-    text: np.ndarray | None
     where: str
+    text: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
     def check_classes(self) -> None:
         """Refuse a single class, an empty split, and a class without training samples.
@@ -54,7 +43,7 @@ class CheckedData:
         if num_classes < 2:
             raise DataError(f"{self.where}: there is one class only: nothing to tell apart")
         for split in ("train", "test"):
-            if not len(self.splits[split].labels):
+            if not len(self.splits[split]):
                 raise DataError(f"{self.where}: the {split} split is empty")
         sizes = np.bincount(self.splits["train"].labels, minlength=num_classes)
         empty = [f"{i} ({self.classnames[i]})" for i in np.flatnonzero(sizes == 0)]
@@ -65,125 +54,107 @@ class CheckedData:
             )
 
 
-def tabulate(
-    source: Source,
-    classnames: Sequence[str] | None,
-    only_text_classes: bool,
-    notes: list[str],
-) -> CheckedData:
+def check_source(source: Source, data: DataConfig) -> CheckedData:
     """Check everything that a reader found.
 
     Args:
         source: From a reader.
-        classnames: The user's names, or None.
-        only_text_classes: Keep only classes with a text feature.
-        notes: What was decided is added here.
+        data: `classnames`, if the user names the classes, and `only_text_classes`.
 
     Raises:
         DataError: What is wrong, where, and what to do.
     """
-    parts = source.parts
-    where = next(iter(parts.values())).where
-    for split, part in parts.items():
-        _check_shapes(part, split)
-    rows = _check_features(parts) if source.are_features else _check_images(parts)
-    labels, names = _labels(parts, tuple(classnames) if classnames else source.classnames)
-    _check_names(names, where)
-    clients, _ = _codes(parts, "clients", where, keep_integers=True)
-    domains, domain_names = _codes(parts, "domains", where, keep_integers=False)
+    _check_shapes(source)
+    images = {} if source.are_features else _images(source)
+    features = _features(source) if source.are_features else {}
+    labels, names = _labels(source, data.classnames or source.classnames)
+    _check_names(names, source.where)
+    clients, _ = _codes(source, "clients")
+    domains, domain_names = _codes(source, "domains")
     splits = {
-        split: CheckedRows(rows[split], labels[split], clients.get(split), domains.get(split))
-        for split in parts
+        s: Split(images.get(s), features.get(s), coded, clients.get(s), domains.get(s))
+        for s, coded in labels.items()
     }
-    table = CheckedData(splits, names, domain_names, None, where)
-    _attach_text(table, source, only_text_classes, notes)
-    return table
+    checked = CheckedData(splits, names, domain_names, source.where, notes=[*source.notes])
+    _attach_text(checked, source, data.only_text_classes)
+    return checked
 
 
-def _check_shapes(part: FoundSplit, split: str) -> None:
+def _check_shapes(source: Source) -> None:
     """Labels are a column as long as the rows; neither is empty."""
-    labels = part.labels
-    if labels.ndim != 1:
-        hint = (
-            "are they one-hot? Save labels.argmax(1)" if labels.ndim == 2 else "they must be (N,)"
-        )
-        raise DataError(f"{part.where}: {split} labels have shape {labels.shape}: {hint}")
-    if part.rows is not None and not isinstance(part.rows, ImagePaths) and part.rows.ndim == 0:
-        raise DataError(f"{part.where}: {split} rows are a single number, not an array")
-    if len(part.rows) != len(labels):
-        raise DataError(
-            f"{part.where}: {len(part.rows)} {split} rows but {len(labels)} labels: they must match"
-        )
-    if not len(labels):
-        raise DataError(f"{part.where}: the {split} split is empty")
+    for split, part in source.parts.items():
+        labels, rows = part.labels, part.rows
+        if labels.ndim != 1:
+            one_hot = "are they one-hot? Save labels.argmax(1)"
+            hint = one_hot if labels.ndim == 2 else "they must be (N,)"
+            raise DataError(f"{part.where}: {split} labels have shape {labels.shape}: {hint}")
+        if isinstance(rows, np.ndarray) and rows.ndim == 0:
+            raise DataError(f"{part.where}: {split} rows are a single number, not an array")
+        if len(rows) != len(labels):
+            raise DataError(
+                f"{part.where}: {len(rows)} {split} rows but {len(labels)} labels: they must match"
+            )
+        if not len(labels):
+            raise DataError(f"{part.where}: the {split} split is empty")
 
 
-def _check_images(parts: dict[str, FoundSplit]) -> dict[str, np.ndarray | ImagePaths]:
+def _images(source: Source) -> dict[str, np.ndarray | ImagePaths]:
     """uint8, channels last, all splits of one size."""
+    found: dict[str, np.ndarray | ImagePaths] = {}
     arrays: dict[str, np.ndarray] = {}
-    result: dict[str, np.ndarray | ImagePaths] = {}
-    for split, part in parts.items():
+    for split, part in source.parts.items():
         if isinstance(part.rows, ImagePaths):
-            result[split] = part.rows
+            found[split] = part.rows
         else:
             arrays[split] = channels_last(part.rows, f"{part.where} ({split})")
-    named = to_uint8({f"{parts[s].where} ({s})": array for s, array in arrays.items()})
-    result |= dict(zip(arrays, named.values(), strict=True))
+    named = to_uint8({f"{source.parts[s].where} ({s})": array for s, array in arrays.items()})
     shapes = {array.shape[1:] for array in named.values()}
     if len(shapes) > 1:
         listed = " and ".join(str(shape) for shape in sorted(shapes))
-        raise DataError(
-            f"{next(iter(parts.values())).where}: images of the splits differ: {listed}"
-        )
-    return result
+        raise DataError(f"{source.where}: images of the splits differ: {listed}")
+    return found | dict(zip(arrays, named.values(), strict=True))
 
 
-def _check_features(parts: dict[str, FoundSplit]) -> dict[str, np.ndarray | ImagePaths]:
+def _features(source: Source) -> dict[str, np.ndarray]:
     """float32, finite, all splits of one width."""
-    result: dict[str, np.ndarray | ImagePaths] = {}
-    widths = {}
-    for split, part in parts.items():
-        array = part.rows
-        assert isinstance(array, np.ndarray)
-        if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
+    found = {}
+    for split, part in source.parts.items():
+        rows = part.rows
+        assert isinstance(rows, np.ndarray)
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
             raise DataError(
-                f"{part.where}: {split} features are {array.dtype} {array.shape}, not floats (N, d)"
+                f"{part.where}: {split} features are {rows.dtype} {rows.shape}, not floats (N, d)"
             )
-        check_finite(array, f"{part.where} ({split})")
-        result[split] = np.ascontiguousarray(array, dtype=np.float32)
-        widths[split] = array.shape[1]
-    if len(set(widths.values())) > 1:
-        listed = ", ".join(f"{split} {width}" for split, width in widths.items())
-        raise DataError(f"{next(iter(parts.values())).where}: feature widths differ: {listed}")
-    return result
+        check_finite(rows, f"{part.where} ({split})")
+        found[split] = np.ascontiguousarray(rows, dtype=np.float32)
+    if len({rows.shape[1] for rows in found.values()}) > 1:
+        listed = ", ".join(f"{split} {rows.shape[1]}" for split, rows in found.items())
+        raise DataError(f"{source.where}: feature widths differ: {listed}")
+    return found
 
 
 def _labels(
-    parts: dict[str, FoundSplit], names: tuple[str, ...] | None
+    source: Source, names: tuple[str, ...] | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Labels as class numbers, and the class names."""
-    kinds = {part.labels.dtype.kind for part in parts.values()}
-    where = next(iter(parts.values())).where
+    where, labels = source.where, {split: part.labels for split, part in source.parts.items()}
+    kinds = {values.dtype.kind for values in labels.values()}
     if kinds <= {"U", "S"}:
-        text = {split: part.labels.astype(str) for split, part in parts.items()}
+        text = {split: values.astype(str) for split, values in labels.items()}
         known = sorted({str(v) for values in text.values() for v in np.unique(values)})
         order = names or tuple(known)
         for name in known:
             if name not in order:
-                raise DataError(
-                    f"{where}: label {name!r} is not among the class names: "
-                    f"{did_you_mean(name, order)}"
-                )
+                hint = did_you_mean(name, order)
+                raise DataError(f"{where}: label {name!r} is not among the class names: {hint}")
         position = {name: index for index, name in enumerate(order)}
-        coded = {
-            split: np.array([position[str(v)] for v in values], dtype=np.int64)
-            for split, values in text.items()
-        }
-        return coded, order
+        return {
+            s: np.array([position[str(v)] for v in t], np.int64) for s, t in text.items()
+        }, order
     if not kinds <= {"i", "u", "b"}:
-        dtype = next(p.labels.dtype for p in parts.values() if p.labels.dtype.kind not in "iub")
+        dtype = next(v.dtype for v in labels.values() if v.dtype.kind not in "iub")
         raise DataError(f"{where}: labels are {dtype}: save class numbers as integers, from 0")
-    coded = {split: part.labels.astype(np.int64) for split, part in parts.items()}
+    coded = {split: values.astype(np.int64) for split, values in labels.items()}
     low = min(int(values.min()) for values in coded.values())
     high = max(int(values.max()) for values in coded.values())
     if low < 0:
@@ -210,74 +181,64 @@ def _check_names(names: tuple[str, ...], where: str) -> None:
         raise DataError(f"{where}: the name of class {blank} is empty")
 
 
-def _codes(
-    parts: dict[str, FoundSplit], column: str, where: str, keep_integers: bool
-) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
-    """A column of ids as int64 codes over all splits, and their names in code order."""
+def _codes(source: Source, column: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """A column of ids as int64 codes over all splits, and their names in code order.
+
+    Integers that name clients stay as they are; all others are replaced by positions.
+    """
+    parts = source.parts
     found = {s: getattr(p, column) for s, p in parts.items() if getattr(p, column) is not None}
     for split, values in found.items():
         if values.shape != parts[split].labels.shape:
             raise DataError(
-                f"{where}: {column} have shape {values.shape} for {len(parts[split].labels)} "
-                f"{split} labels"
+                f"{source.where}: {column} have shape {values.shape} for "
+                f"{len(parts[split].labels)} {split} labels"
             )
         if values.dtype.kind not in "iubUS":
-            raise DataError(f"{where}: {column} are {values.dtype}: give integers or names")
-    if not found:
-        return {}, ()
-    if all(values.dtype.kind in "iub" for values in found.values()) and keep_integers:
+            raise DataError(f"{source.where}: {column} are {values.dtype}: give integers or names")
+    if column == "clients" and all(values.dtype.kind in "iub" for values in found.values()):
         return {split: values.astype(np.int64) for split, values in found.items()}, ()
     text = {s: v.astype(str) if v.dtype.kind in "US" else v for s, v in found.items()}
-    known = np.unique(np.concatenate(list(text.values())))
-    coded: dict[str, np.ndarray | None] = {
-        split: np.searchsorted(known, values).astype(np.int64) for split, values in text.items()
-    }
-    return coded, tuple(str(name) for name in known)
+    known = np.unique(np.concatenate([*text.values()])) if text else ()
+    coded = {s: np.searchsorted(known, values).astype(np.int64) for s, values in text.items()}
+    return coded, tuple(map(str, known))
 
 
-def _attach_text(
-    table: CheckedData, source: Source, only_text_classes: bool, notes: list[str]
-) -> None:
+def _attach_text(checked: CheckedData, source: Source, only_text_classes: bool) -> None:
     """Check text features, put them in label order, and leave out classes without one."""
     if source.text is None:
         if only_text_classes:
-            raise ConfigError(f"only_text_classes is set, but {table.where} has no text features")
+            raise ConfigError(f"only_text_classes is set, but {source.where} has no text features")
         return
     features, ids = source.text
-    num_classes = len(table.classnames)
-    where = f"{table.where}: text features"
+    num_classes, where = len(checked.classnames), f"{source.where}: text features"
     if features.ndim != 2 or features.dtype.kind != "f" or ids.shape != features.shape[:1]:
         raise DataError(f"{where} are {features.dtype} {features.shape} for {ids.shape} classes")
     check_finite(features, where)
     ids = ids.astype(np.int64) if ids.dtype.kind in "iu" else np.full(1, -1)
     if len(np.unique(ids)) != len(ids) or ids.min() < 0 or ids.max() >= num_classes:
         raise DataError(f"{where}: class ids must be distinct and from 0 to {num_classes - 1}")
-    width = next(iter(table.splits.values())).rows
-    if (
-        source.are_features
-        and isinstance(width, np.ndarray)
-        and width.shape[1] != features.shape[1]
-    ):
-        raise DataError(f"{where} have width {features.shape[1]}, image features {width.shape[1]}")
+    rows = next(iter(checked.splits.values())).features
+    if rows is not None and rows.shape[1] != features.shape[1]:
+        raise DataError(f"{where} have width {features.shape[1]}, image features {rows.shape[1]}")
     order = np.argsort(ids)
     if len(ids) < num_classes:
         if not only_text_classes:
-            notes.append(
+            checked.notes.append(
                 f"text features ignored: {len(ids)} of {num_classes} classes have one "
                 "(only_text_classes: true keeps these)"
             )
             return
-        _restrict(table, ids[order])
-        notes.append(f"{len(ids)} of {num_classes} classes kept: those with a text feature")
-    table.text = np.ascontiguousarray(features[order], dtype=np.float32)
+        _restrict(checked, ids[order])
+        checked.notes.append(f"{len(ids)} of {num_classes} classes kept: those with a text feature")
+    checked.text = np.ascontiguousarray(features[order], dtype=np.float32)
 
 
-def _restrict(table: CheckedData, keep: np.ndarray) -> None:
+def _restrict(checked: CheckedData, keep: np.ndarray) -> None:
     """Leave out the rows of other classes, number those kept (ascending) from 0."""
-    renumber = np.full(len(table.classnames), -1, dtype=np.int64)
+    renumber = np.full(len(checked.classnames), -1, dtype=np.int64)
     renumber[keep] = np.arange(len(keep))
-    for split, rows in table.splits.items():
-        kept = rows.take(np.flatnonzero(renumber[rows.labels] >= 0))
-        labels = renumber[kept.labels]
-        table.splits[split] = CheckedRows(kept.rows, labels, kept.clients, kept.domains)
-    table.classnames = tuple(table.classnames[i] for i in keep)
+    for split, rows in checked.splits.items():
+        kept = rows.take(renumber[rows.labels] >= 0)
+        checked.splits[split] = replace(kept, labels=renumber[kept.labels])
+    checked.classnames = tuple(checked.classnames[i] for i in keep)

@@ -11,8 +11,6 @@ import numpy as np
 from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError
 
-__all__ = ["DEFAULT_TEMPLATES", "Dataset", "Split", "fingerprint"]
-
 DEFAULT_TEMPLATES = ("a photo of a {}",)
 
 
@@ -37,6 +35,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def rows(self) -> np.ndarray | ImagePaths:
+        """The images or the features."""
+        rows = self.features if self.images is None else self.images
+        assert rows is not None
+        return rows
+
+    def take(self, which: np.ndarray) -> Split:
+        """The samples at `which`, indices or a mask, with all that is known of them."""
+        return Split(
+            None if self.images is None else self.images[which],
+            None if self.features is None else self.features[which],
+            self.labels[which],
+            None if self.clients is None else self.clients[which],
+            None if self.domains is None else self.domains[which],
+        )
+
     def load_images(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Images as an array, whether they are in memory or in files.
 
@@ -58,9 +73,7 @@ class Split:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the rows and labels: the same rows in the same order give the same hash."""
-        rows = self.features if self.images is None else self.images
-        assert rows is not None
-        return fingerprint(rows, self.labels, self.clients, self.domains)
+        return fingerprint(self.rows, self.labels, self.clients, self.domains)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What the sections `data`, `partition` and `noise` mean: the data set, and who holds what.
+"""From the sections `data`, `partition` and `noise` to the data set and every client's rows.
 
 NumPy only, so that the command line can check them before torch is loaded.
 """
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.config.sections import DataConfig, NoiseConfig, PartitionConfig
-from fedsim.data.datasets import Dataset, load_dataset
+from fedsim.data.containers import Dataset
+from fedsim.data.datasets import read_dataset
 from fedsim.data.noise import spoilt_clients
 from fedsim.data.partition.make import Partition, partition_rows
 from fedsim.data.partition.population import Population
@@ -22,11 +23,6 @@ from fedsim.data.readers.coop import coop_identity, is_coop
 from fedsim.data.splits import holdout
 from fedsim.seeding import numpy_rng
 from fedsim.storage.array_cache import file_identity
-
-
-def read_dataset(data: DataConfig, seed: int) -> Dataset:
-    """The configured data set. Few-shot draws follow `seed`, an experiment's `partition_seed`."""
-    return load_dataset(**data.model_dump(exclude={"prototype_shots"}), seed=draw_seed(data, seed))
 
 
 def draw_seed(data: DataConfig, seed: int) -> int:
@@ -48,7 +44,7 @@ class DataSource:
 
     @cached_property
     def identity(self) -> Any:
-        """What identifies its content without reading all of it."""
+        """Identifies the content without reading all of it."""
         return data_identity(self.settings)
 
     @cached_property
@@ -59,13 +55,13 @@ class DataSource:
 
 @dataclass(frozen=True)
 class ClientSplit:
-    """What every client holds.
+    """The rows of every client.
 
     Attributes:
         partition: All training rows of every client.
         fit: Per client, the rows it trains on.
         held: Per client, the rows held out to choose settings on.
-        spoilt: Clients whose `fit` rows `noise` spoils; nobody's `held` rows are.
+        spoilt: Clients whose `fit` rows `noise` spoils; `held` rows stay clean.
     """
 
     partition: Partition
@@ -85,12 +81,12 @@ class ClientSplit:
 
     @property
     def num_samples(self) -> float:
-        """What all clients together train on; of a population, as expected."""
+        """Samples that all clients together train on; of a population, the expected number."""
         return self.fit.num_samples if isinstance(self.fit, Population) else sum(map(len, self.fit))
 
     @property
     def shown(self) -> range:
-        """Clients that are described one by one: all, or a population's first."""
+        """Clients that tables describe one by one: all, or the first ones of a population."""
         return range(len(self.partition.label_counts))
 
 
@@ -145,14 +141,14 @@ def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def data_identity(data: DataConfig) -> Any:
-    """What identifies the content of the configured data without reading all of it."""
+    """Identifies the content of the configured data without reading all of it."""
     if is_coop(data.name, data.path):
         return coop_identity(data.name, data.path)
     return source_identity(data.path or data.name)
 
 
 def source_identity(name: str | None) -> Any:
-    """What identifies a named or local source: its name, and for files their sizes and times."""
+    """Identifies a named or local source: its name, and for files their sizes and times."""
     if name is None:
         return None
     path = Path(name.partition("@")[2] or name)

@@ -16,8 +16,6 @@ from fedsim.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "ImagePaths", "channels_last", "pixels", "to_uint8"]
-
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _WHOLE_HASH_BYTES = 2**30
 """Splits up to this size are hashed whole, larger ones by the ends of every file."""
@@ -26,7 +24,7 @@ _END_BYTES = 2**16
 
 @dataclass(frozen=True, eq=False)
 class ImagePaths:
-    """Images of a folder, hashed and decoded on demand: of a million, a few may be taken.
+    """Images of a folder, hashed and decoded on demand: a few of a million cost little.
 
     Attributes:
         root: Absolute folder. All nodes of a cluster must see it.
@@ -51,17 +49,13 @@ class ImagePaths:
         """
         return _check_files(self)
 
-    def take(self, indices: np.ndarray) -> ImagePaths:
-        """The images at `indices`, still undecoded."""
-        files = tuple(self.files[int(i)] for i in indices)
+    def __getitem__(self, part: slice | np.ndarray) -> ImagePaths:
+        """Some images, still undecoded: a slice, indices or a mask, as of an array of images."""
+        files = tuple(self.files[i] for i in np.arange(len(self))[part])
         taken = ImagePaths(self.root, files, self.image_size)
         if "digests" in self.__dict__:
-            taken.__dict__["digests"] = self.digests[indices]
+            taken.__dict__["digests"] = self.digests[part]
         return taken
-
-    def __getitem__(self, part: slice) -> ImagePaths:
-        """Some images, still undecoded, as a slice of an array of images is."""
-        return self.take(np.arange(len(self))[part])
 
     def load(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Decode images.
@@ -76,17 +70,19 @@ class ImagePaths:
             DataError: A file is gone, truncated, or of another size than the first.
         """
         chosen = range(len(self)) if indices is None else indices
-        images: list[np.ndarray] = []
-        for index in chosen:
+        images = np.zeros((0, 0, 0, 3), dtype=np.uint8)
+        for at, index in enumerate(chosen):
             file = self.root / self.files[int(index)]
             try:
                 image = pixels(file.read_bytes(), str(file), self.image_size)
             except OSError as error:
                 raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-            if images and image.shape != images[0].shape:
-                raise _mixed_sizes(str(file), image.shape, images[0].shape)
-            images.append(image)
-        return np.stack(images) if images else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+            if not at:
+                images = np.empty((len(chosen), *image.shape), dtype=np.uint8)
+            if image.shape != images.shape[1:]:
+                raise _mixed_sizes(str(file), image.shape, images.shape[1:])
+            images[at] = image
+        return images
 
 
 def _mixed_sizes(where: str, here: tuple[int, ...], first: tuple[int, ...]) -> DataError:
@@ -108,7 +104,7 @@ def _check_files(images: ImagePaths) -> np.ndarray:
             digest, data = _digest(path, whole)
             with Image.open(io.BytesIO(data) if whole else path) as image:
                 shape = (image.height, image.width)
-        except Exception as error:  # decoders of damaged files raise whatever they trip over
+        except Exception as error:  # decoders raise errors of any class on damaged files
             raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
         first = first or shape
         if images.image_size is None and shape != first:
@@ -159,7 +155,7 @@ def pixels(source: bytes | Image, where: str, image_size: int | None) -> np.ndar
         return np.asarray(image, dtype=np.uint8)
     except DataError:
         raise
-    except Exception as error:  # decoders of damaged files raise whatever they trip over
+    except Exception as error:  # decoders raise errors of any class on damaged files
         raise DataError(f"{where}: not a readable image ({_brief(error)})") from error
 
 

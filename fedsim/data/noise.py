@@ -1,16 +1,16 @@
-"""Spoilt clients: which they are, their wrong labels, and their corrupted images or features.
+"""Spoilt clients: their choice, their wrong labels, and their corrupted images or features.
 
-A draw depends on the split's seed, the client and the sample, never on the method or on what is
-computed together. Severity s in (0, 1] goes from barely visible to hardly recognisable:
+A draw depends on the split's seed, the client and the sample, never on the method or on how clients
+are grouped. Severity s in (0, 1] goes from barely visible to hardly recognisable:
 
     gaussian    + N(0, (s / 2)^2) on pixels in [0, 1]; on unit features a random direction of
                 expected length 2 s is added, and the length brought back to 1
     blur        Gaussian, of standard deviation s / 16 of the image's side
-    contrast    what differs from the image's mean is multiplied by 1 - 0.95 s
+    contrast    the difference to the image's mean is multiplied by 1 - 0.95 s
     occlusion   a grey square over 80 % * s of the image, anywhere
 
-Images are corrupted at the encoder's input size, as in ImageNet-C (Hendrycks and Dietterich, 2019):
-there, a severity means the same whatever the size of the files.
+Images are corrupted at the encoder's input size, as in ImageNet-C (Hendrycks and Dietterich, 2019),
+so that a severity means the same for files of any size.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from fedsim.config.sections import NoiseConfig
 from fedsim.errors import ConfigError
 from fedsim.seeding import numpy_rng
 
-__all__ = ["num_wrong", "observed_labels", "spoil_features", "spoil_images", "spoilt_clients"]
-
 _GREY = 128
 
 
 def spoilt_clients(noise: NoiseConfig, num_clients: int, seed: int) -> tuple[int, ...]:
-    """The clients whose training data is spoilt, sorted; none where nothing is to be spoilt.
+    """The clients whose training data is spoilt, sorted; none without active noise.
 
-    A larger share spoils the same clients and more.
+    A larger share spoils the same clients and others.
 
     Raises:
         ConfigError: The share asked for is less than half a client.

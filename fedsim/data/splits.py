@@ -10,8 +10,6 @@ import numpy as np
 
 from fedsim.errors import ConfigError
 
-__all__ = ["carve", "holdout", "proportional_quota", "stable_order", "take_per_group"]
-
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 

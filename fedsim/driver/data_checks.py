@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fedsim.config import Experiment
-from fedsim.data.datasets import Dataset
-from fedsim.data.from_config import ClientSplit, draw_seed, read_dataset, split_clients
+from fedsim.data.containers import Dataset
+from fedsim.data.datasets import read_dataset
+from fedsim.data.from_config import ClientSplit, draw_seed, split_clients
 
 Known = set[tuple[str, ...]]
 """Settings of data sets and partitions that have been made."""

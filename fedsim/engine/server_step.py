@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsim.config.families import SERVER_OPTIMISERS, load_module
-from fedsim.config.server import ServerConfig
+from fedsim.config.sections import ServerConfig
 from fedsim.params import Params
 
 Moments = dict[str, Params]

@@ -1,9 +1,9 @@
 """Random views of the training images, encoded beside the images: augmentation for frozen features.
 
-What is random in every pass has to be encoded beforehand, once. Each training image gets V forms
-(`train.augment_views`): itself, and V - 1 random crops. A local epoch draws one of them for every
-sample, with the run's seed (`fedsim.engine.batching`); the crops themselves follow from the data
-alone, so that all runs and seeds share them. Fewer views are the beginning of more.
+A frozen encoder runs once, so random crops must be encoded beforehand. Each training image gets V
+forms (`train.augment_views`): itself, and V - 1 random crops. A local epoch draws one of them for
+every sample, with the run's seed (`fedsim.engine.batching`). The crops themselves follow from the
+data alone, so that all runs and seeds share them. A smaller V has the first views of a larger one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.config.sections import NoiseConfig
-from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
 from fedsim.inputs.encode import Encoder
-from fedsim.inputs.step import InputStep
 from fedsim.models.random_views import RandomViews
-from fedsim.storage.array_cache import Arrays, UnfinishedEntry
+from fedsim.storage.array_cache import Arrays, InputStep
 
 VIEWS = "train_views"
 _FORMAT = 1
@@ -42,18 +40,14 @@ def check_views(inputs: str, noise: NoiseConfig, method: str) -> None:
         )
 
 
-def views_step(
-    count: int, flip: bool, plain: InputStep, source: DataSource, encoder: Encoder, method: str
-) -> InputStep:
+def views_step(count: int, flip: bool, plain: InputStep, encoder: Encoder) -> InputStep:
     """Features of all forms of every training image.
 
     Args:
         count: V, the forms of each image.
         flip: Whether half of the crops are flipped left to right.
         plain: The step with the images' own features, float32 `(num_train, d)`.
-        source: The data set.
         encoder: The frozen encoder.
-        method: What errors call the run's method.
 
     Returns:
         A step to `train_views` float32 `(num_train * V, d)` of unit length. View v of a sample is
@@ -64,18 +58,18 @@ def views_step(
     key |= {"views": count, "flip": flip}
 
     def make() -> Arrays:
-        images, name = source.dataset.train.images, source.settings.name
+        images, name = encoder.source.dataset.train.images, encoder.source.settings.name
         if images is None:
             raise ConfigError(
-                f"methods.{method}: train.augment_views encodes views of images, but {name!r} "
-                f"holds precomputed features: leave it at 1"
+                f"methods.{encoder.method}: train.augment_views encodes views of images, but "
+                f"{name!r} holds precomputed features: leave it at 1"
             )
         clip = encoder.load()
         crops = {
             str(number): RandomViews(images, number, clip.image_size, flip)
             for number in range(1, count)
         }
-        found = encoder.encode(clip, False, crops, UnfinishedEntry(key))
+        found = encoder.encode(clip, False, crops, key)
         whole = np.stack([plain.arrays["train_inputs"], *found.values()], axis=1)
         return {VIEWS: whole.reshape(-1, whole.shape[-1])}
 

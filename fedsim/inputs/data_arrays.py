@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.data.containers import Dataset
-from fedsim.data.from_config import DataSource, draw_seed, source_identity
+from fedsim.data.from_config import draw_seed, source_identity
 from fedsim.errors import ConfigError
 from fedsim.inputs.encode import Encoder
 from fedsim.inputs.raw_images import own_pictures
-from fedsim.inputs.step import InputStep
-from fedsim.storage.array_cache import Arrays, UnfinishedEntry
+from fedsim.storage.array_cache import Arrays, InputStep
 
 InputKind = Literal["features", "pixels", "images"]
 """What a method works on: `Method.inputs`."""
@@ -27,20 +26,19 @@ _FORMAT = 6
 """Raised whenever the stored arrays change; older entries are then not found."""
 
 
-def data_step(inputs: InputKind, source: DataSource, encoder: Encoder, method: str) -> InputStep:
+def data_step(inputs: InputKind, encoder: Encoder) -> InputStep:
     """Labels, inputs, class embeddings and facts of a data set (see `RunInputs`).
 
     Args:
         inputs: What is made of the images.
-        source: The data set.
-        encoder: The frozen encoder.
-        method: What errors call the run's method.
+        encoder: The frozen encoder, and the data set.
 
     Returns:
         A step that raises `ConfigError` if the method needs images and the data holds features, or
         if it needs an encoder and has none; `DataError` if the data cannot be read; `ModelError`
         if the encoder cannot be loaded.
     """
+    source = encoder.source
     key = {
         "kind": "inputs",
         "format": _FORMAT,
@@ -58,8 +56,8 @@ def data_step(inputs: InputKind, source: DataSource, encoder: Encoder, method: s
         if dataset.train.features is not None:
             if inputs != "features":
                 raise ConfigError(
-                    f"method {method!r} trains on images, but {name!r} holds precomputed features: "
-                    f"use a method that works on features, or images"
+                    f"method {encoder.method!r} trains on images, but {name!r} holds precomputed "
+                    f"features: use a method that works on features, or images"
                 )
             found = {split: _unit(rows.features) for split, rows in splits.items()}
             meta["embed_dim"] = found["train"].shape[-1]
@@ -69,9 +67,8 @@ def data_step(inputs: InputKind, source: DataSource, encoder: Encoder, method: s
             if clip is None or own_size:
                 found = own_pictures(splits, encoder.progress)
             else:
-                unfinished = UnfinishedEntry(key)
                 images = {n: s.images for n, s in splits.items() if s.images is not None}
-                found = encoder.encode(clip, inputs == "pixels", images, unfinished)
+                found = encoder.encode(clip, inputs == "pixels", images, key)
             if clip is not None:
                 for fact in ("logit_scale", "visual_bytes", "text_bytes", "embed_dim"):
                     meta[fact] = getattr(clip, fact)

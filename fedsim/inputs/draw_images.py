@@ -8,8 +8,9 @@ client actors, which hold GPUs and have nothing to train yet.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class DrawnImages:
     """The images of a list of prompts: those stored already, and the others drawn now.
 
     Args:
-        unfinished: Keeps finished batches.
+        key: Of the entry that they are for, beside which finished batches are kept.
         recipe: What draws.
         prompts: One per image.
         seeds: One per image.
@@ -114,14 +115,14 @@ class DrawnImages:
 
     def __init__(
         self,
-        unfinished: UnfinishedEntry,
+        key: Mapping[str, Any],
         recipe: Recipe,
         prompts: Sequence[str],
         seeds: Sequence[int],
         draw: Draw,
     ) -> None:
         self._batches: dict[int, np.ndarray] = {}
-        missing = []
+        missing, unfinished = list[Job](), UnfinishedEntry(key)
         for number, start in enumerate(range(0, len(prompts), BATCH)):
             rows = slice(start, start + BATCH)
             job = Job(number, tuple(prompts[rows]), tuple(seeds[rows]))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fedsim.data.from_config import DataSource
 from fedsim.data.images import ImagePaths
 from fedsim.errors import ConfigError
 from fedsim.models.clip import Clip, load_clip
@@ -81,18 +83,20 @@ def extract_here(
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """The frozen encoder of a run, and where it works.
+    """The frozen encoder of a run, its data, and where it works.
 
     Attributes:
         spec: `models.clip`.
-        user: What errors call the data and the method: "'digits' holds images and 'fedavg' works".
+        source: The data set.
+        method: What errors call the run's method.
         device: Where this process loads it.
         extract: Where shards are encoded.
         progress: Called after every finished shard.
     """
 
     spec: str | None
-    user: str
+    source: DataSource
+    method: str
     device: str = "cpu"
     extract: Extract = extract_here
     progress: Progress | None = None
@@ -105,13 +109,14 @@ class Encoder:
         """
         if self.spec is None:
             raise ConfigError(
-                f"models.clip is null, but {self.user} with a frozen encoder: name one, such as "
-                f"tiny-clip or ViT-B-32/openai"
+                f"models.clip is null, but {self.source.settings.name!r} holds images and "
+                f"{self.method!r} works with a frozen encoder: name one, such as tiny-clip or "
+                f"ViT-B-32/openai"
             )
         return load_clip(self.spec, self.device)
 
     def encode(
-        self, clip: Clip, pixels: bool, splits: Mapping[str, Images], unfinished: UnfinishedEntry
+        self, clip: Clip, pixels: bool, splits: Mapping[str, Images], key: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         """Every split: shards that are stored already, and the others encoded now.
 
@@ -119,7 +124,7 @@ class Encoder:
             clip: The loaded encoder.
             pixels: Whether its input is wanted, instead of its features.
             splits: Images by split.
-            unfinished: Keeps finished shards.
+            key: Of the entry that they are for, beside which finished shards are kept.
 
         Returns:
             By split: uint8 `(n, 3, size, size)`, or float32 `(n, d)` of unit length.
@@ -134,8 +139,7 @@ class Encoder:
             for name, split in splits.items()
             for start in range(0, len(split), SHARD)
         ]
-        found: dict[int, np.ndarray] = {}
-        missing = []
+        found, missing, unfinished = dict[int, np.ndarray](), list[Shard](), UnfinishedEntry(key)
         for number, (_, images) in enumerate(shards):
             stored = unfinished.read(number)
             if stored is not None and stored.shape == (len(images), *shape):

@@ -1,4 +1,4 @@
-"""The quality of a run's synthetic set, and which real images its own are nearest to.
+"""The quality of a run's synthetic set, and the real image nearest to each generated one.
 
 Computed once per set and data, then read again.
 """
@@ -18,21 +18,20 @@ from fedsim.config.sections import CacheConfig
 from fedsim.data.from_config import DataSource
 from fedsim.errors import ConfigError
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import InputStep, arrays_of
 from fedsim.inputs.task import as_tensor
 from fedsim.methods.base import Labelled
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.image_arrays import fit_images
 from fedsim.models.set_distances import nearest_samples
 from fedsim.models.set_quality import RealFeatures, SyntheticFeatures, set_quality, usefulness
-from fedsim.storage.array_cache import Arrays
+from fedsim.storage.array_cache import Arrays, InputStep, arrays_of
 
 _FORMAT = 1
 """Raised whenever a measure changes; older entries are then not found."""
 _PAIRS = 8
-"""Synthetic images whose nearest real ones are kept as pixels, to be looked at."""
+"""Synthetic images whose nearest real ones are kept as pixels, for people to look at."""
 _SIDE = 128
-"""The most pixels of a side of those."""
+"""Largest side of these images, in pixels."""
 
 
 def check_measured(clip: str | None, source: DataSource, method: str) -> None:
@@ -90,7 +89,7 @@ def _measured(cache: CacheConfig, data: RunInputs, text: Tensor) -> Arrays:
     digest = hashlib.sha256(text.numpy().tobytes()).hexdigest()
     key = _key("quality", data) | {"text": digest}
     found = InputStep(key, lambda: set_quality(made, text, real)).arrays.copy()
-    if real is not None:  # quick, and another one for every sharpness that is tried
+    if real is not None:  # quick, and different for every sharpness
         found |= usefulness(made, text, real, scale, cache.residual_ratio, cache.sharpness)
     return found
 
@@ -110,7 +109,7 @@ class RoundQuality:
         self._spec, self._steps, self._device = clip, real, device
 
     def __call__(self, made: Labelled) -> dict[str, float]:
-        """Columns of `synthetic` for uint8 images `(n, c, h, w)`, as far as they can be had."""
+        """Columns of `synthetic` for uint8 images `(n, c, h, w)`, without those that are NaN."""
         images = made.inputs.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).cpu().numpy()
         order = made.labels.cpu().argsort(stable=True)
         features = self._clip.encode_images(self._clip.prepare(images)).cpu()[order]

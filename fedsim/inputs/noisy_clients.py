@@ -1,8 +1,8 @@
-"""What spoilt clients train on, in the run's arrays: their rows are replaced, all others stay.
+"""The training rows of spoilt clients in the run's arrays; all other rows stay as they are.
 
 A training row belongs to one client, so its corrupted form can stand in its place. Only rows that a
 client trains on change: held-out rows, val and test stay clean, and so do `train_labels`, which
-the split is made from. What clients take for labels is `train_labels_observed`.
+the split is made from. Clients train on `train_labels_observed`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from fedsim.config.sections import NoiseConfig
-from fedsim.data.from_config import ClientSplit, DataSource, split_clients
+from fedsim.data.from_config import ClientSplit, split_clients
 from fedsim.data.noise import observed_labels, spoil_features, spoil_images
 from fedsim.inputs.data_arrays import meta_of
 from fedsim.inputs.encode import Encoder, chunks
-from fedsim.inputs.step import InputStep
-from fedsim.storage.array_cache import Arrays
+from fedsim.storage.array_cache import Arrays, InputStep
 
 OBSERVED = "train_labels_observed"
 _FORMAT = 1
@@ -37,15 +36,12 @@ def split_of(arrays: Arrays, **split_by: Any) -> ClientSplit:
     )
 
 
-def noise_step(
-    clean: InputStep, source: DataSource, encoder: Encoder, split_by: Mapping[str, Any]
-) -> InputStep:
+def noise_step(clean: InputStep, encoder: Encoder, split_by: Mapping[str, Any]) -> InputStep:
     """The arrays that noise changes.
 
     Args:
         clean: The step with the data's own arrays.
-        source: The data set.
-        encoder: The frozen encoder.
+        encoder: The frozen encoder, and the data set.
         split_by: Settings of `split_clients`, with `noise` that is active.
 
     Returns:
@@ -81,7 +77,7 @@ def noise_step(
         else:
             clip = encoder.load()
             for chunk in chunks(rows, _CHUNK):
-                pixels = clip.prepare(source.dataset.train.load_images(chunk)).numpy()
+                pixels = clip.prepare(encoder.source.dataset.train.load_images(chunk)).numpy()
                 spoilt = torch.from_numpy(spoil_images(pixels, chunk, noise, seed))
                 inputs[chunk] = clip.encode_images(spoilt).cpu().numpy()
         return {OBSERVED: wrong, "train_inputs": inputs}

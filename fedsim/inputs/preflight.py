@@ -15,12 +15,12 @@ from fedsim.inputs.encode import Extract, Progress, extract_here
 from fedsim.inputs.measured_sets import check_measured
 from fedsim.inputs.prepare import InputSteps
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import arrays_of
 from fedsim.inputs.synthetic_set import check_generator, check_models
 from fedsim.inputs.task import check_text, make_task
 from fedsim.methods import build_method, check_options, method_class
 from fedsim.methods.base import Method
 from fedsim.process import settle_process
+from fedsim.storage.array_cache import arrays_of
 
 
 def preflight(
@@ -96,13 +96,14 @@ def _check_population(config: Experiment, cls: type[Method]) -> None:
     """Refuse a model for each of any number of clients."""
     if cls.personal and config.partition.shares_samples:
         raise ConfigError(
-            f"methods.{config.method}: {config.use} has no global model but one for every client, "
-            f"which partition.scheme {config.partition.scheme!r} is not for: choose another scheme"
+            f"methods.{config.method}: {config.use} trains a model for every client and no global "
+            f"one, and partition.scheme {config.partition.scheme!r} has any number of clients: "
+            f"choose another scheme"
         )
 
 
 def _check_averaging(config: Experiment, cls: type[Method]) -> None:
-    """Refuse settings of the server's step and of the wire that the method has no use for."""
+    """Refuse settings of the server's step and of the wire that the method does not use."""
     server, wire = config.server, config.wire
     given = {
         "server.optimizer": server.optimizer != "mean",

@@ -25,9 +25,9 @@ from fedsim.inputs.encode import Encoder, Extract, Progress, extract_here
 from fedsim.inputs.noisy_clients import noise_step
 from fedsim.inputs.raw_images import fitted_step
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import InputStep, arrays_of
 from fedsim.inputs.synthetic_set import synthetic_step
 from fedsim.methods.base import Method
+from fedsim.storage.array_cache import InputStep, arrays_of
 
 
 class InputSteps:
@@ -46,7 +46,7 @@ class InputSteps:
         measured: Steps to features of all images, if sets made in rounds are compared with them.
 
     Raises:
-        ConfigError: Views have no use here.
+        ConfigError: The run asks for views and cannot use them.
     """
 
     def __init__(
@@ -60,24 +60,23 @@ class InputSteps:
     ) -> None:
         self._config, self._method, self._device = config, method, device
         self.source = source or DataSource(config.data, config.partition_seed)
-        user = f"{config.data.name!r} holds images and {config.method!r} works"
-        self._encoder = Encoder(config.models.clip, user, device, extract, progress)
+        spec, name = config.models.clip, config.method
+        self._encoder = Encoder(spec, self.source, name, device, extract, progress)
         self.real = self._real(method.inputs, method.uses_clients)
         measures = config.evaluation.set_quality and method.made is not Method.made
         self.measured = self._real("features", True) if measures else ()
 
     def _real(self, inputs: InputKind, trained_on: bool) -> tuple[InputStep, ...]:
         """The steps to what clients train on; without clients to the data alone."""
-        config, source, encoder = self._config, self.source, self._encoder
-        name, train = config.method, config.train
-        data = data_step(inputs, source, encoder, name)
+        config, train = self._config, self._config.train
+        data = data_step(inputs, self._encoder)
         steps = [data]
         if trained_on and train.augment_views > 1:
-            check_views(inputs, config.noise, name)
+            check_views(inputs, config.noise, config.method)
             views = train.augment_views, train.augment_flip
-            steps.append(views_step(*views, data, source, encoder, name))
+            steps.append(views_step(*views, data, self._encoder))
         if trained_on and config.noise.active:
-            steps.append(noise_step(data, source, encoder, config.for_split()))
+            steps.append(noise_step(data, self._encoder, config.for_split()))
         return tuple(steps)
 
     def inputs(self) -> RunInputs:

@@ -10,17 +10,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedsim.data.containers import Split
-from fedsim.data.images import ImagePaths
 from fedsim.errors import DataError
-from fedsim.inputs.encode import Progress, chunks
-from fedsim.inputs.step import InputStep
+from fedsim.inputs.encode import Progress
 from fedsim.models.image_arrays import channels_first, fit_images
 from fedsim.models.networks import Shape
+from fedsim.storage.array_cache import InputStep
 
 _FORMAT = 1
 """Raised whenever what is stored here changes; older entries are then not found."""
-_CHUNK = 256
-"""Files decoded at once."""
 
 
 def own_pictures(
@@ -38,7 +35,7 @@ def own_pictures(
     total, done = sum(map(len, splits.values())), 0
     found: dict[str, np.ndarray] = {}
     for name, split in splits.items():
-        found[name] = _read(split)
+        found[name] = channels_first(split.load_images())
         done += len(split)
         if progress is not None:
             progress(done, total)
@@ -52,24 +49,6 @@ def own_pictures(
                 f"{_size(shape)}: set data.image_size, or bring them to one size"
             )
     return found
-
-
-def _read(split: Split) -> np.ndarray:
-    assert split.images is not None
-    if not isinstance(split.images, ImagePaths):
-        return channels_first(split.images)
-    out = np.zeros((0, 0, 0, 3), np.uint8)
-    for rows in chunks(np.arange(len(split)), _CHUNK):
-        chunk = split.images.load(rows)
-        if not len(out):
-            out = np.empty((len(split), *chunk.shape[1:]), np.uint8)
-        if chunk.shape[1:] != out.shape[1:]:
-            raise DataError(
-                f"images are of {_size(chunk.shape[1:])} and of {_size(out.shape[1:])} values: "
-                f"set data.image_size"
-            )
-        out[rows] = chunk
-    return channels_first(out)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -12,9 +12,8 @@ import numpy as np
 from fedsim.data.from_config import ClientSplit, DataSource
 from fedsim.inputs.augmented_views import VIEWS
 from fedsim.inputs.noisy_clients import OBSERVED, split_of
-from fedsim.inputs.step import InputStep
 from fedsim.methods.base import Method
-from fedsim.storage.array_cache import Arrays
+from fedsim.storage.array_cache import Arrays, InputStep
 
 
 @dataclass(frozen=True, eq=False)

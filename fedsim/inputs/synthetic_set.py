@@ -22,14 +22,13 @@ from fedsim.errors import ConfigError
 from fedsim.inputs.draw_images import BATCH, Draw, Drawer, DrawnImages, Recipe
 from fedsim.inputs.encode import chunks
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import InputStep
 from fedsim.models.clip import Clip, load_clip
 from fedsim.models.generator import TINY_DIFFUSION, load_generator
 from fedsim.models.image_arrays import fit_images
 from fedsim.models.image_folder import ImageFolder, is_image_folder
 from fedsim.models.random_views import averaged_features, random_view
 from fedsim.seeding import derive, numpy_rng
-from fedsim.storage.array_cache import Arrays, UnfinishedEntry, is_stored
+from fedsim.storage.array_cache import Arrays, InputStep, is_stored
 
 _FORMAT = 3
 """Raised whenever the stored arrays change; older entries are then not found."""
@@ -106,7 +105,7 @@ def synthetic_step(
             recipe = Recipe(models.generator, models.generator_steps, models.generator_guidance)
             places = [divmod(row, drawn) for row in range(len(names) * drawn)]
             candidates = DrawnImages(
-                UnfinishedEntry(key),
+                key,
                 recipe,
                 [prompts[i % len(prompts)].replace("{}", _words(names[c])) for c, i in places],
                 [derive(seed, "synthetic", c, i) for c, i in places],
@@ -150,7 +149,7 @@ def check_generator(
     device: str,
     loaded: set[str],
 ) -> None:
-    """Load the models that draw and encode a set, unless it is stored: a wrong name is told now.
+    """Load the models that draw and encode a set that is not stored, to report a wrong name now.
 
     Args:
         made: The step to the set.

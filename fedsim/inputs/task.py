@@ -48,7 +48,10 @@ def make_task(
         rows = public_rows(labels, config.cache.images_per_class, config.partition_seed)
         public = _labelled(data.arrays["val_inputs"][rows], labels[rows], device)
     text = class_embeddings(data, config.data.prototype_shots, config.partition_seed)
-    load = _clip_loader(config.models.clip, device) if data.meta["visual_bytes"] else None
+    load = None
+    if data.meta["visual_bytes"]:
+        assert config.models.clip is not None
+        load = functools.partial(_load_once, config.models.clip, str(device))
     shape = data.arrays["train_inputs"].shape[1:]
     return Task(
         config=config,
@@ -126,11 +129,6 @@ def class_embeddings(data: RunInputs, prototype_shots: int | None, seed: int) ->
 
 def _labelled(inputs: np.ndarray, labels: np.ndarray, device: torch.device) -> Labelled:
     return Labelled(as_tensor(inputs).to(device), as_tensor(labels).to(device))
-
-
-def _clip_loader(spec: str | None, device: torch.device) -> Callable[[], Clip]:
-    assert spec is not None
-    return functools.partial(_load_once, spec, str(device))
 
 
 @functools.lru_cache(maxsize=1)

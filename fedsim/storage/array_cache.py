@@ -2,8 +2,8 @@
 
 An entry is a folder of `.npy` files named by the hash of its key. Readers map the files into
 memory, so all actors of a node share one copy in the page cache; a lock lets the first process
-compute while the others wait. Entries appear by one rename and never change. What takes hours to
-make is stored in parts on the way (`UnfinishedEntry`): a kill costs the part in flight.
+compute while the others wait. Entries appear by one rename and never change. Arrays that take hours
+are stored in parts on the way (`UnfinishedEntry`): a kill costs the part in flight.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,48 @@ def shared_arrays(key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
             lock.acquire()
         try:
             if not folder.is_dir():
-                arrays = make()  # whatever fails in there is not the cache's fault
+                arrays = make()  # its errors are not the cache's
                 with _blamed_on(folder.parent):
                     _write(folder, key, arrays)
                 UnfinishedEntry(key).remove()
         finally:
             lock.release()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+@dataclass(frozen=True, eq=False)
+class InputStep:
+    """An entry, as a step towards a run's inputs. Nothing is computed before it is asked for.
+
+    Attributes:
+        key: Everything the arrays depend on, as JSON values. A step that reads another one's
+            arrays has its address in here.
+        make: Computes the arrays by name.
+
+    >>> import numpy as np
+    >>> plain = InputStep({"kind": "example", "format": 1}, lambda: {"x": np.arange(3)})
+    >>> double = InputStep({"of": plain.address}, lambda: {"y": 2 * plain.arrays["x"]})
+    >>> sorted(arrays_of([plain, double]))
+    ['x', 'y']
+    """
+
+    key: dict[str, Any]
+    make: Callable[[], Arrays]
+
+    @cached_property
+    def address(self) -> str:
+        """The entry's name: a hash of its key."""
+        return address(self.key)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Read-only, memory-mapped arrays: from the node's store, or made now."""
+        return shared_arrays(self.key, self.make)
+
+
+def arrays_of(steps: Iterable[InputStep]) -> Arrays:
+    """The arrays of all steps; a later step's replace those of the same name."""
+    return {name: array for step in steps for name, array in step.arrays.items()}
 
 
 class UnfinishedEntry:
@@ -102,7 +138,7 @@ class UnfinishedEntry:
         end = len(raw) - _CHECKSUM_BYTES
         if end < 0 or _checksum(raw[:end].data).digest() != raw[end:].tobytes():
             return None
-        return np.load(path, mmap_mode="r")  # what follows the array is not looked at
+        return np.load(path, mmap_mode="r")  # bytes after the array are ignored
 
     def kept(self, number: int, array: np.ndarray) -> np.ndarray:
         """Write a part; returns it mapped into memory, so that `array` itself can be freed.
@@ -150,7 +186,7 @@ def _write(folder: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
 
 
 def file_identity(path: Path) -> list[Any]:
-    """What identifies a file's or folder's content without reading it: names, sizes, times."""
+    """Identifies a file's or folder's content without reading it: names, sizes, times."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [
         (str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files

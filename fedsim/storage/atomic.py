@@ -3,8 +3,8 @@
     with whole_file(path) as file:
         file.write(content)
 
-What is written lies beside the file under a hidden name and takes its place in one step at
-the end. A writer that is killed leaves that draft; `drafts_of` finds it.
+The content lies beside the file under a hidden name and replaces it in one step at the end. A
+writer that is killed leaves this draft; `drafts_of` finds it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-
-__all__ = ["drafts_of", "whole_file"]
 
 
 @contextmanager
@@ -42,5 +40,5 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[BufferedRandom]:
 
 
 def drafts_of(folder: Path, name: str = "*") -> Iterator[Path]:
-    """What killed writers left of files by this name, which may be a pattern."""
+    """Drafts that killed writers left of files by this name, which may be a pattern."""
     return folder.glob(f".{name}.tmp*")

@@ -1,7 +1,7 @@
 """Where studies lie: a folder, or object storage with a copy on this machine.
 
     output: runs                a folder, on a cluster one that all nodes see
-    output: s3://bucket/runs    object storage: everything fedsim does, it does in a copy
+    output: s3://bucket/runs    object storage: fedsim works on a copy and keeps both equal
 
 A study on object storage has a copy on every machine that works on it, in fedsim's cache. A
 process pulls before it reads and pushes after it has written: a run after each of its commits,
@@ -26,8 +26,6 @@ from fedsim.storage.atomic import whole_file
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
-
-__all__ = ["Copy", "cache_folder", "local_folder", "url_of"]
 
 _THREADS, _ATTEMPTS = 16, 5
 _CHECKPOINTS = "checkpoints"
@@ -261,7 +259,7 @@ def _file_system(url: str) -> tuple[FileSystem, str]:
     """Arrow's own file system for a URL, or one of fsspec's.
 
     Raises:
-        ResultsError: Nobody knows its protocol.
+        ResultsError: No file system has its protocol.
     """
     import pyarrow as pa
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
@@ -287,7 +285,7 @@ def _stamp(info: FileInfo) -> Stamp | None:
 
 
 def _of(name: str, run_id: str) -> bool:
-    """Whether a file is a run's, or one that runs share."""
+    """Whether a file belongs to a run, or is shared by runs."""
     parts = name.split("/")
     own = len(parts) > 1 and re.match(rf"{re.escape(run_id)}([.-]|$)", parts[1])
     return bool(own) or _is_shared(name)

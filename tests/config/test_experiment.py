@@ -392,7 +392,7 @@ def test_impossible_values_are_refused(change: dict[str, Any]):
                     "samples_per_client": 20,
                 },
             },
-            "others hold as well",
+            "other clients hold them too",
         ),
     ],
 )

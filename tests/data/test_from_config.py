@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fedsim.config import DataConfig
+from fedsim.data.datasets import read_dataset
 from fedsim.data.from_config import (
     DataSource,
     draw_seed,
-    read_dataset,
     source_identity,
     split_clients,
 )

@@ -7,7 +7,8 @@ import pytest
 
 from fedsim.config import Experiment
 from fedsim.config.study_file import parse_study
-from fedsim.data.from_config import read_dataset, split_clients
+from fedsim.data.datasets import read_dataset
+from fedsim.data.from_config import split_clients
 from fedsim.driver import data_checks
 from fedsim.driver.data_checks import Known, check_data, each_partition
 from fedsim.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.config.server import ServerConfig
+from fedsim.config.sections import ServerConfig
 from fedsim.engine.server_step import server_step
 from fedsim.errors import ConfigError
 from fedsim.inputs.preflight import preflight

@@ -19,11 +19,10 @@ from fedsim.inputs.encode import Shard, extract_here
 from fedsim.inputs.preflight import preflight
 from fedsim.inputs.prepare import InputSteps, prepare
 from fedsim.inputs.run_inputs import RunInputs
-from fedsim.inputs.step import InputStep
 from fedsim.methods import method_class
 from fedsim.models.random_views import RandomViews
 from fedsim.results.tables.equality import equal_results
-from fedsim.storage.array_cache import is_stored
+from fedsim.storage.array_cache import InputStep, is_stored
 from tests.helpers import experiment, run, write_features
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from PIL import Image
 
 import fedsim
 from fedsim.config import Experiment, MethodConfig
-from fedsim.data.from_config import read_dataset
+from fedsim.data.datasets import read_dataset
 from fedsim.driver.traffic import traffic
 from fedsim.engine.local import LocalPool
 from fedsim.errors import ConfigError, DataError

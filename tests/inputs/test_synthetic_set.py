@@ -13,11 +13,10 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, ModelError
 from fedsim.inputs import draw_images
 from fedsim.inputs.draw_images import BATCH, Drawer, Job, Recipe
-from fedsim.inputs.step import InputStep
 from fedsim.inputs.synthetic_set import choose, synthetic_step
 from fedsim.models.clip import Clip, load_clip
 from fedsim.seeding import derive
-from fedsim.storage.array_cache import Arrays
+from fedsim.storage.array_cache import Arrays, InputStep
 from tests.helpers import experiment
 
 NAMES = ("zero", "one", "two")

@@ -1,1 +1,1 @@
-"""Which client holds which training sample."""
+"""Partitions: which client holds which training sample."""

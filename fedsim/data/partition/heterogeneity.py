@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PartitionStatistics", "gini", "partition_statistics", "total_variation"]
-
 
 @dataclass(frozen=True)
 class PartitionStatistics:

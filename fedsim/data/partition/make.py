@@ -5,8 +5,8 @@
     split = make_partition(data.train.labels, scheme="dirichlet_label", num_clients=10,
                            dirichlet_alpha=0.1, rng=0)
 
-Every scheme is seeded and always ends. All but `dirichlet_drawn` are disjoint; there a minimum
-client size is met by moving samples, and what that changed is in the partition's log.
+Every scheme is seeded and always ends. All schemes but `dirichlet_drawn` are disjoint: they meet a
+minimum client size by moving samples, and the partition's log says what that changed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from fedsim.config.problems import messages
+from fedsim.config.problems import section_of
 from fedsim.config.sections import PartitionConfig
 from fedsim.data.partition.heterogeneity import (
     PartitionStatistics,
@@ -32,8 +31,6 @@ from fedsim.data.partition.sampling import Ask, Draft
 from fedsim.errors import ConfigError, PartitionError
 from fedsim.seeding import numpy_rng
 
-__all__ = ["Partition", "make_partition", "partition_rows"]
-
 _MOST_SHOWN = 1000
 
 
@@ -45,10 +42,10 @@ class Partition:
         scheme: Name in `fedsim.config.families.SCHEMES`.
         indices: One sorted int64 array per client, rows of the training split; disjoint, but for
             `dirichlet_drawn`, whose arrays are drawn when they are asked for.
-        label_counts: int64 (num_shown, num_classes): of all clients, or of the first 1,000 of
-            clients that are drawn, who are as good a sample as any.
+        label_counts: int64 (num_shown, num_classes), of all clients; of a drawn population, of the
+            first 1,000, which are as good a sample as any.
         unused: int64, sorted rows that no client holds (only `longtail` leaves any).
-        log: What was done beyond the plain scheme: samples moved, clients merged, options unused.
+        log: Departures from the plain scheme: samples moved, clients merged, options unused.
         statistics: How non-IID these clients are.
     """
 
@@ -117,14 +114,11 @@ def make_partition(
     fedsim.errors.PartitionError: 101 clients x min_samples 1 = 101 samples, but there are 100: \
 lower num_clients or min_samples
     """
-    given = {"scheme": scheme, "num_clients": num_clients, "min_samples": min_samples, **options}
-    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in given.items()}
-    if num_clients is None:
-        plain["num_clients"] = 1 if clients is None else len(np.unique(clients))
-    try:
-        settings = PartitionConfig(**plain)
-    except ValidationError as error:
-        raise ConfigError(messages(error, PartitionConfig)) from error
+    given = {"scheme": scheme, "min_samples": min_samples, **options}
+    count = num_clients
+    if count is None:
+        count = 1 if clients is None else len(np.unique(clients))
+    settings = section_of(PartitionConfig, num_clients=count, **given)
     if num_clients is None and not settings.counts_clients:
         raise ConfigError(f"partition {scheme!r} needs num_clients: set it")
     generator = numpy_rng(int(rng), "partition") if isinstance(rng, int | np.integer) else rng
@@ -142,7 +136,7 @@ def partition_rows(
     domains: np.ndarray | None = None,
     num_classes: int | None = None,
 ) -> Partition:
-    """`make_partition` for the section `partition`, whose `seed` is not looked at."""
+    """`make_partition` for the section `partition`, whose `seed` is ignored."""
     labels = _check_rows(labels, "labels", None)
     if num_classes is None:
         num_classes = int(labels.max()) + 1

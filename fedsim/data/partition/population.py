@@ -1,4 +1,4 @@
-"""A population of simulated clients of any size, of which nothing exists until it is asked for.
+"""A population of any number of simulated clients, each drawn when it is asked for.
 
     n clients, C classes, alpha = dirichlet_alpha, p = label law of the data
 
@@ -19,8 +19,6 @@ import numpy as np
 from fedsim.data.partition.sampling import log_dirichlet, softmax
 from fedsim.data.splits import carve
 from fedsim.seeding import derive, numpy_rng
-
-__all__ = ["Population"]
 
 _SMALLEST_HOLDING_OUT = 5
 """Clients with fewer samples hold none out, as in a disjoint split."""
@@ -69,7 +67,7 @@ class Population(Sequence[np.ndarray]):
         rng = numpy_rng(self.seed, "client", client)
         size = self._size(rng)
         logs = log_dirichlet(rng, self.concentration, 1)[0]
-        if self.held:  # other rows, and a stream of their own
+        if self.held:  # two sets of rows, each with its own stream
             rng = numpy_rng(self.seed, "held" if self.holds_out else "fit", client)
         parts = [
             rows[rng.choice(len(rows), size=int(count), replace=False, shuffle=False)]
@@ -81,7 +79,8 @@ class Population(Sequence[np.ndarray]):
     @property
     def num_samples(self) -> float:
         """Samples of all clients together, as expected."""
-        return self.num_clients * self.samples_per_client * self._share
+        share = self.held if self.holds_out else 1 - self.held
+        return self.num_clients * self.samples_per_client * share
 
     @property
     def rows(self) -> np.ndarray:
@@ -91,17 +90,18 @@ class Population(Sequence[np.ndarray]):
     def hold_out(self, fraction: float) -> tuple[Population, Population]:
         """The same clients with a share of their samples held out.
 
-        What one client holds out another must not train on, so the rows are divided first: that
-        share of every class is for holding out, and clients draw by the same law from either.
+        No client may train on a row that another one holds out, so the rows are divided first: that
+        share of every class is for holding out. Clients draw from both parts by the same law.
 
         Args:
             fraction: In [0, 1).
 
         Returns:
-            What they train on, and what they hold out.
+            The rows that clients train on, and the rows that they hold out.
         """
         if fraction == 0:
-            return self, replace(self, held=1.0, holds_out=True, rows_of=self._no_rows)
+            none = tuple(rows[:0] for rows in self.rows_of)
+            return self, replace(self, held=1.0, holds_out=True, rows_of=none)
         labels = np.repeat(np.arange(len(self.rows_of)), [len(rows) for rows in self.rows_of])
         rows = np.concatenate(self.rows_of)
         out = carve(labels, fraction, derive(self.seed, "holdout"))
@@ -112,14 +112,6 @@ class Population(Sequence[np.ndarray]):
             replace(self, rows_of=fit, held=fraction),
             replace(self, rows_of=held, held=fraction, holds_out=True),
         )
-
-    @property
-    def _no_rows(self) -> tuple[np.ndarray, ...]:
-        return tuple(rows[:0] for rows in self.rows_of)
-
-    @property
-    def _share(self) -> float:
-        return self.held if self.holds_out else 1 - self.held
 
     def _size(self, rng: np.random.Generator) -> int:
         """Samples of a client: log-normal with the configured mean, at least the minimum."""

@@ -1,15 +1,13 @@
 """Meeting a minimum client size by moving samples, not by drawing again until it fits.
 
-Redrawing has no bound: with a small concentration or many clients it never ends, and what it
-accepts no longer follows the law that was asked for. Moving the missing samples ends after at
+Redrawing has no bound: with a small concentration or many clients it never ends, and the draws that
+it accepts no longer follow the law that was asked for. Moving the missing samples ends after at
 most `min_samples * num_clients` moves and says what it changed.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
-__all__ = ["repair"]
 
 
 def repair(
@@ -80,7 +78,7 @@ def _choose(
     min_samples: int,
     wanted: np.ndarray | None,
 ) -> tuple[int, int]:
-    """The client that gives next, and a sample of which cell."""
+    """The client that gives next, and the cell of the sample."""
     if wanted is not None:
         can_give = counts[wanted].any(axis=0) & (sizes > min_samples)
         donor = int(np.argmax(np.where(can_give, sizes, -1)))

@@ -1,4 +1,4 @@
-"""What a partition scheme is given and gives back, and the draws that schemes share."""
+"""The input and the output of partition schemes, and the draws that schemes share."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from pydantic import Field
 
 from fedsim.config.base import Section
 
-__all__ = [
-    "Ask",
-    "DirichletOptions",
-    "Draft",
-    "hand_out",
-    "label_counts",
-    "log_dirichlet",
-    "softmax",
-    "split_counts",
-]
-
 
 @dataclass(frozen=True)
 class Ask:
-    """What every scheme is told. Values were checked by `fedsim.data.partition.make`."""
+    """The input of every scheme, checked by `fedsim.data.partition.make`."""
 
     labels: np.ndarray
     num_classes: int
@@ -33,17 +22,17 @@ class Ask:
     clients: np.ndarray | None
     domains: np.ndarray | None
 
+    @property
+    def class_sizes(self) -> np.ndarray:
+        """Samples of each class, int64 (num_classes,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
 
 class DirichletOptions(Section):
     """The option of schemes that draw from a Dirichlet distribution."""
 
     dirichlet_alpha: float = Field(gt=0)
     """Concentration of every Dirichlet draw; small is heterogeneous."""
-
-    @property
-    def shown(self) -> float:
-        """The value in the partition's label."""
-        return self.dirichlet_alpha
 
 
 @dataclass(frozen=True)
@@ -52,9 +41,9 @@ class Draft:
 
     Attributes:
         owner: int64 (N,).
-        log: What the scheme wants known.
-        cells: int (N,), what `allowed` speaks about; None = the labels.
-        allowed: bool (n, num_cells), what a client should hold; None = anything.
+        log: Lines for the partition's log.
+        cells: int (N,), the cell of each sample in `allowed`; None = the labels.
+        allowed: bool (n, num_cells), the cells that a client should hold; None = any.
     """
 
     owner: np.ndarray
@@ -109,20 +98,22 @@ def split_counts(rng: np.random.Generator, count: int, shares: np.ndarray) -> np
     return parts
 
 
-def hand_out(ask: Ask, counts: np.ndarray) -> np.ndarray:
-    """Owners for the given `counts` (n, C): random samples of each class; the rest is unused."""
+def hand_out(
+    ask: Ask, counts: np.ndarray, log: tuple[str, ...] = (), allowed: np.ndarray | None = None
+) -> Draft:
+    """Random samples of each class, as many as `counts` (n, C) says; the rest is unused."""
     owner = np.full(len(ask.labels), -1, dtype=np.int64)
     clients = np.arange(len(counts))
     for label in range(ask.num_classes):
         rows = ask.rng.permutation(np.flatnonzero(ask.labels == label))
         to = np.repeat(clients, counts[:, label])
         owner[rows[: len(to)]] = to
-    return owner
+    return Draft(owner, log, allowed=allowed)
 
 
 def label_counts(ask: Ask, alpha: float, keep: np.ndarray | None = None) -> np.ndarray:
     """`(n, C)` counts: class sizes (or `keep`) times one Dir(alpha) draw per class."""
-    sizes = np.bincount(ask.labels, minlength=ask.num_classes) if keep is None else keep
+    sizes = ask.class_sizes if keep is None else keep
     laws = softmax(log_dirichlet(ask.rng, np.full(ask.num_clients, alpha), ask.num_classes))
     return np.stack(
         [split_counts(ask.rng, int(s), law) for s, law in zip(sizes, laws, strict=True)], axis=1

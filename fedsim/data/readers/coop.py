@@ -6,8 +6,8 @@
     ROOT/imagenet/                                classnames.txt, images/{train,val}/{n01440764}/
 
 Splits, class names and prompts are those that CoOp, Tip-Adapter and CacheFL report on. ImageNet's
-validation set is the test split, as everywhere; what CoOp also validates on is here carved out of
-train, so that nothing is chosen on test data.
+validation set is the test split, as everywhere. CoOp also validates on it; here val is carved out
+of train, so that nothing is chosen on test data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from fedsim.data.readers.coop_lists import read_aircraft, read_imagenet, read_sp
 from fedsim.data.readers.source import SPLITS, FoundSplit, Source
 from fedsim.errors import DataError
 
-__all__ = ["COOP_SETS", "coop_identity", "is_coop", "read_coop"]
-
 IMAGE_SIZE = 224
 """Pixels of a side unless the user says otherwise: what most CLIP encoders take."""
 MAX_VAL_SHOTS = 4
@@ -35,7 +33,7 @@ _GUIDE = "DATASETS.md of github.com/KaiyangZhou/CoOp"
 
 @dataclass(frozen=True)
 class CoopSet:
-    """Where one data set is kept and what its prompts are.
+    """Where one data set lies, and its prompts.
 
     Attributes:
         folder: Its folder under the common root.
@@ -59,68 +57,40 @@ def _split(
 
 
 _OXFORD = "www.robots.ox.ac.uk/~vgg/data"
+_CVL = "data.vision.ee.ethz.ch/cvl/datasets_extra"
+_PET = "a photo of a {}, a type of pet."
+_FLOWER = "a photo of a {}, a type of flower."
+_AIRCRAFT = "a photo of a {}, a type of aircraft."
+_FOOD, _EUROSAT = "a photo of {}, a type of food.", "a centered satellite photo of {}."
+_UCF = "a photo of a person doing {}."
+_IMAGENET = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+_VARIANTS = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
 
 COOP_SETS = {
-    "imagenet": CoopSet(
-        "imagenet",
-        "images",
-        ("classnames.txt",),
-        "image-net.org",
-        (
-            "itap of a {}.",
-            "a bad photo of the {}.",
-            "a origami {}.",
-            "a photo of the large {}.",
-            "a {} in a video game.",
-            "art of the {}.",
-            "a photo of the small {}.",
-        ),
-    ),
+    "imagenet": CoopSet("imagenet", "images", ("classnames.txt",), "image-net.org", _IMAGENET),
     "caltech101": _split("caltech-101", "101_ObjectCategories", "Caltech101", "data.caltech.edu"),
-    "oxford_pets": _split(
-        "oxford_pets",
-        "images",
-        "OxfordPets",
-        f"{_OXFORD}/pets",
-        "a photo of a {}, a type of pet.",
-    ),
+    "oxford_pets": _split("oxford_pets", "images", "OxfordPets", f"{_OXFORD}/pets", _PET),
     "stanford_cars": _split("stanford_cars", "", "StanfordCars", "ai.stanford.edu/~jkrause/cars"),
     "oxford_flowers": _split(
-        "oxford_flowers",
-        "jpg",
-        "OxfordFlowers",
-        f"{_OXFORD}/flowers/102",
-        "a photo of a {}, a type of flower.",
+        "oxford_flowers", "jpg", "OxfordFlowers", f"{_OXFORD}/flowers/102", _FLOWER
     ),
-    "food101": _split(
-        "food-101",
-        "images",
-        "Food101",
-        "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-        "a photo of {}, a type of food.",
-    ),
+    "food101": _split("food-101", "images", "Food101", f"{_CVL}/food-101", _FOOD),
     "fgvc_aircraft": CoopSet(
-        "fgvc_aircraft",
-        "images",
-        ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)),
-        f"{_OXFORD}/fgvc-aircraft",
-        ("a photo of a {}, a type of aircraft.",),
+        "fgvc_aircraft", "images", _VARIANTS, f"{_OXFORD}/fgvc-aircraft", (_AIRCRAFT,)
     ),
     "sun397": _split("sun397", "SUN397", "SUN397", "vision.princeton.edu/projects/2010/SUN"),
     "dtd": _split("dtd", "images", "DescribableTextures", f"{_OXFORD}/dtd", "{} texture."),
-    "eurosat": _split(
-        "eurosat",
-        "2750",
-        "EuroSAT",
-        "github.com/phelber/EuroSAT",
-        "a centered satellite photo of {}.",
-    ),
+    "eurosat": _split("eurosat", "2750", "EuroSAT", "github.com/phelber/EuroSAT", _EUROSAT),
     "ucf101": _split(
-        "ucf101",
-        "UCF-101-midframes",
-        "UCF101",
-        "www.crcv.ucf.edu/data/UCF101.php",
-        "a photo of a person doing {}.",
+        "ucf101", "UCF-101-midframes", "UCF101", "www.crcv.ucf.edu/data/UCF101.php", _UCF
     ),
 }
 _ALIASES = {"fgvc": "fgvc_aircraft"}
@@ -170,9 +140,9 @@ def read_coop(name: str, path: Path | None, image_size: int | None) -> Source:
 
 
 def coop_identity(name: str, path: str | Path | None) -> list[Any]:
-    """What identifies the content: its lists, and the names and times of its folders of images.
+    """Identifies the content by its lists, and by names and times of its folders of images.
 
-    The images themselves are not looked at: ImageNet has 1.3 million, and every process asks.
+    The images are not looked at: ImageNet has 1.3 million, and every process asks.
 
     Raises:
         DataError: A list is missing.

@@ -1,4 +1,4 @@
-"""The three ways in which CoOp's data sets say which image is what."""
+"""The three formats in which CoOp's data sets list their images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fedsim.data.images import IMAGE_SUFFIXES
-from fedsim.data.readers.source import SPLITS
+from fedsim.data.readers.source import SPLITS, images_in
 from fedsim.errors import DataError, did_you_mean
-
-__all__ = ["Lists", "read_aircraft", "read_imagenet", "read_split"]
 
 Listing = tuple[list[str], list[int]]
 """Images, relative to their common folder, and their labels."""
@@ -22,7 +19,7 @@ Listing = tuple[list[str], list[int]]
 
 @dataclass(frozen=True)
 class Lists:
-    """What the lists of a data set say.
+    """The content of the lists of a data set.
 
     Attributes:
         splits: Split name (train, val, test) -> images and labels.
@@ -127,9 +124,7 @@ def read_imagenet(lists: Sequence[Path], images: Path) -> Lists:
             if folder not in label_of:
                 raise DataError(f"{images / 'train'} has no folder {folder}, {images / part} has")
             here = images / part / folder
-            found = sorted(file for file in os.listdir(here) if _is_image(file))
-            if not found:
-                raise DataError(f"{here}: this class folder holds no images: fill or remove it")
+            found = images_in(here)
             files += [f"{part}/{folder}/{file}" for file in found]
             labels += [label_of[folder]] * len(found)
         splits[split] = files, labels
@@ -146,7 +141,7 @@ def read_imagenet(lists: Sequence[Path], images: Path) -> Lists:
 def _load_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a web page that was saved in its place, often
+    except (OSError, ValueError) as error:  # often a web page that was saved in its place
         raise DataError(f"{path}: not readable as JSON ({error}): copy it again") from error
     if not isinstance(tree, dict):
         raise DataError(f"{path}: expected an object with train, val and test, not {_short(tree)}")
@@ -163,10 +158,6 @@ def _lines(path: Path) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_image(file: str) -> bool:
-    return Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
 
 
 def _folders(root: Path) -> list[str]:

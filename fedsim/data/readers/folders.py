@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
-from fedsim.data.readers.source import FoundSplit, Source, missing_path, split_name
+from fedsim.data.images import ImagePaths
+from fedsim.data.readers.source import FoundSplit, Source, images_in, missing_path, split_name
 from fedsim.errors import DataError
-
-__all__ = ["read_folder"]
 
 
 def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
@@ -48,11 +46,8 @@ def read_folder(root: Path, domains: bool, image_size: int | None) -> Source:
     if not classes:
         layout = "{domain}/{class}" if domains else "{class}"
         raise DataError(f"{root}: no images: expected sub-folders {layout} of image files")
-    parts = {}
-    for split, group in groups.items():
-        parts[split] = _part(root, group, classes, domains, image_size)
-    names = tuple(name.replace("_", " ") for name in classes)
-    return Source(parts=parts, classnames=names)
+    parts = {s: _part(root, g, classes, domains, image_size) for s, g in groups.items()}
+    return Source(parts, classnames=tuple(name.replace("_", " ") for name in classes))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -69,14 +64,12 @@ def _part(
     of_domain: list[str] = []
     for domain, folder in group.items():
         for class_folder in _folders(folder):
-            images = sorted(
-                p.relative_to(root).as_posix()
-                for p in class_folder.iterdir()
-                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            if not images:
-                raise _empty(class_folder, domains)
-            files += images
+            try:
+                images = images_in(class_folder)
+            except DataError as error:
+                raise _wrong_layout(class_folder, domains) or error from None
+            below = class_folder.relative_to(root).as_posix()
+            files += [f"{below}/{image}" for image in images]
             labels += [classes.index(class_folder.name)] * len(images)
             of_domain += [domain] * len(images)
     return FoundSplit(
@@ -87,12 +80,12 @@ def _part(
     )
 
 
-def _empty(folder: Path, domains: bool) -> DataError:
-    """The error for a class folder without images, which may be a wrong layout."""
-    if _folders(folder):
-        if domains:
-            hint = "the layout is deeper than {domain}/{class}"
-        else:
-            hint = "if the layout is {domain}/{class}, set domains: true"
-        return DataError(f"{folder} holds folders instead of images: {hint}")
-    return DataError(f"{folder}: this class folder holds no images: fill or remove it")
+def _wrong_layout(folder: Path, domains: bool) -> DataError | None:
+    """The error for a class folder that holds folders instead of images."""
+    if not _folders(folder):
+        return None
+    if domains:
+        hint = "the layout is deeper than {domain}/{class}"
+    else:
+        hint = "if the layout is {domain}/{class}, set domains: true"
+    return DataError(f"{folder} holds folders instead of images: {hint}")

@@ -7,30 +7,29 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config.sections import DataConfig
 from fedsim.data.images import pixels
-from fedsim.data.readers.source import Columns, FoundSplit, Source, pick, split_name
-from fedsim.errors import DataError
-
-__all__ = ["read_huggingface"]
+from fedsim.data.readers.source import FoundSplit, Source, split_name
+from fedsim.errors import DataError, did_you_mean
 
 _MAX_BYTES = 8 * 2**30
 """Decoded images are held in memory; above this they are refused."""
-_IMAGES = ("image", "img", "images", "picture", "x")
-_LABELS = ("label", "labels", "fine_label", "class", "target", "y")
-_CLIENTS = ("client_id", "client", "writer_id", "user_id")
-_DOMAINS = ("domain", "domain_id")
+_USUAL = {
+    "image": ("image", "img", "images", "picture", "x"),
+    "label": ("label", "labels", "fine_label", "class", "target", "y"),
+    "client": ("client_id", "client", "writer_id", "user_id"),
+    "domain": ("domain", "domain_id"),
+}
+"""What a column holds -> the names it is looked for under."""
 
 
-def read_huggingface(
-    name: str, path: Path | None, columns: Columns, image_size: int | None
-) -> Source:
+def read_huggingface(name: str, path: Path | None, data: DataConfig) -> Source:
     """Load a data set with the `datasets` package and decode its images.
 
     Args:
         name: `NAME` or `NAME:CONFIG` on the hub, or a folder.
         path: A copy made with `save_to_disk`, used instead of the hub.
-        columns: Columns that are not called as usual.
-        image_size: See `ImagePaths`.
+        data: Columns that are not called as usual, and `image_size` (see `ImagePaths`).
 
     Raises:
         DataError: It cannot be loaded (offline, unknown name), or a column is missing.
@@ -50,12 +49,8 @@ def read_huggingface(
         )
     where = f"hf:{name}"
     first = next(iter(ours.values()))
-    label = _column(columns.label, _LABELS, first, where, "label_column")
-    names = getattr(first.features[label], "names", None)
-    parts = {
-        split: _part(rows, columns, label, f"{where} {split}", image_size)
-        for split, rows in ours.items()
-    }
+    names = getattr(first.features[_column(data, "label", first, where)], "names", None)
+    parts = {split: _part(rows, data, f"{where} {split}") for split, rows in ours.items()}
     return Source(parts=parts, classnames=tuple(names) if names else None)
 
 
@@ -76,7 +71,7 @@ def _load(name: str, path: Path | None) -> Any:
             )
         repository, _, config = name.partition(":")
         return datasets.load_dataset(repository, config or None)
-    except Exception as error:  # the package raises whatever its network stack raises
+    except Exception as error:  # the package passes on errors of its network stack
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         if local is not None:
             raise DataError(
@@ -89,26 +84,28 @@ def _load(name: str, path: Path | None) -> Any:
         ) from error
 
 
-def _column(given: str | None, usual: tuple[str, ...], rows: Any, where: str, option: str) -> str:
-    """A column that must be there."""
-    key = pick(given, usual, rows.column_names, where)
-    if key is None:
-        raise DataError(f"{where}: set {option} to one of {', '.join(rows.column_names)}")
-    return key
+def _column(data: DataConfig, what: str, rows: Any, where: str) -> str | None:
+    """The column of images, labels, clients or domains: the one named by the user, or a usual one.
+
+    Raises:
+        DataError: The one named is not there, or there is no usual one and it is needed.
+    """
+    given, known = getattr(data, f"{what}_column"), list(rows.column_names)
+    if given is not None and given not in known:
+        raise DataError(f"{where} has no {given!r}: {did_you_mean(given, known)}")
+    found = given or next((name for name in _USUAL[what] if name in known), None)
+    if found is None and what in ("image", "label"):
+        raise DataError(f"{where}: set {what}_column to one of {', '.join(known)}")
+    return found
 
 
-def _part(
-    rows: Any, columns: Columns, label: str, where: str, image_size: int | None
-) -> FoundSplit:
+def _part(rows: Any, data: DataConfig, where: str) -> FoundSplit:
     """Decode one split."""
-    image = _column(columns.image, _IMAGES, rows, where, "image_column")
-    _column(label, (), rows, where, "label_column")
-    client = pick(columns.client, _CLIENTS, rows.column_names, where)
-    domain = pick(columns.domain, _DOMAINS, rows.column_names, where)
-    decoded: list[np.ndarray] = []
-    for index, value in enumerate(rows[image]):
+    columns = {what: _column(data, what, rows, where) for what in _USUAL}
+    size, decoded = data.image_size, list[np.ndarray]()
+    for index, value in enumerate(rows[columns["image"]]):
         is_image = hasattr(value, "convert")
-        array = pixels(value, f"{where} row {index}", image_size) if is_image else np.asarray(value)
+        array = pixels(value, f"{where} row {index}", size) if is_image else np.asarray(value)
         if decoded and array.shape != decoded[0].shape:
             raise DataError(
                 f"{where} row {index} has shape {array.shape}, row 0 {decoded[0].shape}: set "
@@ -120,10 +117,11 @@ def _part(
                 f"{_MAX_BYTES // 2**30} GiB of memory: set image_size, or save them as a folder"
             )
         decoded.append(array)
+    ids = {c: np.asarray(list(rows[n])) for c, n in columns.items() if n and c != "image"}
     return FoundSplit(
         rows=np.stack(decoded) if decoded else np.zeros((0, 1, 1), dtype=np.uint8),
-        labels=np.asarray(list(rows[label])),
+        labels=ids["label"],
         where=where,
-        clients=np.asarray(list(rows[client])) if client else None,
-        domains=np.asarray(list(rows[domain])) if domain else None,
+        clients=ids.get("client"),
+        domains=ids.get("domain"),
     )

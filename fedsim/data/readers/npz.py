@@ -18,33 +18,29 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from fedsim.data.readers.source import (
-    SPLITS,
-    Columns,
-    FoundSplit,
-    Source,
-    missing_path,
-    pick,
-    split_name,
-)
+from fedsim.config.sections import DataConfig
+from fedsim.data.readers.source import SPLITS, FoundSplit, Source, missing_path, split_name
 from fedsim.errors import DataError, did_you_mean
 
-__all__ = ["read_npz"]
-
-_KEYS = {
+_USUAL = {
     "image": ("x", "images", "image", "data", "features", "feats", "f"),
     "label": ("y", "labels", "label", "targets", "target", "l"),
     "client": ("client", "clients", "client_id", "client_ids"),
     "domain": ("domain", "domains", "domain_id", "domain_ids"),
 }
-"""A column, as `Columns` calls it -> the keys it is looked for under."""
+"""What a column holds -> the keys it is looked for under."""
+_FLAGS = {"is_val": "val", "is_local_val": "val", "is_test": "test", "is_local_test": "test"}
+"""A column of 0 and 1 -> the split of the rows that it marks."""
 _FEATURE_NAMES = ("features", "feats", "f", "keys")
+Named = Mapping[str, str | None]
+"""What a column holds -> its key in the archive."""
 
 _DAMAGE = (
     OSError,
@@ -79,9 +75,7 @@ class _Archive:
     def __getitem__(self, key: str) -> np.ndarray:
         try:
             array = self.archive[key]
-        except _DAMAGE as error:
-            raise DataError(f"{self.path}: {key!r} is damaged ({error}): copy it again") from error
-        except ValueError as error:
+        except (*_DAMAGE, ValueError) as error:
             if "allow_pickle" in str(error):
                 raise DataError(
                     f"{self.path}: {key!r} is a pickled object array, which is never loaded: save "
@@ -92,18 +86,23 @@ class _Archive:
             raise DataError(f"{self.path}: {key!r} is not an array with one row per sample")
         return array
 
-    def first(self, *keys: str) -> np.ndarray | None:
-        """The first of `keys` that is there."""
-        return next((self[key] for key in keys if key in self.keys), None)
+    def first(self, *keys: str) -> str | None:
+        """The first of these keys that is there."""
+        return next((key for key in keys if key in self.keys), None)
+
+    def get(self, *keys: str) -> np.ndarray | None:
+        """The array under the first of these keys that is there."""
+        key = self.first(*keys)
+        return None if key is None else self[key]
 
 
-def read_npz(path: Path, columns: Columns, shots: int | None) -> Source:
+def read_npz(path: Path, data: DataConfig) -> Source:
     """Read an archive (keys: see the module).
 
     Args:
         path: The `.npz` file.
-        columns: Keys that are not called as usual.
-        shots: Which `keys_*` to take, where the archive has them; None = the most.
+        data: Keys that are not called as usual; `shots` says which `keys_*` to take, where the
+            archive has them (by default the most).
 
     Raises:
         DataError: The file is missing, damaged or pickled, or a key is not there.
@@ -112,73 +111,69 @@ def read_npz(path: Path, columns: Columns, shots: int | None) -> Source:
         raise missing_path(path)
     with path.open("rb") as handle:  # NumPy leaves a broken file open
         archive = _Archive(path, handle)
-        notes: list[str] = []
-        parts, are_features = _read_parts(archive, columns, shots, notes)
-        few_shot = "keys_" in parts["train"].where if "train" in parts else False
-        names = archive.first("classnames", "class_names")
+        source = _read_splits(archive, data)
+        names = archive.get("classnames", "class_names")
         if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
             raise DataError(f"{path}: classnames must be strings (num_classes,)")
-        text = archive.first("text_f", "text_features")
-        ids = archive.first("text_class")
+        text, ids = archive.get("text_f", "text_features"), archive.get("text_class")
         if text is not None and ids is None:
             ids = np.arange(len(text))
-    return Source(
-        parts=parts,
-        are_features=are_features,
+    return replace(
+        source,
         classnames=None if names is None else tuple(str(n) for n in names.astype(str)),
         text=None if text is None or ids is None else (text, ids),
-        few_shot=few_shot,
-        notes=notes,
     )
 
 
-def _read_parts(
-    archive: _Archive, columns: Columns, shots: int | None, notes: list[str]
-) -> tuple[dict[str, FoundSplit], bool]:
-    """The splits, and whether they are features."""
-    given = {column: getattr(columns, column) for column in _KEYS}
-    wanted = {c: (given[c],) if given[c] else usual for c, usual in _KEYS.items()}
-    found = {s: {c: _split_key(archive, k, s) for c, k in wanted.items()} for s in SPLITS}
-    keys = {split: named for split, named in found.items() if named["image"]}
-    shot_keys = {k.removeprefix("keys_") for k in archive.keys if k.startswith("keys_")}
-    if "train" not in keys and shot_keys:
-        name = _shot_key(archive.path, shot_keys, shots, notes)
-        keys["train"] = {"image": f"keys_{name}", "label": f"keylab_{name}"}
-    if not keys:
-        return _read_flat(archive, columns)
-    if "train" not in keys:  # flat x and y beside x_test and y_test
-        flat = {c: _present(archive, names) for c, names in wanted.items()}
-        if flat["image"] and flat["label"]:
-            keys["train"] = flat
-    for split, named in keys.items():
-        if named["label"] not in archive.keys:
-            raise _no_labels(archive, split, str(named["image"]), columns.label)
+def _read_splits(archive: _Archive, data: DataConfig) -> Source:
+    """The rows of every split."""
+    where, notes = archive.path, list[str]()
+    given = {column: getattr(data, f"{column}_column") for column in _USUAL}
+    wanted = {c: (given[c],) if given[c] else usual for c, usual in _USUAL.items()}
+    keys: dict[str, Named] = {}
+    for split, words in SPLITS.items():
+        named: dict[str, str | None] = {}
+        for column, names in wanted.items():
+            both = ((f"{n}_{w}", f"{w}_{n}") for n in names for w in words)  # x_train or train_x
+            named[column] = archive.first(*(key for pair in both for key in pair))
+        if named["image"]:
+            keys[split] = named
+    shots = {key.removeprefix("keys_") for key in archive.keys if key.startswith("keys_")}
+    few_shot = "train" not in keys and bool(shots)
+    if few_shot:
+        number = _shot_key(where, shots, data.shots, notes)
+        keys["train"] = {"image": f"keys_{number}", "label": f"keylab_{number}"}
+    for split, columns in keys.items():
+        if columns["label"] not in archive.keys:
+            raise _no_labels(archive, split, str(columns["image"]), data.label_column)
+    flat = {column: archive.first(*names) for column, names in wanted.items()}
+    only_flat = not keys
+    if only_flat or ("train" not in keys and flat["image"] and flat["label"]):
+        keys["train"] = flat
     for column, name in given.items():
         if name and not any(named.get(column) for named in keys.values()):
-            raise DataError(f"{archive.path} has no {name!r}: {did_you_mean(name, archive.keys)}")
+            raise DataError(f"{where} has no {name!r}: {did_you_mean(name, archive.keys)}")
+    for column, what in (("image", "images or features"), ("label", "labels")):
+        if only_flat and flat[column] is None:
+            raise DataError(
+                f"{where} has no {what} under a usual key ({', '.join(_USUAL[column])}): set "
+                f"{column}_column to one of {', '.join(archive.keys)}"
+            )
     parts = {split: _part(archive, named) for split, named in keys.items()}
     first = next(iter(keys))
-    return parts, _are_features(str(keys[first]["image"]), parts[first])
+    are_features = _are_features(str(keys[first]["image"]), parts[first])
+    if only_flat:
+        parts = _cut(archive, parts["train"])
+    return Source(parts, are_features=are_features, few_shot=few_shot, notes=notes)
 
 
-def _split_key(archive: _Archive, names: tuple[str, ...], split: str) -> str | None:
-    """The key of one column of one split, e.g. `x_train` or `train_x`."""
-    words = SPLITS[split]
-    keys = (key for n in names for word in words for key in (f"{n}_{word}", f"{word}_{n}"))
-    return _present(archive, keys)
-
-
-def _present(archive: _Archive, keys: Iterable[str]) -> str | None:
-    """The first of these keys that the archive has."""
-    return next((key for key in keys if key in archive.keys), None)
-
-
-def _part(archive: _Archive, named: Mapping[str, str | None]) -> FoundSplit:
+def _part(archive: _Archive, named: Named) -> FoundSplit:
     """The columns under the given keys."""
     found = {column: archive[key] for column, key in named.items() if key}
     where = f"{archive.path}: {named['image']}"
-    clients, domains = found.get("client"), found.get("domain")
-    return FoundSplit(found["image"], found["label"], where, clients=clients, domains=domains)
+    return FoundSplit(
+        found["image"], found["label"], where, found.get("client"), found.get("domain")
+    )
 
 
 def _no_labels(archive: _Archive, split: str, rows: str, label: str | None) -> DataError:
@@ -201,58 +196,44 @@ def _shot_key(path: Path, known: set[str], shots: int | None, notes: list[str]) 
     """Which few-shot set to train on."""
     numbers = sorted((k for k in known if k.isdigit()), key=int)
     if shots is None and numbers:
-        notes.append(
-            f"train is the {numbers[-1]}-shot set keys_{numbers[-1]} (set shots to choose)"
-        )
-        return numbers[-1]
+        most = numbers[-1]
+        notes.append(f"train is the {most}-shot set keys_{most} (set shots to choose)")
+        return most
     if str(shots) not in known:
         raise DataError(f"{path} has no keys_{shots}: choose shots from {', '.join(numbers)}")
     return str(shots)
 
 
-def _read_flat(archive: _Archive, columns: Columns) -> tuple[dict[str, FoundSplit], bool]:
-    """One `x` and `y`, cut by flags or a `split` column where there is one."""
-    where = str(archive.path)
-    found = {c: pick(getattr(columns, c), usual, archive.keys, where) for c, usual in _KEYS.items()}
-    for column, what in (("image", "images or features"), ("label", "labels")):
-        if found[column] is None:
-            raise DataError(
-                f"{where} has no {what} under a usual key ({', '.join(_KEYS[column])}): set "
-                f"{column}_column to one of {', '.join(archive.keys)}"
-            )
-    whole = _part(archive, found)
-    are_features = _are_features(str(found["image"]), whole)
+def _cut(archive: _Archive, whole: FoundSplit) -> dict[str, FoundSplit]:
+    """Rows without a split in their key, cut by flags or by a `split` column."""
     split = _split_column(archive, len(whole.labels))
-    if split is None:
-        return {"train": whole}, are_features
+    if split is None or len(whole.rows) != len(split):
+        return {"train": whole}
+    assert isinstance(whole.rows, np.ndarray)
     parts = {}
     for name in SPLITS:
         mask = split == name
-        if mask.any() and len(whole.rows) == len(mask):
-            columns_of = {
-                what: None if value is None or len(value) != len(mask) else value[mask]
-                for what, value in (("clients", whole.clients), ("domains", whole.domains))
-            }
-            parts[name] = FoundSplit(
-                whole.rows[mask], whole.labels[mask], whole.where, **columns_of
+        if mask.any():
+            ids = (
+                None if column is None or len(column) != len(mask) else column[mask]
+                for column in (whole.clients, whole.domains)
             )
-    return parts or {"train": whole}, are_features
+            parts[name] = FoundSplit(whole.rows[mask], whole.labels[mask], whole.where, *ids)
+    return parts
 
 
 def _split_column(archive: _Archive, count: int) -> np.ndarray | None:
     """The split of each row by name, or None when the archive does not say."""
+    said = [key for key in ("split", *_FLAGS) if key in archive.keys]
     split = np.full(count, "train", dtype="U5")
-    said = False
-    for key in ("split", "is_val", "is_local_val", "is_test", "is_local_test"):
-        if key not in archive.keys:
-            continue
-        values, said = archive[key], True
+    for key in said:
+        values = archive[key]
         if values.shape != (count,):
             raise DataError(f"{archive.path}: {key!r} has shape {values.shape} for {count} labels")
-        if key != "split":
+        if key in _FLAGS:
             if values.dtype.kind not in "bui" or not np.isin(values, (0, 1)).all():
                 raise DataError(f"{archive.path}: {key!r} must hold only 0 and 1")
-            split[values.astype(bool)] = "val" if key.endswith("val") else "test"
+            split[values.astype(bool)] = _FLAGS[key]
             continue
         for value in np.unique(values):
             name = dict(enumerate(SPLITS)).get(int(value)) if values.dtype.kind in "ui" else None

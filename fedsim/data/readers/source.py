@@ -1,17 +1,15 @@
-"""What a reader hands over: the rows of each split as they were found, before any check."""
+"""The output of a reader: the rows of each split as they were found, before any check."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.images import ImagePaths
+from fedsim.data.images import IMAGE_SUFFIXES, ImagePaths
 from fedsim.errors import DataError, did_you_mean
-
-__all__ = ["SPLITS", "Columns", "FoundSplit", "Source", "missing_path", "pick", "split_name"]
 
 SPLITS = {
     "train": ("train", "training"),
@@ -21,14 +19,9 @@ SPLITS = {
 """Our name of a split -> the names it goes by in files, folders and columns."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names given by the user; None = the usual ones are tried."""
-
-    image: str | None = None
-    label: str | None = None
-    client: str | None = None
-    domain: str | None = None
+COLUMNS = ("image", "label", "client", "domain")
+"""What a column may hold. The user's name of one is `data.<what>_column`; without a name the usual
+ones are tried."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,27 @@ class Source:
     carve_seed: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return next(iter(self.parts.values())).where
+
+
+def images_in(folder: Path) -> list[str]:
+    """Names of the images in a class folder, sorted; hidden files are left out.
+
+    Raises:
+        DataError: There is none.
+    """
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+    if not names:
+        raise DataError(f"{folder}: this class folder holds no images: fill or remove it")
+    return names
+
 
 def split_name(name: str) -> str | None:
     """Our name of the split that a file calls `name`, or None.
@@ -84,23 +98,6 @@ def split_name(name: str) -> str | None:
     ('val', None)
     """
     return next((ours for ours, known in SPLITS.items() if name.lower() in known), None)
-
-
-def pick(given: str | None, usual: Iterable[str], found: Iterable[str], where: str) -> str | None:
-    """The column to use: the one given, else the first usual one that was found, else None.
-
-    Raises:
-        DataError: The given one is not there.
-
-    >>> pick(None, ["x", "images"], ["images", "y"], "a.npz")
-    'images'
-    """
-    names = list(found)
-    if given is None:
-        return next((name for name in usual if name in names), None)
-    if given not in names:
-        raise DataError(f"{where} has no {given!r}: {did_you_mean(given, names)}")
-    return given
 
 
 def missing_path(path: Path) -> DataError:

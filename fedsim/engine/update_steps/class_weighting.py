@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.config.server import ServerConfig
+from fedsim.config.sections import ServerConfig
 from fedsim.engine.update_steps.base import GroupContext, Place, Sent, UpdateStep
 from fedsim.methods.base import Method, Received
 from fedsim.params import Params

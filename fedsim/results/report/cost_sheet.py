@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
+from fedsim.config.base import Section
 from fedsim.config.problems import messages, shown
-from fedsim.config.sections import Section
 from fedsim.errors import ConfigError, ResultsError
 from fedsim.results.analysis.named_runs import CELL, final_runs, setting
 from fedsim.results.report.grid import Grid, grids_by_cell

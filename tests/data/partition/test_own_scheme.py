@@ -29,10 +29,6 @@ class Options(Section):
     first_share: float = Field(gt=0, lt=1)
     """Share of the first client."""
 
-    @property
-    def shown(self):
-        return self.first_share
-
 
 def split(ask, options):
     owner = 1 + np.arange(len(ask.labels)) % (ask.num_clients - 1)

@@ -19,9 +19,7 @@ from fedsim.data.partition.sampling import (
     split_counts,
 )
 
-
-class Options(DirichletOptions):
-    """A concentration."""
+Options = DirichletOptions
 
 
 def split(ask: Ask, options: Options) -> Draft:
@@ -30,9 +28,9 @@ def split(ask: Ask, options: Options) -> Draft:
     logs = log_dirichlet(ask.rng, np.full(num, options.dirichlet_alpha), ask.num_classes)
     counts = np.zeros((num, ask.num_classes), dtype=np.int64)
     sizes = np.zeros(num, dtype=np.int64)
-    for label, size in enumerate(np.bincount(ask.labels, minlength=ask.num_classes)):
+    for label, size in enumerate(ask.class_sizes):
         if size:
             open_clients = np.where(sizes < total / num, logs[label], -np.inf)
             counts[:, label] = split_counts(ask.rng, int(size), softmax(open_clients))
             sizes += counts[:, label]
-    return Draft(hand_out(ask, counts))
+    return hand_out(ask, counts)

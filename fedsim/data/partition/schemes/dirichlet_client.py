@@ -3,8 +3,8 @@
 p is the global label law, so that classes of equal size give Dir(alpha * 1_C). Hsu et al.
 2019 (arXiv 1909.06335) write Dir(alpha_Hsu * p): alpha_Hsu = C * alpha. Samples are drawn
 without replacement, client after client in random order; a class that has run out is struck
-from the law, which stays Dirichlet on the others. All samples are used, so that the last
-clients take what is left.
+from the law, which stays Dirichlet on the others. All samples are used, so the last clients
+take the rest.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from fedsim.data.partition.sampling import (
     softmax,
 )
 
-
-class Options(DirichletOptions):
-    """A concentration."""
+Options = DirichletOptions
 
 
 def split(ask: Ask, options: Options) -> Draft:
     """Fill one client after the other from its own law."""
-    left = np.bincount(ask.labels, minlength=ask.num_classes)
+    left = ask.class_sizes
     total, num = len(ask.labels), ask.num_clients
     present = left > 0
     prior = np.where(present, left, 1) / total * ask.num_classes * options.dirichlet_alpha
@@ -43,4 +41,4 @@ def split(ask: Ask, options: Options) -> Draft:
             counts[client] += drawn
             left -= drawn
             missing -= int(drawn.sum())
-    return Draft(hand_out(ask, counts))
+    return hand_out(ask, counts)

@@ -39,7 +39,7 @@ def split(ask: Ask, options: Options) -> Population:
             f"dirichlet_drawn: samples_per_client is {mean:g}, less than min_samples "
             f"{ask.min_samples}"
         )
-    sizes = np.bincount(ask.labels, minlength=ask.num_classes)
+    sizes = ask.class_sizes
     order = np.argsort(ask.labels, kind="stable")
     return Population(
         num_clients=ask.num_clients,

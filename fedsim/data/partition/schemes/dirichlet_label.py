@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from fedsim.data.partition.sampling import Ask, DirichletOptions, Draft, hand_out, label_counts
 
-
-class Options(DirichletOptions):
-    """A concentration."""
+Options = DirichletOptions
 
 
 def split(ask: Ask, options: Options) -> Draft:
     """One draw per class, then random samples of it."""
-    return Draft(hand_out(ask, label_counts(ask, options.dirichlet_alpha)))
+    return hand_out(ask, label_counts(ask, options.dirichlet_alpha))

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.config.base import Section
-from fedsim.data.partition.sampling import Ask, Draft
+from fedsim.data.partition.sampling import Ask, DirichletOptions, Draft
 from fedsim.data.partition.schemes import dirichlet_label, iid
 from fedsim.errors import PartitionError
 
@@ -23,11 +23,6 @@ class Options(Section):
 
     dirichlet_alpha: float | None = Field(None, gt=0)
     """Concentration of the labels within a domain; null for none."""
-
-    @property
-    def shown(self) -> float | None:
-        """The value in the partition's label."""
-        return self.dirichlet_alpha
 
 
 def split(ask: Ask, options: Options) -> Draft:
@@ -56,9 +51,9 @@ def split(ask: Ask, options: Options) -> Draft:
         rows = np.flatnonzero(which == index)
         part = replace(ask, labels=ask.labels[rows], num_clients=int(shares[index]))
         if options.dirichlet_alpha is None:
-            own = iid.split(part, iid.Options()).owner
+            own = iid.split(part, options).owner
         else:
-            skew = dirichlet_label.Options(dirichlet_alpha=options.dirichlet_alpha)
+            skew = DirichletOptions(dirichlet_alpha=options.dirichlet_alpha)
             own = dirichlet_label.split(part, skew).owner
         owner[rows] = first + own
     holds = np.repeat(np.arange(num_domains), shares)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.config.base import Section
 from fedsim.data.partition.sampling import Ask, Draft
 
 
-class Options(Section):
-    """The scheme has none."""
-
-
-def split(ask: Ask, options: Options) -> Draft:
+def split(ask: Ask, options: object) -> Draft:
     """Shuffle the rows and deal them out in turn."""
     owner = np.empty(len(ask.labels), dtype=np.int64)
     owner[ask.rng.permutation(len(owner))] = np.arange(len(owner)) % ask.num_clients

@@ -24,7 +24,7 @@ class Options(DirichletOptions):
 def split(ask: Ask, options: Options) -> Draft:
     """Thin the classes out, then share what is kept."""
     factor = options.imbalance_factor
-    sizes = np.bincount(ask.labels, minlength=ask.num_classes)
+    sizes = ask.class_sizes
     decay = factor ** (-np.arange(ask.num_classes) / max(ask.num_classes - 1, 1))
     keep = np.minimum(sizes, np.maximum(np.floor(sizes.max() * decay + 0.5).astype(np.int64), 1))
     need = ask.num_clients * ask.min_samples
@@ -34,4 +34,4 @@ def split(ask: Ask, options: Options) -> Draft:
             f"fewer than {ask.num_clients} clients x min_samples {ask.min_samples} = {need}"
         )
     note = f"longtail: {sizes.sum() - keep.sum()} of {sizes.sum()} samples are unused"
-    return Draft(hand_out(ask, label_counts(ask, options.dirichlet_alpha, keep)), (note,))
+    return hand_out(ask, label_counts(ask, options.dirichlet_alpha, keep), (note,))

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.config.base import Section
 from fedsim.data.partition.sampling import Ask, Draft
 from fedsim.errors import PartitionError
 
 COUNTS_CLIENTS = True
 
 
-class Options(Section):
-    """The scheme has none."""
-
-
-def split(ask: Ask, options: Options) -> Draft:
+def split(ask: Ask, options: object) -> Draft:
     """Take the recorded clients, merged where fewer are asked for."""
     if ask.clients is None:
         raise PartitionError("partition 'natural': this data set has no client ids")

@@ -21,16 +21,11 @@ class Options(Section):
     classes_per_client: int = Field(gt=0)
     """Classes each client holds."""
 
-    @property
-    def shown(self) -> float:
-        """The value in the partition's label."""
-        return self.classes_per_client
-
 
 def split(ask: Ask, options: Options) -> Draft:
     """Deal classes out, then share each class evenly among its holders."""
     each = options.classes_per_client
-    present = np.flatnonzero(np.bincount(ask.labels, minlength=ask.num_classes))
+    present = np.flatnonzero(ask.class_sizes)
     num, num_classes = ask.num_clients, len(present)
     if each > num_classes:
         raise PartitionError(
@@ -51,6 +46,6 @@ def split(ask: Ask, options: Options) -> Draft:
     counts = np.zeros((num, ask.num_classes), dtype=np.int64)
     for label in present:
         holders = np.flatnonzero(allowed[:, label])
-        size = int((ask.labels == label).sum())
+        size = int(ask.class_sizes[label])
         counts[holders, label] = split_counts(ask.rng, size, np.ones(len(holders)))
-    return Draft(hand_out(ask, counts), allowed=allowed)
+    return hand_out(ask, counts, allowed=allowed)

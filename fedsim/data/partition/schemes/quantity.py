@@ -29,11 +29,6 @@ class Options(Section):
             )
         return self
 
-    @property
-    def shown(self) -> float | None:
-        """The value in the partition's label."""
-        return self.dirichlet_alpha if self.size_sigma is None else self.size_sigma
-
 
 def split(ask: Ask, options: Options) -> Draft:
     """Draw sizes, then shuffle the rows and cut them."""
