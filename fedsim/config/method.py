@@ -9,7 +9,6 @@ from fedsim.config.distill import DistillConfig
 from fedsim.config.sections import (
     CacheConfig,
     DataConfig,
-    EngineConfig,
     ModelsConfig,
     ServerConfig,
     SyntheticConfig,
@@ -38,8 +37,6 @@ class MethodConfig:
     distill: DistillConfig
     train: TrainConfig
     server: ServerConfig
-    engine: EngineConfig
-    """`threads` goes with work that a method gives to an `Executor`."""
     seed: int
     partition_seed: int
     train_seed: int

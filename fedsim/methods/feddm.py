@@ -26,9 +26,10 @@ from fedsim.config import MethodConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.shared_set import Probe, perturbed
+from fedsim.distill.synthetic_set import SyntheticSet
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Batches, Executor, Received, State, Update
-from fedsim.methods.shared.trains_on_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import SetOptions, TrainsOnSets
 from fedsim.models.image_arrays import from_unit_range, to_unit_range
 from fedsim.params import Params
 
@@ -86,14 +87,14 @@ class FedDM(TrainsOnSets):
             sent.append({IMAGES: images, LABELS: labels.to(torch.int16)})
         return Update({}, batches.num_samples, linear=False, extra=tuple(sent)), client_state
 
-    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+    def client_sets(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[SyntheticSet]:
         return [
-            ClientSet(
+            SyntheticSet(
                 client,
                 to_unit_range(update.extra[0][IMAGES]).cpu(),
                 update.extra[0][LABELS].long().cpu(),
-                {},
-                {},
             )
             for client, update in received.kept
         ]

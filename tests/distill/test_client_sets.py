@@ -11,8 +11,9 @@ import torch
 
 from fedsim.config.distill import DistillConfig
 from fedsim.distill import client_sets
-from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, distil
 from fedsim.distill.priors.pixels import NoisePixels
+from fedsim.distill.synthetic_set import SyntheticSet
 from fedsim.distill.trajectory import train_student
 from fedsim.params import unstack
 from tests.distill.nets import SIDE, network, weights
