@@ -25,12 +25,13 @@ from torch import Tensor
 from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
-from fedsim.distill.matching import gradient_rows
+from fedsim.distill.distilled_set import SyntheticSet
+from fedsim.distill.dual_keys import CacheModel, KeyStudent
+from fedsim.distill.matching import GradientStudent, gradient_rows
 from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.decode import decode_all, decode_with_way_back
-from fedsim.distill.student import student_of
-from fedsim.distill.synthetic_set import SyntheticSet
-from fedsim.distill.trajectory import Lesson, Match, NetworkFunction, Step
+from fedsim.distill.student import Lesson, Match, NetworkFunction, Step, Student
+from fedsim.distill.trajectory import NetworkStudent
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
 
@@ -126,6 +127,15 @@ def _together(work: Distillation) -> list[SyntheticSet]:
     ]
 
 
+def student_of(network: NetworkFunction, settings: DistillConfig) -> Student:
+    """The student that learns with these settings of `distill`; keys of a cache have their own."""
+    if settings.loss == "gradient":
+        return GradientStudent(network)
+    if isinstance(network, CacheModel):
+        return KeyStudent(network, settings.gradient)
+    return NetworkStudent(network, settings.gradient, settings.distance)
+
+
 class _Run:
     """The state of one distillation: latents, step sizes, generators, momenta."""
 
@@ -134,7 +144,7 @@ class _Run:
         self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
         how = self.settings
-        self._student = student_of(work.network, how.loss, how.gradient, how.distance)
+        self._student = student_of(work.network, how)
         self.device = torch.device(work.device)
         per_class = self.settings.images_per_class
         self.labels = [
@@ -160,8 +170,7 @@ class _Run:
             [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
         )
         self._lr_momentum = torch.zeros_like(self.log_lr)
-        rates = how.latent_lr, how.feature_lr
-        self._descents = [Descent(how.optimizer, *rates, self.prior.maps) for _ in work.sources]
+        self._descents = [Descent(how, self.prior.maps) for _ in work.sources]
         self._steps_done = 0
 
     def _rng(self, client: int, purpose: str) -> torch.Generator:

@@ -25,10 +25,10 @@ from torch import Tensor
 from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import AugmentDraw, augment, draw_augmentation
 from fedsim.distill.descent import Descent, FineTuning
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.priors.base import LoadPrior, Prior
 from fedsim.distill.priors.decode import decode_all, decode_with_way_back
-from fedsim.distill.synthetic_set import NOBODY, SyntheticSet
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
@@ -168,7 +168,7 @@ def match_means(work: MeansWork) -> SyntheticSet:
 
     latents = to_device(work.latents, device) or drawn(prior, "latents")
     before, order = decode_all(prior, latents), rng("steps")
-    descent = Descent(settings.optimizer, settings.latent_lr, settings.feature_lr, prior.maps)
+    descent = Descent(settings, prior.maps)
     for _ in range(settings.latent_steps):
         target = targets[int(torch.randint(len(targets), (), generator=order))]
         images, way_back = decode_with_way_back(prior, latents)

@@ -29,7 +29,7 @@ from torch import Tensor
 from fedsim.methods.base import Batches, Predictor, State, Task
 from fedsim.methods.shared.one_round import OneRoundOfSums
 from fedsim.methods.shared.require import require_text
-from fedsim.methods.shared.statistics import class_targets, normal_equations, ridge, square
+from fedsim.methods.shared.statistics import class_targets, normal_equations, regressed
 from fedsim.models.cache import text_logits
 from fedsim.params import Params
 
@@ -62,8 +62,7 @@ class AFL(OneRoundOfSums):
         return normal_equations(batches, lambda x: x, class_targets(self.task, message.get("text")))
 
     def solve(self, state: State, sums: Params) -> State:
-        second = square(sums["second"], self.task.embed_dim)
-        weights = ridge(second, sums["cross"], self.options.ridge)
+        weights = regressed(sums, self.options.ridge)
         return state | {"head": weights.mT.float().contiguous()}
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:

@@ -42,6 +42,12 @@ from fedsim.params import Params, Product, add, norms  # noqa: F401  (`add` is u
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings, which a checkpoint can hold."""
 
+States = Sequence[State]
+"""Per client of a group, the state that it kept from its last participation, {} at first."""
+
+Generators = Sequence[torch.Generator]
+"""Per client of a group, a CPU generator of its own for this round."""
+
 Predictor = Callable[[Tensor], Tensor]
 """Inputs `(N, ...)` -> logits `(N, num_classes)`."""
 
@@ -286,20 +292,15 @@ class Method:
         return message
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         """Local training of one group.
 
         Args:
             message: `constants` and `message` together, without a client axis.
             batches: The group's local data.
-            client_state: Per client, the state that it kept from its last participation, {} at
-                first.
-            rng: Per client, a generator of its own for this round.
+            client_state: Every client's state.
+            rng: Every client's generator.
 
         Returns:
             The update over the client axis, and every client's new state.

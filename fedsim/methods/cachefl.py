@@ -22,7 +22,6 @@ keys in controls; only `generated` is CacheFL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, State, Task, Update
+from fedsim.methods.base import Batches, Generators, State, States, Task, Update
 from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.shared.require import require_text
@@ -87,15 +86,20 @@ class CacheFL(AveragedModel):
         return {k: classes for k in self.trained if k != "scales"}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        if self.config.cache.form == "dual":
-            return self._train_keys(message, batches), client_state
-        return super().client_update(message, batches, client_state, rng)
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
+        cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
+        if cache.form != "dual":
+            return super().client_update(message, batches, client_state, rng)
+        update = train_keys(
+            message["keys"],
+            message["values"],
+            lambda f: text_logits(f, text, scale),
+            cache.residual_ratio,
+            cache.sharpness,
+            batches,
+        )
+        return update, client_state
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
         linear, n = super().local_flops(message, batches, one_sample), batches.num_samples
@@ -108,18 +112,6 @@ class CacheFL(AveragedModel):
         together = (n // size) * size**2 + (n % size).square()
         later = (batches.train.epochs(1) - 1) * pairs + (n.square() - together) / 2
         return linear + 2 * dim * pairs + 2 * num_keys * later
-
-    def _train_keys(self, message: Params, batches: Batches) -> Update:
-        """The keys' training on cosines (`fedsim.methods.shared.dual`)."""
-        cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
-        return train_keys(
-            message["keys"],
-            message["values"],
-            lambda f: text_logits(f, text, scale),
-            cache.residual_ratio,
-            cache.sharpness,
-            batches,
-        )
 
     def logits(self, model: Params, x: Tensor) -> Tensor:
         ratio: float | Tensor = self.config.cache.residual_ratio

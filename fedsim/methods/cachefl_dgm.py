@@ -40,12 +40,22 @@ from torch import Tensor
 from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
 from fedsim.distill.client_sets import ClientMove
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.distill.dual_keys import CacheModel
 from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
-from fedsim.distill.synthetic_set import NOBODY, SyntheticSet
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Made, Received, State, Task, Update
+from fedsim.methods.base import (
+    Batches,
+    Executor,
+    Generators,
+    Made,
+    Received,
+    State,
+    States,
+    Task,
+    Update,
+)
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.trains_on_sets import Event, events_of, report
@@ -83,29 +93,24 @@ class CacheDGM(FromPrior, CacheFL):
     @classmethod
     def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        if config.train.optimizer != "sgd":
-            raise ConfigError(
-                "cachefl_dgm reads clients' moves as sums of gradients: set train.optimizer to sgd"
-            )
-        if config.cache.trainable != "keys":
-            raise ConfigError(
-                "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
-            )
-        if config.distill.distance != "squared":
-            raise ConfigError(
-                "cachefl_dgm distils keys, one tensor: leave distill.distance at squared"
-            )
-        if config.cache.init == "random":
-            raise ConfigError(
-                "cachefl_dgm finds the classes that a client holds from moves along keys, which "
-                "have to lie among images' features; random keys do not: set cache.init to "
-                "something else"
-            )
-        if config.distill.given().get("generator_lr"):
-            raise ConfigError(
-                "cachefl_dgm distils through the pretrained generator: leave out "
-                "distill.generator_lr"
-            )
+        random, tuned = config.cache.init == "random", config.distill.given().get("generator_lr")
+        refused = {
+            "reads clients' moves as sums of gradients: set train.optimizer to sgd": (
+                config.train.optimizer != "sgd"
+            ),
+            "distils moves of keys alone: set cache.trainable to keys": (
+                config.cache.trainable != "keys"
+            ),
+            "distils keys, one tensor: leave distill.distance at squared": (
+                config.distill.distance != "squared"
+            ),
+            "finds the classes that a client holds from moves along keys, which have to lie among "
+            "images' features; random keys do not: set cache.init to something else": random,
+            "distils through the pretrained generator: leave out distill.generator_lr": tuned,
+        }
+        for reason, applies in refused.items():
+            if applies:
+                raise ConfigError(f"cachefl_dgm {reason}")
         if config.options.get("space") == "generator" and config.models.clip is None:
             raise ConfigError("options.space: generator needs models.clip and models.generator")
 
@@ -114,12 +119,8 @@ class CacheDGM(FromPrior, CacheFL):
         return state | {"initial": state["keys"], "sets": [], "events": []}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         update, states = super().client_update(message, batches, client_state, rng)
         return replace(update, linear=self.options.data != "clients"), states
 

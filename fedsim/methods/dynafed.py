@@ -22,7 +22,7 @@ from pydantic import Field
 
 from fedsim.config import MethodConfig
 from fedsim.distill.client_sets import ClientMove
-from fedsim.distill.synthetic_set import NOBODY
+from fedsim.distill.distilled_set import NOBODY
 from fedsim.errors import ConfigError
 from fedsim.methods.base import Executor, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg

@@ -32,9 +32,9 @@ from pydantic import Field
 from fedsim.config import MethodConfig
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.client_sets import ClientMove
-from fedsim.distill.synthetic_set import SyntheticSet
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.shared.client_paths import read_paths, train_paths
 from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.namespaces import from_namespace, into_namespace, namespace_of
@@ -143,12 +143,8 @@ class FedDGM(FromPrior, TrainsOnSets):
         return self._name(client)
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         first = batches.client_ids[0]  # a ghost trains the network of its neighbour
         names = [self._name(first if client < 0 else client) for client in batches.client_ids]
         rounds_done = int(message[ROUND]) if self.options.starts > 1 else 0

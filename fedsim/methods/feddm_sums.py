@@ -22,15 +22,14 @@ sees the features of that image under R networks, which are enough to recover it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
-from fedsim.distill.synthetic_set import SyntheticSet
-from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
@@ -76,12 +75,8 @@ class FedDMSums(FromPrior, TrainsOnSets):
         return {**state["surrogate"], ROUND: torch.tensor(state["round"])}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         weights, round = from_namespace(message), int(message[ROUND]) + 1
         probes = self.probing.draw(self.net, weights, self.config.train_seed, round)
         num_classes, sums = self.task.num_classes, torch.zeros(())

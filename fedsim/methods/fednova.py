@@ -12,12 +12,8 @@ is the number of steps. Momentum and a proximal term change it as in the paper (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Received, State, Update
+from fedsim.methods.base import Batches, Generators, Received, State, States, Update
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.require import require_sgd
@@ -39,12 +35,8 @@ class FedNova(FedAvg):
         require_sgd(config.train, config.use)
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         change = minimise(message, self.loss(message, batches, client_state), batches)
         steps = effective_steps(batches.train, batches.num_steps).to(batches.device)
         delta = {

@@ -12,14 +12,12 @@ clients' own models. A client that has not been sampled yet has the model of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, State, Update
+from fedsim.methods.base import Batches, Generators, State, States, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.shared.control import Control, NetworkControl
 from fedsim.methods.training import train_apart
@@ -47,12 +45,8 @@ class LocalOnly(Control):
         return {}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         starts = stack(self.inner.message(dict(message)), batches.num_clients)
         for c, own in enumerate(client_state):
             for name, value in own.items():

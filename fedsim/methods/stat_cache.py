@@ -26,7 +26,6 @@ features (Pao et al., 1994). AFL's head is the special case without keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.cachefl import CacheFL, initial_keys
 from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.dual import train_keys
@@ -48,7 +47,7 @@ from fedsim.methods.shared.statistics import (
     normal_equations,
     one_hot,
     plain_sums,
-    ridge,
+    regressed,
     shrunk,
     square,
     totals,
@@ -126,12 +125,8 @@ class StatCache(AveragedModel):
         return {"keys": state["keys"]} if "seen" in state else {}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         if "values" in message and self.config.cache.form == "direct":
             return super().client_update(message, batches, client_state, rng)
         if "values" in message:
@@ -166,9 +161,7 @@ class StatCache(AveragedModel):
             return add(state, received.mean)
         sums = totals(received)
         if "seen" in state:  # round 2
-            second = square(sums["second"], len(sums["cross"]))
-            values = ridge(second, sums["cross"], self.options.ridge)
-            return state | {"values": values.float()}
+            return state | {"values": regressed(sums, self.options.ridge).float()}
         means, covariance = class_gaussians(
             sums["counts"],
             sums["cross"].mT,

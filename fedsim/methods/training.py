@@ -8,6 +8,7 @@ same; the tests compare the two.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,39 +67,16 @@ class Optimizer:
         loss.backward()  # gradients get the layout that fused kernels assume
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         train = self._train
+        how: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
+        how |= {"maximize": False, "foreach": False, "fused": True}
         with torch.no_grad():
             if train.optimizer == "adamw":
-                adamw(
-                    self._params,
-                    gradients,
-                    self._mean,
-                    self._square,
-                    [],
-                    self._steps,
-                    lr=train.lr,
-                    weight_decay=train.weight_decay,
-                    beta1=0.9,
-                    beta2=0.999,
-                    eps=1e-4,
-                    amsgrad=False,
-                    maximize=False,
-                    foreach=False,
-                    fused=True,
-                )
+                moments: Any = self._mean, self._square, [], self._steps
+                how |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-4, "amsgrad": False}
+                adamw(self._params, gradients, *moments, **how)
             else:
-                sgd(
-                    self._params,
-                    gradients,
-                    self._momentum,
-                    lr=train.lr,
-                    weight_decay=train.weight_decay,
-                    momentum=train.momentum,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                    foreach=False,
-                    fused=True,
-                )
+                how |= {"momentum": train.momentum, "dampening": 0.0, "nesterov": False}
+                sgd(self._params, gradients, self._momentum, **how)
 
 
 def shifted(logits: Tensor, counts: Tensor, train: TrainConfig) -> Tensor:

@@ -30,8 +30,6 @@ from fedsim.models.set_distances import (
 )
 from fedsim.seeding import numpy_rng
 
-__all__ = ["MEASURES", "USE", "RealFeatures", "SyntheticFeatures", "set_quality", "usefulness"]
-
 _MOST_NEIGHBOURS = 2000
 """Samples of a set between which neighbours are looked for: a fixed random choice of more."""
 _CHUNK = 2048

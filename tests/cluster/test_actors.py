@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
 from fedsim.distill.client_sets import Distillation, distil
-from fedsim.distill.synthetic_set import SyntheticSet
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock, unfinished
 from fedsim.engine.local import drive

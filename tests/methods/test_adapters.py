@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method
 from fedsim.methods.base import Method, Received
+from fedsim.methods.shared.feature_adapter import affine, draw_linear
 from fedsim.methods.training import train_one_by_one
-from fedsim.models.adapters import affine, draw_linear
 from fedsim.params import Params
 from tests.helpers import batches_of, experiment, local_data, rngs, tiny_task, unit
 

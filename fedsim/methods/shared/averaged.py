@@ -7,14 +7,22 @@ round:    every client k takes local steps on its own loss from w, and ends at w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Update
+from fedsim.methods.base import (
+    Batches,
+    Generators,
+    Method,
+    Predictor,
+    Received,
+    State,
+    States,
+    Update,
+)
 from fedsim.methods.training import Loss, minimise, of_logits
 from fedsim.params import Params, add
 
@@ -34,7 +42,7 @@ class AveragedModel(Method):
         """Whether clients train the model's tensor of this name."""
         return True
 
-    def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
+    def loss(self, message: Params, batches: Batches, client_state: States) -> Loss:
         """The loss that every client minimises on a batch, beside the proximal term."""
         return of_logits(partial(self.client_logits, message), batches)
 
@@ -45,12 +53,8 @@ class AveragedModel(Method):
         return {name: v for name, v in state.items() if self.is_trained(name)}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         start = {name: v for name, v in message.items() if self.is_trained(name)}
         delta = minimise(start, self.loss(message, batches, client_state), batches)
         return Update(delta, weight=batches.num_samples), client_state

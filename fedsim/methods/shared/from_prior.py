@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from fedsim.config.distill import DistillConfig
 from fedsim.distill.client_sets import ClientMove, Distillation, distil
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.distill.priors.base import LoadPrior, Prompts
 from fedsim.distill.priors.load import image_priors, prompts_of
-from fedsim.distill.synthetic_set import SyntheticSet
-from fedsim.distill.trajectory import NetworkFunction
+from fedsim.distill.student import NetworkFunction
 from fedsim.methods.base import Executor, Method
 from fedsim.params import to_device
 

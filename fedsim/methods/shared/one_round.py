@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Method, Received, State, Update
+from fedsim.methods.base import Batches, Generators, Method, Received, State, States, Update
 from fedsim.methods.shared.statistics import plain_sums, totals
 from fedsim.params import Params
 
@@ -33,12 +29,8 @@ class OneRoundOfSums(Method):
         return {}  # clients need nothing to begin with
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         return plain_sums(self.sums(message, batches), batches), client_state
 
     def aggregate(self, state: State, received: Received) -> State:

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.distill.synthetic_set import NOBODY, SyntheticSet
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
