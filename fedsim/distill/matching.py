@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.distill.student import Lesson, Match, NetworkFunction, student_loss
-from fedsim.params import Params
+from fedsim.params import Params, leaves
 
 _TINY = 1e-12
 
@@ -55,7 +55,7 @@ class GradientStudent:
 
     def match(self, lesson: Lesson) -> Match:
         start, end = lesson.start, lesson.end
-        params = {k: v.detach().requires_grad_() for k, v in start.items()}
+        params = leaves(start)
         x = lesson.images.detach().requires_grad_()
         loss = student_loss(self.network, params, x, lesson.labels, lesson.steps[0])
         names = list(params)

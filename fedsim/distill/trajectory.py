@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedsim.distill.student import Lesson, Match, NetworkFunction, student_loss
-from fedsim.params import Params
+from fedsim.params import Params, leaves, per_client
 
 Distance = Callable[[Params, Params, Params], Tensor]
 """Student's end, start and client's end, `(C, ...)` by name -> `(C,)`."""
@@ -78,7 +78,7 @@ class NetworkStudent:
         """The students after 0, 1, ..., S steps, without a graph."""
         path, images = [lesson.start], lesson.images.detach()
         for step in lesson.steps:
-            params = _leaves(path[-1])
+            params = leaves(path[-1])
             loss = student_loss(self.network, params, images, lesson.labels, step)
             gradients = torch.autograd.grad(loss.sum(), list(params.values()))
             path.append(_descend(path[-1], gradients, lesson.lr))
@@ -92,12 +92,12 @@ class NetworkStudent:
     def match(self, lesson: Lesson) -> Match:
         images, lr = lesson.images, lesson.lr
         path = self.path(lesson)
-        last = _leaves(path[-1])
+        last = leaves(path[-1])
         loss = DISTANCES[self.metric](last, lesson.start, lesson.end)
         adjoint = _gradients(loss.sum(), last)
         by_images, by_lr = torch.zeros_like(images), torch.zeros_like(lr)
         for step, before in zip(reversed(lesson.steps), reversed(path[:-1]), strict=True):
-            params, x = _leaves(before), images.detach().requires_grad_()
+            params, x = leaves(before), images.detach().requires_grad_()
             objective = student_loss(self.network, params, x, lesson.labels, step)
             names = list(params)
             found = torch.autograd.grad(objective.sum(), list(params.values()), create_graph=True)
@@ -107,7 +107,7 @@ class NetworkStudent:
             pulled = torch.autograd.grad(
                 found,
                 [x, *(params.values() if self.gradient == "unroll" else ())],
-                [-_on(lr, adjoint[k]) * adjoint[k] for k in names],
+                [-per_client(lr, adjoint[k]) * adjoint[k] for k in names],
                 allow_unused=True,  # the Hessian of a linear model's bias, for example
             )
             if pulled[0] is not None:
@@ -120,7 +120,7 @@ class NetworkStudent:
 
 def _descend(params: Params, gradients: Sequence[Tensor], lr: Tensor) -> Params:
     return {
-        k: (v - _on(lr, v) * g).detach()
+        k: (v - per_client(lr, v) * g).detach()
         for (k, v), g in zip(params.items(), gradients, strict=True)
     }
 
@@ -132,15 +132,6 @@ def _gradients(value: Tensor, params: Params) -> Params:
         k: torch.zeros_like(v) if g is None else g
         for (k, v), g in zip(params.items(), found, strict=True)
     }
-
-
-def _leaves(params: Params) -> Params:
-    return {k: v.detach().requires_grad_() for k, v in params.items()}
-
-
-def _on(lr: Tensor, like: Tensor) -> Tensor:
-    """`(C,)` as `(C, 1, ...)`."""
-    return lr.view(-1, *[1] * (like.dim() - 1))
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from fedsim.config import MethodConfig
 from fedsim.methods.batches import Batch as Batch
 from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
-from fedsim.params import Params, Product, add, norms  # noqa: F401  (`add` is used by the doctest)
+from fedsim.params import Params, Product, add, norms, per_client  # noqa: F401  (`add` is used by the doctest)
 
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings, which a checkpoint can hold."""
@@ -142,10 +142,7 @@ class Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
         update = self.formed()
         factor = (max_norm / norms(update.delta).clamp_min(1e-300)).clamp_max(1.0)
-        delta = {
-            k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1))
-            for k, v in update.delta.items()
-        }
+        delta = {k: v * per_client(factor.to(v.dtype), v) for k, v in update.delta.items()}
         return replace(update, delta=delta)
 
 

@@ -199,8 +199,8 @@ class FedDGM(FromPrior, TrainsOnSets):
             return state
         return state | {"surrogate": add(state["surrogate"], received.average())}
 
-    def keeps(self, client_set: Any, latest: bool) -> bool:
-        return self.options.warm_start and latest
+    def goes_on(self) -> bool:
+        return self.options.warm_start
 
     def _name(self, client: int) -> str:
         names = ("", *self.sent_networks())

@@ -130,8 +130,8 @@ class FedDMSums(FromPrior, TrainsOnSets):
         )
         return executor.map(match_means, [work])
 
-    def keeps(self, client_set: Any, latest: bool) -> bool:
-        return self.options.warm_start and latest
+    def goes_on(self) -> bool:
+        return self.options.warm_start
 
 
 def _plain(means: Means) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.namespaces import from_namespace, into_namespace
 from fedsim.methods.shared.require import require_sgd
 from fedsim.methods.training import effective_steps, minimise
-from fedsim.params import Params, add, subtract, unstack
+from fedsim.params import Params, add, per_client, subtract, unstack
 
 CONTROL = "control"
 """Namespace of control variates in a message; the weights are beside it."""
@@ -83,7 +83,7 @@ class Scaffold(FedAvg):
         length = length.to(batches.device)
         moved = {}
         for k, v in change.items():
-            along = length.view(-1, *[1] * (v.dim() - 1))
+            along = per_client(length, v)
             moved[k] = -control[k] * (along > 0) - v / along.clamp_min(_TINY)  # 0 for a ghost
         kept = add(own, moved)
         states = [unstack(kept, c) for c in range(batches.num_clients)]

@@ -128,32 +128,16 @@ class LabelLoss:
 
 
 def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
-    """Local epochs of every client of a group from the same start.
-
-    Args:
-        start: The trainable tensors, without a client axis.
-        logits: The model over the client axis.
-        batches: The group's local data and its settings. One pass over it is all local epochs.
-
-    Returns:
-        Each client's change, `(C, ...)` by name.
-    """
+    """`minimise` for a model without a loss of its own."""
     return minimise(start, of_logits(logits, batches), batches)
 
 
 def train_apart(
     starts: Params, logits: Logits, batches: Batches, watch: Watch | None = None
 ) -> Params:
-    """Local epochs of every client of a group, each from a start of its own.
+    """`train_locally` with a start of its own for every client, `(C, ...)` by name.
 
-    Args:
-        starts: The trainable tensors, `(C, ...)` by name.
-        logits: The model over the client axis.
-        batches: The group's local data and its settings. One pass over it is all local epochs.
-        watch: Called after every step.
-
-    Returns:
-        Each client's change, `(C, ...)` by name.
+    `watch` is called after every step.
     """
     params = {k: v.clone() for k, v in starts.items()}
     return _train(params, starts, of_logits(logits, batches), batches, watch)
@@ -166,7 +150,16 @@ def of_logits(logits: Logits, batches: Batches) -> Loss:
 
 
 def minimise(start: Params, loss: Loss, batches: Batches) -> Params:
-    """`train_locally` for a method's own loss. A proximal term is added as configured."""
+    """Local epochs of every client of a group from the same start.
+
+    Args:
+        start: The trainable tensors, without a client axis.
+        loss: A proximal term is added to it as configured.
+        batches: The group's local data and its settings. One pass over it is all local epochs.
+
+    Returns:
+        Each client's change, `(C, ...)` by name.
+    """
     return _train(stack(start, batches.num_clients), start, loss, batches)
 
 

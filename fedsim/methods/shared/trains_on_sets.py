@@ -88,8 +88,8 @@ class TrainsOnSets(FedAvg):
         """The state whose networks are trained on the union next."""
         return state
 
-    def keeps(self, client_set: Mapping[str, Any], latest: bool) -> bool:
-        """Whether a set stays in the state after the rounds in which it is replayed."""
+    def goes_on(self) -> bool:
+        """Whether a client's next set starts from its last one, which then stays in the state."""
         return False
 
     def check_task(self) -> None:
@@ -160,7 +160,7 @@ class TrainsOnSets(FedAvg):
         kept = [
             s
             for s in sets
-            if s["round"] >= oldest or self.keeps(s, s["round"] == last[s["client"]])
+            if s["round"] >= oldest or (self.goes_on() and s["round"] == last[s["client"]])
         ]
         return kept + [
             {
