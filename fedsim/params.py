@@ -54,6 +54,16 @@ def add(left: Params, right: Params) -> Params:
     return left | {k: (left[k] + v).to(left[k].dtype) for k, v in right.items()}
 
 
+def leaves(params: Params) -> Params:
+    """The same tensors as leaves of a new graph."""
+    return {k: v.detach().requires_grad_() for k, v in params.items()}
+
+
+def per_client(numbers: Tensor, like: Tensor) -> Tensor:
+    """One number per client, `(C,)`, as `(C, 1, ...)` with as many axes as `like`."""
+    return numbers.view(-1, *[1] * (like.dim() - 1))
+
+
 @dataclass(frozen=True)
 class Product:
     """A stacked tensor `(C, m, d)` as `left[c]^T right[c]`, for sums that never form it.

@@ -99,7 +99,7 @@ def trained(net: Classifier, union: Labelled, real: Real, seed: int) -> float:
     for lr in RATES:
         how = HOW.model_copy(update={"server_lr": lr}).train_config()
         start, key = net.init(torch_rng(seed, "cross")), (seed, "cross")
-        work = Training(net, start, union.inputs, union.labels, how, VIEWS, key, "cpu", 1)
+        work = Training(net, start, union.inputs, union.labels, how, VIEWS, key, "cpu")
         weights = train_on_images(work)
         found.append((accuracy(net, weights, real.held), accuracy(net, weights, real.test)))
     return max(found)[1]

@@ -30,8 +30,6 @@ class MethodConfig:
     distill: DistillConfig
     train: sections.TrainConfig
     server: sections.ServerConfig
-    engine: sections.EngineConfig
-    """`threads` goes with work that a method gives to an `Executor`."""
     seed: int
     partition_seed: int
     train_seed: int

@@ -25,17 +25,15 @@ from torch import Tensor
 from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import draw_augmentation
 from fedsim.distill.descent import MOMENTUM, Descent, FineTuning
-from fedsim.distill.matching import gradient_rows
+from fedsim.distill.distilled_set import SyntheticSet
+from fedsim.distill.dual_keys import CacheModel, KeyStudent
+from fedsim.distill.matching import GradientStudent, gradient_rows
 from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.decode import decode_all, decode_with_way_back
-from fedsim.distill.student import student_of
-from fedsim.distill.trajectory import Lesson, Match, NetworkFunction, Step
+from fedsim.distill.student import Lesson, Match, NetworkFunction, Step, Student
+from fedsim.distill.trajectory import NetworkStudent
 from fedsim.params import Params, to_device
 from fedsim.seeding import torch_rng
-
-UNINFORMATIVE = 0.1
-"""A client says nothing about its images if its noise control matches this well, by each distance
-that its loss adds up."""
 
 _FIRST_LR, _LR_FACTOR, _LR_TRIES, _LEAST_MOVE = 0.01, 2.0, 12, 0.25
 _LARGEST_LR_STEP = 0.5
@@ -73,7 +71,6 @@ class Distillation:
         seed: The run's seed.
         round: From 1.
         device: Where to compute.
-        threads: Torch threads, as in every process that computes results.
     """
 
     sources: tuple[ClientMove, ...]
@@ -84,49 +81,10 @@ class Distillation:
     seed: int
     round: int
     device: str = "cpu"
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class SyntheticSet:
-    """A client's set and how well it matches; tensors are on the CPU.
-
-    Attributes:
-        client_id: The client.
-        images: `(n, c, h, w)` in [-1, 1].
-        labels: `(n,)` int64, sorted.
-        latents: What the images were decoded from.
-        lr: The student's step size.
-        loss_before: Distance with the prior's images, before any latent step; no augmentation.
-        loss_after: The same of the distilled images.
-        loss_noise: The same of noise with the same labels, at a step size that suits it.
-        distill_s: Its share of the time.
-        terms: How many distances a loss adds up: one, or one per output row of a gradient.
-        crowded: Whether the clients did not fit in memory together.
-    """
-
-    client_id: int
-    images: Tensor
-    labels: Tensor
-    latents: Params
-    lr: float
-    loss_before: float
-    loss_after: float
-    loss_noise: float
-    distill_s: float
-    terms: int = 1
-    crowded: bool = False
-
-    @property
-    def uninformative(self) -> bool:
-        """Whether noise with the same labels makes nearly the same move."""
-        return self.loss_noise < UNINFORMATIVE * self.terms
 
 
 def distil(work: Distillation) -> list[SyntheticSet]:
     """The sets of all clients of `work`; in halves if together they do not fit in memory."""
-    if torch.get_num_threads() != work.threads:
-        torch.set_num_threads(work.threads)
     try:
         return _together(work)
     except torch.OutOfMemoryError:
@@ -151,25 +109,31 @@ def _together(work: Distillation) -> list[SyntheticSet]:
     after = run.images()
     loss_after, loss_noise = run.measure(after), run.measure_control(noise_images)
     share = (time.perf_counter() - started) / len(work.sources)
-    by_gradient = work.settings.loss == "gradient"
-    found = []
-    for c, source in enumerate(work.sources):
-        count = len(run.labels[c])
-        found.append(
-            SyntheticSet(
-                source.client_id,
-                after[c, :count].cpu(),
-                run.labels[c].cpu(),
-                to_device(run.latents[c], "cpu"),
-                float(run.log_lr[c].exp()),
-                float(loss_before[c]),
-                float(loss_after[c]),
-                float(loss_noise[c]),
-                share,
-                gradient_rows(work.sources[0].segments[0][0]) if by_gradient else 1,
-            )
+    terms = gradient_rows(work.sources[0].segments[0][0]) if work.settings.loss == "gradient" else 1
+    return [
+        SyntheticSet(
+            source.client_id,
+            after[c, : len(run.labels[c])].cpu(),
+            run.labels[c].cpu(),
+            to_device(run.latents[c], "cpu"),
+            float(loss_before[c]),
+            float(loss_after[c]),
+            float(loss_noise[c]),
+            share,
+            float(run.log_lr[c].exp()),
+            terms,
         )
-    return found
+        for c, source in enumerate(work.sources)
+    ]
+
+
+def student_of(network: NetworkFunction, settings: DistillConfig) -> Student:
+    """The student that learns with these settings of `distill`; keys of a cache have their own."""
+    if settings.loss == "gradient":
+        return GradientStudent(network)
+    if isinstance(network, CacheModel):
+        return KeyStudent(network, settings.gradient)
+    return NetworkStudent(network, settings.gradient, settings.distance)
 
 
 class _Run:
@@ -180,7 +144,7 @@ class _Run:
         self._fine_tuning = FineTuning(work.prior())
         self.prior = self._fine_tuning.prior
         how = self.settings
-        self._student = student_of(work.network, how.loss, how.gradient, how.distance)
+        self._student = student_of(work.network, how)
         self.device = torch.device(work.device)
         per_class = self.settings.images_per_class
         self.labels = [
@@ -206,8 +170,7 @@ class _Run:
             [math.log(lr if s.lr is None else s.lr) for s in work.sources], device=self.device
         )
         self._lr_momentum = torch.zeros_like(self.log_lr)
-        rates = how.latent_lr, how.feature_lr
-        self._descents = [Descent(how.optimizer, *rates, self.prior.maps) for _ in work.sources]
+        self._descents = [Descent(how, self.prior.maps) for _ in work.sources]
         self._steps_done = 0
 
     def _rng(self, client: int, purpose: str) -> torch.Generator:

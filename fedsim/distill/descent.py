@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from fedsim.config.distill import DistillConfig
 from fedsim.distill.priors.base import PIXELS, Prior
 from fedsim.params import Params
 
@@ -17,17 +18,12 @@ class Descent:
     """SGD with momentum, or Adam, on one set of latents; pixels and maps have a rate of their own.
 
     Args:
-        optimizer: `sgd` or `adam`.
-        latent_lr: Learning rate of latents.
-        feature_lr: Learning rate of pixels and maps.
+        settings: The block `distill`: optimiser and learning rates.
         maps: Names of latents that are pixels or feature maps; see `Prior.maps`.
     """
 
-    def __init__(
-        self, optimizer: str, latent_lr: float, feature_lr: float, maps: frozenset[str]
-    ) -> None:
-        self._optimizer, self._latent_lr, self._feature_lr = optimizer, latent_lr, feature_lr
-        self._maps = maps
+    def __init__(self, settings: DistillConfig, maps: frozenset[str]) -> None:
+        self._settings, self._maps = settings, maps
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
         self._steps = 0
@@ -41,10 +37,10 @@ class Descent:
         return moved
 
     def _moved(self, name: str, z: Tensor, g: Tensor) -> Tensor:
-        lr = self._feature_lr if name in self._maps else self._latent_lr
-        t = self._steps
+        settings, t = self._settings, self._steps
+        lr = settings.feature_lr if name in self._maps else settings.latent_lr
         m = self._first.get(name, torch.zeros_like(g))
-        if self._optimizer == "sgd":
+        if settings.optimizer == "sgd":
             self._first[name] = m = MOMENTUM * m + g
             return z - lr * m
         v = self._second.get(name, torch.zeros_like(g))

@@ -8,7 +8,7 @@ A student that takes gradient steps on x stays at W + C^T x: its cosines are P +
     C  <-  C - lr * slope            slope = alpha beta a(cosines) (p - Y) V^T / n        (n, M)
     |C^T x - D|^2 / |D|^2  =  (<C, x x^T C> - 2 <C, Q> + |D|^2) / |D|^2
 
-which is what `match_trajectory` computes on keys, in numbers of n M instead of M d, and with the
+which is what `NetworkStudent` computes on keys, in numbers of n M instead of M d, and with the
 slope written out one pass backwards gives the exact gradient. `constant` holds the keys that a step
 starts from fixed, as it does there.
 """
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.distill.trajectory import Lesson, Match
+from fedsim.distill.student import Lesson, Match
 from fedsim.models.cache import affinity_of_cosine, cache_logits, text_logits
 from fedsim.params import Params
 
@@ -47,7 +47,7 @@ class CacheModel:
 
 @dataclass(frozen=True)
 class KeyStudent:
-    """A `Student` of cache keys.
+    """A `Student` of cache keys. The images of a lesson are features `(C, n, d)`.
 
     Attributes:
         model: The cache.
@@ -58,7 +58,6 @@ class KeyStudent:
     gradient: Literal["constant", "unroll"]
 
     def match(self, lesson: Lesson) -> Match:
-        """See `Student`; images are features `(C, n, d)`."""
         x, lr = (v.detach().requires_grad_() for v in (lesson.images, lesson.lr))
         loss, _ = self._ends(replace(lesson, images=x, lr=lr))
         by_images, by_lr = torch.autograd.grad(loss.sum(), (x, lr))
@@ -66,7 +65,6 @@ class KeyStudent:
 
     @torch.no_grad()
     def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """See `Student`."""
         return self._ends(lesson)
 
     def _ends(self, lesson: Lesson) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,14 @@ distribution   sum over classes of |mean psi(real) - mean psi(syn)|^2
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.distill.trajectory import Lesson, Match, NetworkFunction, student_loss
-from fedsim.params import Params
+from fedsim.distill.student import Lesson, Match, NetworkFunction, student_loss
+from fedsim.params import Params, leaves
 
 _TINY = 1e-12
 
@@ -41,22 +43,31 @@ def gradient_rows(params: Params) -> int:
     return sum(len(v) if v.dim() > 1 else 1 for v in params.values())
 
 
-def match_gradient(network: NetworkFunction, lesson: Lesson) -> Match:
-    """How far the set's gradient at the start points from the client's own move.
+@dataclass(frozen=True)
+class GradientStudent:
+    """Compares the direction of its first step with the client's move; it has no step size.
 
-    The client's move `start - end` stands in for its gradient, as in inversion attacks on
-    federated updates; only the first step is looked at, and its size plays no part.
+    The client's move `start - end` stands in for its gradient, as in inversion attacks on federated
+    updates. A direction has no length.
     """
-    start, end = lesson.start, lesson.end
-    params = {k: v.detach().requires_grad_() for k, v in start.items()}
-    x = lesson.images.detach().requires_grad_()
-    loss = student_loss(network, params, x, lesson.labels, lesson.steps[0])
-    names = list(params)
-    found = torch.autograd.grad(loss.sum(), [params[k] for k in names], create_graph=True)
-    wanted = {k: start[k] - end[k] for k in names}
-    distance = gradient_distance(dict(zip(names, found, strict=True)), wanted)
-    (by_images,) = torch.autograd.grad(distance.sum(), x)
-    return Match(distance.detach(), by_images, torch.zeros_like(distance))
+
+    network: NetworkFunction
+
+    def match(self, lesson: Lesson) -> Match:
+        start, end = lesson.start, lesson.end
+        params = leaves(start)
+        x = lesson.images.detach().requires_grad_()
+        loss = student_loss(self.network, params, x, lesson.labels, lesson.steps[0])
+        names = list(params)
+        found = torch.autograd.grad(loss.sum(), [params[k] for k in names], create_graph=True)
+        wanted = {k: start[k] - end[k] for k in names}
+        distance = gradient_distance(dict(zip(names, found, strict=True)), wanted)
+        (by_images,) = torch.autograd.grad(distance.sum(), x)
+        return Match(distance.detach(), by_images, torch.zeros_like(distance))
+
+    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        loss = self.match(lesson).loss
+        return loss, torch.ones_like(loss)
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from fedsim.config.distill import DistillConfig
 from fedsim.distill.augment import AugmentDraw, augment, draw_augmentation
 from fedsim.distill.descent import Descent, FineTuning
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.priors.base import LoadPrior, Prior
 from fedsim.distill.priors.decode import decode_all, decode_with_way_back
@@ -120,7 +121,6 @@ class MeansWork:
         seed: The run's seed.
         round: From 1.
         device: Where to compute.
-        threads: Torch threads, as in every process that computes results.
     """
 
     net: Classifier
@@ -134,36 +134,10 @@ class MeansWork:
     seed: int = 0
     round: int = 1
     device: str = "cpu"
-    threads: int = 1
 
 
-@dataclass(frozen=True)
-class MatchedSet:
-    """The set and how well it matches; tensors are on the CPU.
-
-    Attributes:
-        images: `(n, c, h, w)` in [-1, 1].
-        labels: `(n,)` int64, sorted.
-        latents: What the images were decoded from.
-        loss_before: Mean distance over this round's probes before any step.
-        loss_after: The same of the distilled images.
-        loss_noise: The same of noise with the same labels.
-        distill_s: Seconds.
-    """
-
-    images: Tensor
-    labels: Tensor
-    latents: Params
-    loss_before: float
-    loss_after: float
-    loss_noise: float
-    distill_s: float
-
-
-def match_means(work: MeansWork) -> MatchedSet:
+def match_means(work: MeansWork) -> SyntheticSet:
     """The set on which all probes' class means come closest to those of the clients."""
-    if torch.get_num_threads() != work.threads:
-        torch.set_num_threads(work.threads)
     started = time.perf_counter()
     device, settings = torch.device(work.device), work.settings
     fine_tuning = FineTuning(work.prior())
@@ -194,7 +168,7 @@ def match_means(work: MeansWork) -> MatchedSet:
 
     latents = to_device(work.latents, device) or drawn(prior, "latents")
     before, order = decode_all(prior, latents), rng("steps")
-    descent = Descent(settings.optimizer, settings.latent_lr, settings.feature_lr, prior.maps)
+    descent = Descent(settings, prior.maps)
     for _ in range(settings.latent_steps):
         target = targets[int(torch.randint(len(targets), (), generator=order))]
         images, way_back = decode_with_way_back(prior, latents)
@@ -203,7 +177,8 @@ def match_means(work: MeansWork) -> MatchedSet:
         latents = descent.step(latents, way_back(gradient))
         fine_tuning.step()
     after, noise = decode_all(prior, latents), work.noise()
-    return MatchedSet(
+    return SyntheticSet(
+        NOBODY,
         after.cpu(),
         labels.cpu(),
         to_device(latents, "cpu"),

@@ -1,23 +1,73 @@
-"""Students: what learns from a synthetic set, and how far it ends from the client it imitates."""
+"""Students: a student learns from a client's synthetic set and imitates the client's training.
+
+Everything has a leading axis C of clients, each with its own start, end, images and step size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import vmap
 
-from fedsim.distill.dual_keys import CacheModel, KeyStudent
-from fedsim.distill.matching import match_gradient
-from fedsim.distill.trajectory import (
-    DISTANCES,
-    Lesson,
-    Match,
-    NetworkFunction,
-    match_trajectory,
-    squared_distance,
-    train_student,
-)
+from fedsim.distill.augment import AugmentDraw, augment
+from fedsim.models.classifiers import Classifier
+from fedsim.params import Params, unstack
+
+NetworkFunction = Callable[[Params, Tensor], Tensor]
+"""One network's params and images `(B, c, h, w)` in [-1, 1] -> logits `(B, num_classes)`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the students of all clients see in one step."""
+
+    rows: Tensor
+    """`(C, B)` int64 rows of each client's images."""
+    mask: Tensor
+    """`(C, B)` bool: False where a row is padding."""
+    draws: tuple[AugmentDraw | None, ...]
+    """Per client, how its images are augmented."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What students of all clients learn from, and what they are to imitate.
+
+    Attributes:
+        start: What the clients received, `(C, ...)` by name.
+        end: What they sent, `(C, ...)` by name.
+        images: `(C, n, ...)`.
+        labels: `(C, n)` int64.
+        lr: `(C,)` step sizes of the students.
+        steps: The batch of every step.
+    """
+
+    start: Params
+    end: Params
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A distance and what changes it.
+
+    Attributes:
+        loss: `(C,)`.
+        images: Gradient by the images, `(C, n, c, h, w)`.
+        lr: Gradient by the step sizes, `(C,)`.
+    """
+
+    loss: Tensor
+    images: Tensor
+    lr: Tensor
 
 
 class Student(Protocol):
@@ -27,53 +77,33 @@ class Student(Protocol):
         """Distances, and their gradients by images and step sizes."""
 
     def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Distances `(C,)`, and how far students move, in their clients' moves `(C,)`."""
+        """Distances, and the students' moves in units of their clients' moves, `(C,)` each."""
 
 
-def student_of(
-    network: NetworkFunction,
-    loss: Literal["trajectory", "gradient"] = "trajectory",
-    gradient: Literal["constant", "unroll"] = "constant",
-    distance: Literal["squared", "layerwise"] = "squared",
-) -> Student:
-    """The student that learns with these settings of `distill`; keys of a cache have their own."""
-    if loss == "gradient":
-        return GradientStudent(network)
-    if isinstance(network, CacheModel):
-        return KeyStudent(network, gradient)
-    return NetworkStudent(network, gradient, distance)
+def student_loss(
+    network: NetworkFunction, params: Params, images: Tensor, labels: Tensor, step: Step
+) -> Tensor:
+    """Cross-entropy of every client's student on its batch, `(C,)`.
+
+    Args:
+        network: The surrogate.
+        params: `(C, ...)` by name.
+        images: `(C, n, c, h, w)`.
+        labels: `(C, n)`.
+        step: Which rows, and how they are augmented.
+    """
+    clients = range(len(images))
+    x = torch.stack([augment(images[c, step.rows[c]], step.draws[c]) for c in clients])
+    y = labels.gather(1, step.rows)
+    logits = over_clients(network, params, x)
+    losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
+    return (losses * step.mask).sum(1) / step.mask.sum(1).clamp_min(1)
 
 
-@dataclass(frozen=True)
-class NetworkStudent:
-    """Trains a network for S steps."""
-
-    network: NetworkFunction
-    gradient: Literal["constant", "unroll"] = "constant"
-    metric: Literal["squared", "layerwise"] = "squared"
-
-    def match(self, lesson: Lesson) -> Match:
-        """See `Student`."""
-        return match_trajectory(self.network, lesson, self.gradient, DISTANCES[self.metric])
-
-    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """See `Student`."""
-        last = train_student(self.network, lesson)[-1]
-        loss = DISTANCES[self.metric](last, lesson.start, lesson.end)
-        return loss, squared_distance(last, lesson.end, lesson.start).sqrt()
-
-
-@dataclass(frozen=True)
-class GradientStudent:
-    """Compares the direction of its first step; has no step size."""
-
-    network: NetworkFunction
-
-    def match(self, lesson: Lesson) -> Match:
-        """See `Student`."""
-        return match_gradient(self.network, lesson)
-
-    def distance(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """See `Student`; a direction has no length."""
-        loss = self.match(lesson).loss
-        return loss, loss.new_ones(loss.shape)
+def over_clients(network: NetworkFunction, params: Params, x: Tensor) -> Tensor:
+    """Logits `(C, B, num_classes)` of C networks; a `Classifier` has a faster way than vmap."""
+    if isinstance(network, Classifier):
+        return network.on_clients(params, x)
+    if len(x) == 1:  # alone it takes no batching rules
+        return network(unstack(params, 0), x[0])[None]
+    return vmap(network)(params, x)

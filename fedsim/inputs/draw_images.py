@@ -75,13 +75,8 @@ class Drawer:
             self.release()
             self._loaded = recipe.generator, load_generator(recipe.generator, self._device)
         try:
-            return self._loaded[1].generate(
-                job.prompts,
-                job.seeds,
-                steps=recipe.steps,
-                guidance_scale=recipe.guidance,
-                batch_size=len(job.prompts),
-            )
+            generator = self._loaded[1].at(recipe.steps, recipe.guidance)
+            return generator.generate(job.prompts, job.seeds, len(job.prompts))
         except torch.OutOfMemoryError as error:
             if len(job.prompts) == 1:
                 raise ModelError(

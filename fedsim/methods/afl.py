@@ -19,24 +19,17 @@ AFL has no text classifier, while the methods beside it have one. `options.text`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Predictor, State, Task
 from fedsim.methods.shared.one_round import OneRoundOfSums
 from fedsim.methods.shared.require import require_text
-from fedsim.methods.shared.statistics import (
-    class_targets,
-    normal_equations,
-    plain_sums,
-    ridge,
-    square,
-    totals,
-)
+from fedsim.methods.shared.statistics import class_targets, normal_equations, regressed
 from fedsim.models.cache import text_logits
 from fedsim.params import Params
 
@@ -65,22 +58,11 @@ class AFL(OneRoundOfSums):
     def constants(self, state: State) -> Params:
         return {"text": state["text"]} if self.options.text == "residual" else {}
 
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        targets = class_targets(self.task, message.get("text"))
-        return plain_sums(normal_equations(batches, lambda x: x, targets), batches), client_state
+    def sums(self, message: Params, batches: Batches) -> Params:
+        return normal_equations(batches, lambda x: x, class_targets(self.task, message.get("text")))
 
-    def aggregate(self, state: State, received: Received) -> State:
-        if not received.mean:  # every client failed
-            return state
-        sums = totals(received)
-        second = square(sums["second"], self.task.embed_dim)
-        weights = ridge(second, sums["cross"], self.options.ridge)
+    def solve(self, state: State, sums: Params) -> State:
+        weights = regressed(sums, self.options.ridge)
         return state | {"head": weights.mT.float().contiguous()}
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:

@@ -37,10 +37,16 @@ from fedsim.config import MethodConfig
 from fedsim.methods.batches import Batch as Batch
 from fedsim.methods.batches import Batches as Batches
 from fedsim.models.clip import Clip
-from fedsim.params import Params, Product, add, norms  # noqa: F401  (`add` is used by the doctest)
+from fedsim.params import Params, Product, add, norms, per_client  # noqa: F401  (`add` is used by the doctest)
 
 State = dict[str, Any]
 """Nested dicts of tensors, numbers and strings, which a checkpoint can hold."""
+
+States = Sequence[State]
+"""Per client of a group, the state that it kept from its last participation, {} at first."""
+
+Generators = Sequence[torch.Generator]
+"""Per client of a group, a CPU generator of its own for this round."""
 
 Predictor = Callable[[Tensor], Tensor]
 """Inputs `(N, ...)` -> logits `(N, num_classes)`."""
@@ -136,10 +142,7 @@ class Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
         update = self.formed()
         factor = (max_norm / norms(update.delta).clamp_min(1e-300)).clamp_max(1.0)
-        delta = {
-            k: v * factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1))
-            for k, v in update.delta.items()
-        }
+        delta = {k: v * per_client(factor.to(v.dtype), v) for k, v in update.delta.items()}
         return replace(update, delta=delta)
 
 
@@ -286,20 +289,15 @@ class Method:
         return message
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         """Local training of one group.
 
         Args:
             message: `constants` and `message` together, without a client axis.
             batches: The group's local data.
-            client_state: Per client, the state that it kept from its last participation, {} at
-                first.
-            rng: Per client, a generator of its own for this round.
+            client_state: Every client's state.
+            rng: Every client's generator.
 
         Returns:
             The update over the client axis, and every client's new state.

@@ -22,9 +22,7 @@ keys in controls; only `generated` is CacheFL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +30,15 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Generators, State, States, Task, Update
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.shared.require import require_text
-from fedsim.methods.training import train_locally
 from fedsim.models.cache import cache_logits, text_logits
-from fedsim.params import Params, add
+from fedsim.params import Params
 
 
-class CacheFL(Method):
+class CacheFL(AveragedModel):
     """Federated fine-tuning of cache keys."""
 
     sections: ClassVar[tuple[str, ...]] = ("cache",)
@@ -80,25 +78,28 @@ class CacheFL(Method):
         sent = ("text", "labels") if "values" in self.trained else ("text", "values")
         return {k: state[k] for k in sent}
 
-    def message(self, state: State) -> Params:
-        return {k: state[k] for k in self.trained}
+    def is_trained(self, name: str) -> bool:
+        return name in self.trained
 
     def class_rows(self, message: Params) -> Params:
         classes = message["labels"] if "labels" in message else message["values"].argmax(1)
         return {k: classes for k in self.trained if k != "scales"}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        if self.config.cache.form == "dual":
-            return self._train_keys(message, batches), client_state
-        logits = partial(self.client_logits, message)
-        delta = train_locally({k: message[k] for k in self.trained}, logits, batches)
-        return Update(delta, weight=batches.num_samples), client_state
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
+        cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
+        if cache.form != "dual":
+            return super().client_update(message, batches, client_state, rng)
+        update = train_keys(
+            message["keys"],
+            message["values"],
+            lambda f: text_logits(f, text, scale),
+            cache.residual_ratio,
+            cache.sharpness,
+            batches,
+        )
+        return update, client_state
 
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
         linear, n = super().local_flops(message, batches, one_sample), batches.num_samples
@@ -112,34 +113,13 @@ class CacheFL(Method):
         later = (batches.train.epochs(1) - 1) * pairs + (n.square() - together) / 2
         return linear + 2 * dim * pairs + 2 * num_keys * later
 
-    def _train_keys(self, message: Params, batches: Batches) -> Update:
-        """The keys' training on cosines (`fedsim.methods.shared.dual`)."""
-        cache, text, scale = self.config.cache, message["text"], self.task.logit_scale
-        return train_keys(
-            message["keys"],
-            message["values"],
-            lambda f: text_logits(f, text, scale),
-            cache.residual_ratio,
-            cache.sharpness,
-            batches,
-        )
-
-    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return self._logits(x, {**message, **params})
-
-    def aggregate(self, state: State, received: Received) -> State:
-        return add(state, received.mean)
-
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: self._logits(x, state)
-
-    def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
+    def logits(self, model: Params, x: Tensor) -> Tensor:
         ratio: float | Tensor = self.config.cache.residual_ratio
         sharpness: float | Tensor = self.config.cache.sharpness
         if "scales" in self.trained:
             ratio, sharpness = model["scales"].exp()[..., None, None].unbind(-3)
-        known = text_logits(f, model["text"], self.task.logit_scale)
-        return known + ratio * cache_logits(f, model["keys"], model["values"], sharpness)
+        known = text_logits(x, model["text"], self.task.logit_scale)
+        return known + ratio * cache_logits(x, model["keys"], model["values"], sharpness)
 
 
 _TRAINED_BESIDE_KEYS = {"keys": (), "keys_values": ("values",), "keys_scales": ("scales",)}

@@ -20,21 +20,19 @@ false` ends after round 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
 
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Received, State, Task, Update
+from fedsim.methods.base import Batches, Generators, Received, State, States, Task, Update
 from fedsim.methods.cachefl import CacheFL
 from fedsim.methods.shared.statistics import (
     class_targets,
     normal_equations,
     plain_sums,
-    ridge,
-    square,
+    regressed,
     totals,
 )
 from fedsim.models.cache import affinity
@@ -75,12 +73,8 @@ class CacheFLAnalytic(CacheFL):
         return super().message(state) | {"values": state["values"]}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         if "values" in message:
             return super().client_update(message, batches, client_state, rng)
         keys, sharpness = message["keys"].double(), self.config.cache.sharpness
@@ -93,7 +87,5 @@ class CacheFLAnalytic(CacheFL):
     def aggregate(self, state: State, received: Received) -> State:
         if state["fitted"] or not received.mean:  # without a mean, every client failed
             return super().aggregate(state, received)
-        sums = totals(received)
-        second = square(sums["second"], len(state["keys"]))
-        values = ridge(second, sums["cross"], self.options.ridge)
+        values = regressed(totals(received), self.options.ridge)
         return state | {"values": values.to(state["values"].dtype), "fitted": True}

@@ -39,22 +39,29 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.config.sections import TrainConfig
-from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
+from fedsim.distill.client_sets import ClientMove
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.distill.dual_keys import CacheModel
 from fedsim.distill.priors.base import LoadPrior
 from fedsim.distill.priors.features import EncodedImages, encoded_priors, feature_priors
-from fedsim.distill.priors.load import prompts_of
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Labelled, Made, Received, State, Task, Update
+from fedsim.methods.base import (
+    Batches,
+    Executor,
+    Generators,
+    Made,
+    Received,
+    State,
+    States,
+    Task,
+    Update,
+)
 from fedsim.methods.cachefl import CacheFL
-from fedsim.methods.feddgm import client_set
-from fedsim.methods.shared.trains_on_sets import Event, events_of, only_events
+from fedsim.methods.shared.from_prior import FromPrior
+from fedsim.methods.shared.trains_on_sets import Event, events_of, report
 from fedsim.methods.training import Optimizer
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, to_device
-
-AVERAGE = -1
-"""Stands for a client: the set is distilled from the average move."""
 
 
 class CacheDGMOptions(BaseModel, extra="forbid"):
@@ -74,7 +81,7 @@ class CacheDGMOptions(BaseModel, extra="forbid"):
     """Number of earlier rounds whose sets stay in the union."""
 
 
-class CacheDGM(CacheFL):
+class CacheDGM(FromPrior, CacheFL):
     """Averaged caches, trained on sets that are distilled from clients' moves."""
 
     reduction = "keep"
@@ -86,29 +93,24 @@ class CacheDGM(CacheFL):
     @classmethod
     def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        if config.train.optimizer != "sgd":
-            raise ConfigError(
-                "cachefl_dgm reads clients' moves as sums of gradients: set train.optimizer to sgd"
-            )
-        if config.cache.trainable != "keys":
-            raise ConfigError(
-                "cachefl_dgm distils moves of keys alone: set cache.trainable to keys"
-            )
-        if config.distill.distance != "squared":
-            raise ConfigError(
-                "cachefl_dgm distils keys, one tensor: leave distill.distance at squared"
-            )
-        if config.cache.init == "random":
-            raise ConfigError(
-                "cachefl_dgm finds the classes that a client holds from moves along keys, which "
-                "have to lie among images' features; random keys do not: set cache.init to "
-                "something else"
-            )
-        if config.distill.given().get("generator_lr"):
-            raise ConfigError(
-                "cachefl_dgm distils through the pretrained generator: leave out "
-                "distill.generator_lr"
-            )
+        random, tuned = config.cache.init == "random", config.distill.given().get("generator_lr")
+        refused = {
+            "reads clients' moves as sums of gradients: set train.optimizer to sgd": (
+                config.train.optimizer != "sgd"
+            ),
+            "distils moves of keys alone: set cache.trainable to keys": (
+                config.cache.trainable != "keys"
+            ),
+            "distils keys, one tensor: leave distill.distance at squared": (
+                config.distill.distance != "squared"
+            ),
+            "finds the classes that a client holds from moves along keys, which have to lie among "
+            "images' features; random keys do not: set cache.init to something else": random,
+            "distils through the pretrained generator: leave out distill.generator_lr": tuned,
+        }
+        for reason, applies in refused.items():
+            if applies:
+                raise ConfigError(f"cachefl_dgm {reason}")
         if config.options.get("space") == "generator" and config.models.clip is None:
             raise ConfigError("options.space: generator needs models.clip and models.generator")
 
@@ -117,12 +119,8 @@ class CacheDGM(CacheFL):
         return state | {"initial": state["keys"], "sets": [], "events": []}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         update, states = super().client_update(message, batches, client_state, rng)
         return replace(update, linear=self.options.data != "clients"), states
 
@@ -155,19 +153,14 @@ class CacheDGM(CacheFL):
         """A set for each client's move or for their average, and the events to report."""
         moves = {c: (u.delta["keys"][0], float(u.weight[0])) for c, u in received.kept}
         if self.options.data == "mean":
-            moves = {AVERAGE: (received.average()["keys"], sum(w for _, w in moves.values()))}
+            moves = {NOBODY: (received.average()["keys"], sum(w for _, w in moves.values()))}
         sources = {c: self._source(state, c, move) for c, (move, _) in moves.items()}
         held = [source for source in sources.values() if source.classes]
-        size = self.config.distill.clients_at_once
-        items = [
-            self._work(state, tuple(held[i : i + size]), received.round, executor.device)
-            for i in range(0, len(held), size)
-        ]
-        made = [s for group in executor.map(distil, items) for s in group]
-        found = {s.client_id: client_set(s) for s in made}
-        whole = [s for s in made if found[s.client_id].finite]
-        sets = [self._entry(s, moves[s.client_id][1], received.round) for s in whole]
-        return sets, events_of(list(found.values()))
+        settings = self.config.distill.model_copy(update={"augment": ()})  # which is for images
+        student = to_device(self._student(state), "cpu")
+        made = self.distilled([(student, held)], settings, received.round, executor)
+        sets = [self._entry(s, moves[s.client_id][1], received.round) for s in made if s.finite]
+        return sets, events_of(made)
 
     def _source(self, state: State, client: int, move: Tensor) -> ClientMove:
         """A client's move, which the student has to make, and the start of its set."""
@@ -180,38 +173,18 @@ class CacheDGM(CacheFL):
             first = [directions(rows[labels == c], per_class) for c in classes]
             latents = {"latent": torch.cat(first)} if first else {}
         segment = ({"keys": sent}, {"keys": sent + move})
-        return to_device(ClientMove(client, (segment,), tuple(classes), latents), "cpu")
-
-    def _work(
-        self, state: State, sources: tuple[ClientMove, ...], round: int, device: str
-    ) -> Distillation:
-        return Distillation(
-            sources,
-            to_device(self._student(state), "cpu"),
-            self.config.distill.model_copy(update={"augment": ()}),  # augmentation is for images
-            *self.priors(device),
-            self.config.train_seed,
-            round,
-            device,
-            self.config.engine.threads,
-        )
+        return ClientMove(client, (segment,), tuple(classes), latents)
 
     def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
-        """Loaders of the prior that sets are made from, and of its noise control."""
         if self.options.space == "features":
             return feature_priors(self.task.embed_dim, device)
-        config, names = self.config, self.task.classnames
-        prompts = prompts_of(
-            config.distill, config.synthetic, config.models, config.data.templates, names
-        )
-        assert config.models.clip is not None
-        return encoded_priors(config.distill, prompts, config.models.clip, device)
+        clip = self.config.models.clip
+        assert clip is not None
+        return encoded_priors(self.config.distill, self.prompts, clip, device)
 
     def check_task(self) -> None:
-        super().check_task()
         if self.options.data != "initial":
-            load_prior, _ = self.priors(str(self.task.device))
-            load_prior()
+            super().check_task()
 
     def _entry(self, made: SyntheticSet, weight: float, round: int) -> dict[str, Any]:
         """A set as the state keeps it: features, and the images behind them if there are any."""
@@ -226,19 +199,11 @@ class CacheDGM(CacheFL):
             "features": made.images,
             "labels": made.labels,
             "weight": weight,
-            "row": client_set(made).row(),
+            "row": made.row(),
         }
 
     def made(self, state: State) -> Made | None:
-        sets, events = [s for s in state["sets"] if s["round"] == state["round"]], state["events"]
-        if not sets:
-            return only_events(events)
-        labels = torch.cat([s["labels"] for s in sets])
-        clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
-        images = None
-        if self.options.space == "generator":
-            images = Labelled(torch.cat([s["images"] for s in sets]), labels)
-        return Made(images, clients, tuple(s["row"] for s in sets), tuple(events))
+        return report([s for s in state["sets"] if s["round"] == state["round"]], state["events"])
 
     def _train(self, state: State, sets: Sequence[dict[str, Any]]) -> Tensor:
         """The averaged keys after E steps on the union, in which every client has its weight."""

@@ -15,8 +15,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.methods.shared.feature_adapter import FeatureAdapter
-from fedsim.models.adapters import affine, draw_linear
+from fedsim.methods.shared.feature_adapter import FeatureAdapter, affine, draw_linear
 from fedsim.params import Params
 
 

@@ -21,12 +21,14 @@ import torch
 from pydantic import Field
 
 from fedsim.config import MethodConfig
-from fedsim.distill.client_sets import ClientMove, Distillation, distil
+from fedsim.distill.client_sets import ClientMove
+from fedsim.distill.distilled_set import NOBODY
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
-from fedsim.methods.feddgm import client_set
+from fedsim.methods.base import Executor, Made, Predictor, Received, State, Task
+from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
-from fedsim.methods.shared.trains_on_sets import Event, FromPrior, events_of, only_events
+from fedsim.methods.shared.trains_on_sets import Event, events_of, report
 from fedsim.models.image_arrays import from_unit_range
 from fedsim.params import Params, add, to_device
 
@@ -40,7 +42,7 @@ class DynaFedOptions(ServerTraining, extra="forbid"):
     """s: rounds between the ends of a segment."""
 
 
-class DynaFed(FromPrior):
+class DynaFed(FromPrior, FedAvg):
     """Federated averaging, corrected on images that mimic the global dynamics."""
 
     sections = ("distill",)
@@ -95,7 +97,6 @@ class DynaFed(FromPrior):
             self.options.augmentation(self.config.distill),
             (self.config.train_seed, received.round, ""),
             executor.device,
-            self.config.engine.threads,
         )
         (weights,) = executor.map(train_on_images, [work])
         return state | {"weights": to_device(weights, self.task.device)}
@@ -104,13 +105,9 @@ class DynaFed(FromPrior):
         return partial(self.net, state["weights"])
 
     def made(self, state: State) -> Made | None:
-        made = state["set"]
         if state["round"] != self.options.trajectory_rounds:
             return None
-        if not made:
-            return only_events(state["events"])
-        clients = torch.full((len(made["labels"]),), -1)
-        return Made(Labelled(made["images"], made["labels"]), clients, (made["measures"],))
+        return report([state["set"]] if state["set"] else [], state["events"])
 
     def _distilled(self, state: State, executor: Executor) -> tuple[dict[str, Any], list[Event]]:
         """One set for the whole trajectory, empty if it fails, and the events to report."""
@@ -118,22 +115,14 @@ class DynaFed(FromPrior):
         pairs = zip(path, path[step:], strict=False)
         segments = tuple((a, b) for a, b in pairs if any((a[k] != b[k]).any() for k in a))
         if not segments:
-            return {}, [("distillation", "the global network has not moved: no set", -1)]
+            return {}, [("distillation", "the global network has not moved: no set", NOBODY)]
         classes = tuple(range(self.task.num_classes))
-        source = to_device(ClientMove(-1, segments, classes), "cpu")
-        work = Distillation(
-            (source,),
-            self.net,
-            self.config.distill,
-            *self.priors(executor.device),
-            self.config.train_seed,
-            state["round"],
-            executor.device,
-            self.config.engine.threads,
+        source = ClientMove(NOBODY, segments, classes)
+        (made,) = self.distilled(
+            [(self.net, [source])], self.config.distill, state["round"], executor
         )
-        ((found,),) = executor.map(distil, [work])
-        made = client_set(found)
         if not made.finite:
             return {}, events_of([made])
         images = from_unit_range(made.images)
-        return {"images": images, "labels": made.labels, "measures": made.row()}, []
+        kept = {"client": NOBODY, "images": images, "labels": made.labels, "row": made.row()}
+        return kept, []

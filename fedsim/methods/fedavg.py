@@ -4,26 +4,25 @@
     round:    every client k takes local steps on its own loss from w, and ends at w_k
               w <- w + sum_k (n_k / n) (w_k - w)                              (algorithm 1)
 
-FedAvgM, FedAdam and FedYogi are other steps of the server on the same mean (`server.optimizer`).
-FedLC and other shifts of the logits are parts of the local loss (`train.logit_adjustment`).
+The round itself is in `fedsim.methods.shared.averaged`. FedAvgM, FedAdam and FedYogi are other
+steps of the server on the same mean (`server.optimizer`). FedLC and other shifts of the logits are
+parts of the local loss (`train.logit_adjustment`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.training import Loss, minimise, of_logits
+from fedsim.methods.base import State, Task
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.models.classifiers import Classifier
-from fedsim.params import Params, add, to_device
+from fedsim.params import Params, to_device
 
 
-class FedAvg(Method):
+class FedAvg(AveragedModel):
     """Federated averaging of all weights of a network."""
 
     inputs = "images"
@@ -42,31 +41,11 @@ class FedAvg(Method):
     def setup(self, task: Task, rng: torch.Generator) -> State:
         return dict(to_device(self.net.init(rng), task.device))
 
-    def message(self, state: State) -> Params:
-        return state
-
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        delta = minimise(message, self.loss(message, batches, client_state), batches)
-        return Update(delta, weight=batches.num_samples), client_state
-
-    def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
-        """The loss that every client minimises on a batch, beside the proximal term."""
-        return of_logits(self.net.on_clients, batches)
+    def logits(self, model: Params, x: Tensor) -> Tensor:
+        return self.net(model, x)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self.net.on_clients(params, x)
 
     def class_rows(self, message: Params) -> Params:
         return self.net.class_rows(self.task.device)
-
-    def aggregate(self, state: State, received: Received) -> State:
-        return add(state, received.mean)
-
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: self.net(state, x)

@@ -10,67 +10,58 @@ non-IID batches would differ from client to client.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import State, Task
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.require import require_clip, require_text
-from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
-from fedsim.params import Params, add
+from fedsim.params import Params
 
 TEXT = "frozen/text"
 """Name of the class embeddings beside the encoder's weights."""
 
 
-class FedAvgFinetune(Method):
+class FedAvgFinetune(AveragedModel):
     """Federated averaging of all weights of the image encoder."""
 
     inputs = "pixels"
-    frozen = ()  # the encoder's weights are the message
+    frozen: ClassVar[tuple[Literal["visual", "text"], ...]] = ()  # all of it is the message
+
+    @cached_property
+    def tower(self) -> nn.Module:
+        """The image encoder, whose weights the model's replace."""
+        return require_clip(self.task, "trains the image encoder").visual
+
+    def is_trained(self, name: str) -> bool:
+        return name in self._trained
+
+    @cached_property
+    def _trained(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.tower.named_parameters())
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
-        weights = {name: p.detach().clone() for name, p in self._visual().named_parameters()}
-        return {"weights": weights, "text": require_text(task)}
+        weights = {name: p.detach().clone() for name, p in self.tower.named_parameters()}
+        return {**weights, TEXT: require_text(task)}
 
     def constants(self, state: State) -> Params:
-        return {TEXT: state["text"], **dict(self._visual().named_buffers())}
+        return {TEXT: state[TEXT], **dict(self.tower.named_buffers())}
 
-    def message(self, state: State) -> Params:
-        return dict(state["weights"])
-
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        logits = partial(self.client_logits, message)
-        weights = {name: message[name] for name, _ in self._visual().named_parameters()}
-        delta = train_locally(weights, logits, batches)
-        return Update(delta, weight=batches.num_samples), client_state
+    def logits(self, model: Params, x: Tensor) -> Tensor:
+        weights = {name: v for name, v in model.items() if name != TEXT}
+        return text_logits(self._encode(weights, x), model[TEXT], self.task.logit_scale)
 
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        features = vmap(self._encode)(params, x)
+        frozen = {name: v for name, v in message.items() if name not in params and name != TEXT}
+        _ = self.tower  # built here, outside of the transform
+        features = vmap(lambda own, x: self._encode(frozen | own, x))(params, x)
         return text_logits(features, message[TEXT], self.task.logit_scale)
 
-    def aggregate(self, state: State, received: Received) -> State:
-        return state | {"weights": add(state["weights"], received.mean)}
-
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: text_logits(
-            self._encode(state["weights"], x), state["text"], self.task.logit_scale
-        )
-
     def _encode(self, weights: Params, x: Tensor) -> Tensor:
-        return F.normalize(functional_call(self._visual(), weights, (x,)), dim=-1)
-
-    def _visual(self) -> nn.Module:
-        return require_clip(self.task, "trains the image encoder").visual
+        return F.normalize(functional_call(self.tower, weights, (x,)), dim=-1)

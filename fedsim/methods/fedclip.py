@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim.methods.shared.feature_adapter import FeatureAdapter
-from fedsim.models.adapters import affine, draw_linear
+from fedsim.methods.shared.feature_adapter import FeatureAdapter, affine, draw_linear
 from fedsim.params import Params
 
 

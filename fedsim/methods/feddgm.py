@@ -22,7 +22,6 @@ class.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -32,12 +31,14 @@ from pydantic import Field
 
 from fedsim.config import MethodConfig
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
+from fedsim.distill.client_sets import ClientMove
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.shared.client_paths import read_paths, train_paths
+from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.namespaces import from_namespace, into_namespace, namespace_of
-from fedsim.methods.shared.trains_on_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import SetOptions, TrainsOnSets
 from fedsim.methods.training import train_centrally
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params, add, norms, to_device, unstack
@@ -142,12 +143,8 @@ class FedDGM(FromPrior, TrainsOnSets):
         return self._name(client)
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         first = batches.client_ids[0]  # a ghost trains the network of its neighbour
         names = [self._name(first if client < 0 else client) for client in batches.client_ids]
         rounds_done = int(message[ROUND]) if self.options.starts > 1 else 0
@@ -183,7 +180,9 @@ class FedDGM(FromPrior, TrainsOnSets):
             return state | {"surrogate": add(state["surrogate"], received.average())}
         return super().finish_round(state, received, executor, rng)
 
-    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+    def client_sets(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[SyntheticSet]:
         sources: dict[str, list[ClientMove]] = {name: [] for name in self.surrogates}
         for client, update in received.kept:
             source = self._source(state, client, update)
@@ -191,31 +190,17 @@ class FedDGM(FromPrior, TrainsOnSets):
                 sources[self._name(client)].append(source)
         for alike in sources.values():  # sets of one size together need no padding
             alike.sort(key=lambda source: len(source.classes))
-        size = self.config.distill.clients_at_once
-        items = [
-            Distillation(
-                tuple(alike[i : i + size]),
-                self.surrogates[name],
-                self.config.distill,
-                *self.priors(executor.device),
-                self.config.train_seed,
-                received.round,
-                executor.device,
-                self.config.engine.threads,
-            )
-            for name, alike in sources.items()
-            for i in range(0, len(alike), size)
-        ]
-        made = [client_set(one) for found in executor.map(distil, items) for one in found]
-        return sorted(made, key=lambda one: one.client)
+        moves = [(self.surrogates[name], alike) for name, alike in sources.items()]
+        made = self.distilled(moves, self.config.distill, received.round, executor)
+        return sorted(made, key=lambda one: one.client_id)
 
     def before_training(self, state: State, received: Received) -> State:
         if not self.options.average or not received.kept:
             return state
         return state | {"surrogate": add(state["surrogate"], received.average())}
 
-    def keeps(self, client_set: Any, latest: bool) -> bool:
-        return self.options.warm_start and latest
+    def goes_on(self) -> bool:
+        return self.options.warm_start
 
     def _name(self, client: int) -> str:
         names = ("", *self.sent_networks())
@@ -244,18 +229,4 @@ class FedDGM(FromPrior, TrainsOnSets):
             if known and set(known[-1]["labels"].tolist()) == set(classes):
                 memory = known[-1]["memory"]
         latents, lr = memory.get("latents", {}), memory.get("lr")
-        return to_device(ClientMove(client, tuple(segments), tuple(classes), latents, lr), "cpu")
-
-
-def client_set(made: SyntheticSet) -> ClientSet:
-    """A distilled set with its measures."""
-    measures = {
-        "match_loss_before": made.loss_before,
-        "match_loss_after": made.loss_after,
-        "match_loss_noise": made.loss_noise,
-        "student_lr": made.lr,
-        "uninformative": made.uninformative,
-        "generate_s": made.distill_s,
-    }
-    memory = {"latents": made.latents} | ({"lr": made.lr} if math.isfinite(made.lr) else {})
-    return ClientSet(made.client_id, made.images, made.labels, measures, memory, made.crowded)
+        return ClientMove(client, tuple(segments), tuple(classes), latents, lr)

@@ -16,19 +16,18 @@ augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.distill.augment import draw_augmentation
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.distill.matching import class_means, distribution_distance
 from fedsim.distill.shared_set import Probe, perturbed
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Executor, Received, State, Update
-from fedsim.methods.shared.trains_on_sets import ClientSet, SetOptions, TrainsOnSets
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Update
+from fedsim.methods.shared.trains_on_sets import SetOptions, TrainsOnSets
 from fedsim.models.image_arrays import from_unit_range, to_unit_range
 from fedsim.params import Params
 
@@ -66,12 +65,8 @@ class FedDM(TrainsOnSets):
         return one_sample * passes.double() / (1 + both_ways)
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         sent: list[Params] = []
         for c in range(batches.num_clients):
             rows = torch.cat([rows[c, mask[c]] for rows, mask in batches.scan])
@@ -86,14 +81,14 @@ class FedDM(TrainsOnSets):
             sent.append({IMAGES: images, LABELS: labels.to(torch.int16)})
         return Update({}, batches.num_samples, linear=False, extra=tuple(sent)), client_state
 
-    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+    def client_sets(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[SyntheticSet]:
         return [
-            ClientSet(
+            SyntheticSet(
                 client,
                 to_unit_range(update.extra[0][IMAGES]).cpu(),
                 update.extra[0][LABELS].long().cpu(),
-                {},
-                {},
             )
             for client, update in received.kept
         ]

@@ -22,24 +22,22 @@ sees the features of that image under R networks, which are enough to recover it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
-from fedsim.methods.base import Batches, Executor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
+from fedsim.methods.shared.from_prior import FromPrior
 from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.statistics import one_hot, plain_sums, totals
-from fedsim.methods.shared.trains_on_sets import ClientSet, FromPrior, SetOptions, TrainsOnSets
+from fedsim.methods.shared.trains_on_sets import SetOptions, TrainsOnSets
 from fedsim.params import Params, to_device
 
 ROUND = "server/rounds_done"
 """Name of the round's number in a message; it seeds the draw of probes."""
-
-NOBODY = -1
-"""Stands for a client; the set belongs to none."""
 
 
 class FedDMSumsOptions(SetOptions, extra="forbid"):
@@ -77,12 +75,8 @@ class FedDMSums(FromPrior, TrainsOnSets):
         return {**state["surrogate"], ROUND: torch.tensor(state["round"])}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         weights, round = from_namespace(message), int(message[ROUND]) + 1
         probes = self.probing.draw(self.net, weights, self.config.train_seed, round)
         num_classes, sums = self.task.num_classes, torch.zeros(())
@@ -110,7 +104,9 @@ class FedDMSums(FromPrior, TrainsOnSets):
         kept = state["means"] if self.options.remember else []
         return state | {"means": [*kept, _plain(means)]}
 
-    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+    def client_sets(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[SyntheticSet]:
         if not state["means"]:
             return []
         means = to_device(tuple(Means(**one) for one in state["means"]), "cpu")
@@ -131,19 +127,11 @@ class FedDMSums(FromPrior, TrainsOnSets):
             self.config.train_seed,
             received.round,
             executor.device,
-            self.config.engine.threads,
         )
-        (made,) = executor.map(match_means, [work])
-        measures = {
-            "match_loss_before": made.loss_before,
-            "match_loss_after": made.loss_after,
-            "match_loss_noise": made.loss_noise,
-            "generate_s": made.distill_s,
-        }
-        return [ClientSet(NOBODY, made.images, made.labels, measures, {"latents": made.latents})]
+        return executor.map(match_means, [work])
 
-    def keeps(self, client_set: Any, latest: bool) -> bool:
-        return self.options.warm_start and latest
+    def goes_on(self) -> bool:
+        return self.options.warm_start
 
 
 def _plain(means: Means) -> dict[str, Any]:

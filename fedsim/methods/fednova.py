@@ -12,17 +12,13 @@ is the number of steps. Momentum and a proximal term change it as in the paper (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Received, State, Update
+from fedsim.methods.base import Batches, Generators, Received, State, States, Update
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.namespaces import from_namespace
 from fedsim.methods.shared.require import require_sgd
 from fedsim.methods.training import effective_steps, minimise
-from fedsim.params import Params, add
+from fedsim.params import Params, add, per_client
 
 STEPS = "client/steps"
 """Name of `|a_k|` among a client's tensors."""
@@ -39,17 +35,11 @@ class FedNova(FedAvg):
         require_sgd(config.train, config.use)
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         change = minimise(message, self.loss(message, batches, client_state), batches)
         steps = effective_steps(batches.train, batches.num_steps).to(batches.device)
-        delta = {
-            k: v / steps.clamp_min(1).view(-1, *[1] * (v.dim() - 1)) for k, v in change.items()
-        }
+        delta = {k: v / per_client(steps.clamp_min(1), v) for k, v in change.items()}
         return Update(delta | {STEPS: steps}, batches.num_samples, change=change), client_state
 
     def aggregate(self, state: State, received: Received) -> State:

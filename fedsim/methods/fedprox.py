@@ -1,32 +1,44 @@
-"""FedProx (Li et al., MLSys 2020) of a classifier trained from scratch on images.
+"""FedProx (Li et al., MLSys 2020): FedAvg whose clients stay near what they received.
 
     round:  every client minimises  F_k(w_k) + mu / 2 |w_k - w|^2          (equation 2)
             w <- sum_k (n_k / n) w_k
 
-`train.proximal_mu` is mu. Every method's local loss has this term, so that this file only refuses
-mu = 0.
+w are the weights of a network trained from scratch (`fedprox`), or of a linear head on frozen
+features (`fedprox_head`). `train.proximal_mu` is mu. Every method's local loss has this term, so
+that this file only refuses mu = 0.
 """
 
 from __future__ import annotations
 
-from fedsim.config import MethodConfig, TrainConfig
+from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
+from fedsim.methods.base import Method
 from fedsim.methods.fedavg import FedAvg
+from fedsim.methods.fedavg_head import FedAvgHead
 
 
-class FedProx(FedAvg):
-    """Federated averaging of a network's weights with a proximal term."""
+class Proximal(Method):
+    """Refuses mu = 0, which makes FedProx the method `without`."""
+
+    without: str
 
     @classmethod
     def check(cls, config: MethodConfig) -> None:
         super().check(config)
-        require_proximal(config.train, without="fedavg")
+        if config.train.proximal_mu == 0:
+            raise ConfigError(
+                f"FedProx without its proximal term is {cls.without}: set train.proximal_mu above "
+                f"0 (its paper tries 0.001, 0.01, 0.1 and 1), or use {cls.without}"
+            )
 
 
-def require_proximal(train: TrainConfig, without: str) -> None:
-    """Refuse mu = 0, which makes FedProx the method `without`."""
-    if train.proximal_mu == 0:
-        raise ConfigError(
-            f"FedProx without its proximal term is {without}: set train.proximal_mu above 0 "
-            f"(its paper tries 0.001, 0.01, 0.1 and 1), or use {without}"
-        )
+class FedProx(Proximal, FedAvg):
+    """Federated averaging of a network's weights with a proximal term."""
+
+    without = "fedavg"
+
+
+class FedProxHead(Proximal, FedAvgHead):
+    """Federated averaging of the classifier's weights with a proximal term."""
+
+    without = "fedavg_head"

@@ -14,23 +14,21 @@ the last one minus sum_c n_c mu_c mu_c^T. A class without a sample gets the mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Predictor, State, Task
 from fedsim.methods.shared.one_round import OneRoundOfSums
 from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
     class_targets,
     discriminant,
     normal_equations,
-    plain_sums,
     square,
-    totals,
 )
 from fedsim.models.cache import text_logits
 from fedsim.params import Params
@@ -54,21 +52,11 @@ class GDA(OneRoundOfSums):
         text = require_text(task)
         return {"text": text, "weight": torch.zeros_like(text), "bias": text.new_zeros(len(text))}
 
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+    def sums(self, message: Params, batches: Batches) -> Params:
         sums = normal_equations(batches, lambda f: f, class_targets(self.task))
-        sums["counts"] = batches.label_counts(self.task.num_classes).double()
-        return plain_sums(sums, batches), client_state
+        return sums | {"counts": batches.label_counts(self.task.num_classes).double()}
 
-    def aggregate(self, state: State, received: Received) -> State:
-        if not received.mean:  # every client failed
-            return state
-        sums = totals(received)
+    def solve(self, state: State, sums: Params) -> State:
         first, counts, d = sums["cross"].mT, sums["counts"][:, None], self.task.embed_dim
         n = counts.sum()
         means = torch.where(counts > 0, first / counts.clamp_min(1), first.sum(0) / n)

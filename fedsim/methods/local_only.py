@@ -5,61 +5,38 @@
     head    W (N, d) on top of the features, started from the text       (as in fedavg_head)
     cache   the keys, started as `cache.init` says                       (as in cachefl)
 
-A client gains from a federated method that serves it better than this control. There is no global
-model. Figures are means over the clients' own models. A client that has not been sampled yet has
-the model of the start.
+`local_only_classifier` is the same with the network of `fedavg`. A client gains from a federated
+method that serves it better than this control. There is no global model. Figures are means over the
+clients' own models. A client that has not been sampled yet has the model of the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from functools import partial
 
-import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batches, Method, NoOptions, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Generators, State, States, Update
 from fedsim.methods.cachefl import CacheFL
-from fedsim.methods.fedavg import FedAvg
-from fedsim.methods.fedavg_head import FedAvgHead
+from fedsim.methods.shared.control import Control, NetworkControl
 from fedsim.methods.training import train_apart
 from fedsim.params import Params, add, stack, unstack
 
 
-class LocalOnlyOptions(BaseModel, extra="forbid"):
-    """The model that every client trains."""
-
-    model: Literal["head", "cache"] = "head"
-
-
-class LocalOnly(Method):
+class LocalOnly(Control):
     """Local training without any aggregation."""
 
     averages = False
     personal = True
-    sections: ClassVar[tuple[str, ...]] = ("cache",)
-    Options: ClassVar[type[BaseModel]] = LocalOnlyOptions
-    options: LocalOnlyOptions
-
-    @cached_property
-    def inner(self) -> FedAvgHead | CacheFL | FedAvg:
-        """The federated method whose start and local training every client uses."""
-        cls = FedAvgHead if self.options.model == "head" else CacheFL
-        return cls(self.task, NoOptions())
 
     @classmethod
     def needs_synthetic(cls, config: MethodConfig) -> bool:
-        return _is_cache(config.options) and CacheFL.needs_synthetic(config)
+        return config.options.get("model") == "cache" and CacheFL.needs_synthetic(config)
 
     @classmethod
     def needs_public(cls, config: MethodConfig) -> bool:
-        return _is_cache(config.options) and CacheFL.needs_public(config)
-
-    def setup(self, task: Task, rng: torch.Generator) -> State:
-        return self.inner.setup(task, rng)
+        return config.options.get("model") == "cache" and CacheFL.needs_public(config)
 
     def constants(self, state: State) -> Params:
         return self.inner.constants(state) | self.inner.message(state)  # the start, once
@@ -68,12 +45,8 @@ class LocalOnly(Method):
         return {}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         starts = stack(self.inner.message(dict(message)), batches.num_clients)
         for c, own in enumerate(client_state):
             for name, value in own.items():
@@ -89,12 +62,8 @@ class LocalOnly(Method):
     def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
         return self.inner.client_logits(message, params, x)
 
-    def aggregate(self, state: State, received: Received) -> State:
-        return state
 
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return self.inner.predictor(state | dict(client_state or {}))
+class LocalOnlyClassifier(NetworkControl, LocalOnly):
+    """Local training of a network without any aggregation."""
 
-
-def _is_cache(options: Mapping[str, Any]) -> bool:
-    return LocalOnlyOptions.model_validate(options).model == "cache"
+    sections = ()

@@ -14,24 +14,19 @@ With fedit it is not: the mean of products is not the product of means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
-from fedsim.methods.fedavg_finetune import TEXT
+from fedsim.methods.base import State, Task
+from fedsim.methods.fedavg_finetune import TEXT, FedAvgFinetune
 from fedsim.methods.shared.require import require_clip, require_text
-from fedsim.methods.training import train_locally
-from fedsim.models.cache import text_logits
 from fedsim.models.lora_tower import lora_tower
-from fedsim.params import Params, add
+from fedsim.params import Params
 
 
 class LoRAOptions(BaseModel, extra="forbid"):
@@ -47,64 +42,16 @@ class LoRAOptions(BaseModel, extra="forbid"):
     default."""
 
 
-class LoRA(Method):
+class LoRA(FedAvgFinetune):
     """Federated averaging of low-rank adapters inside the image encoder."""
 
-    inputs = "pixels"
+    frozen = ("visual",)
     Options = LoRAOptions
     options: LoRAOptions
 
-    def check_task(self) -> None:
-        assert self._tower
-
-    def setup(self, task: Task, rng: torch.Generator) -> State:
-        text, adapters = require_text(task), {}
-        for name, p in self._tower.named_parameters():
-            if ".lora_A." in name:  # uniform by the fan-in, as peft and torch start a layer
-                bound = p[0].numel() ** -0.5
-                drawn = torch.empty(p.shape).uniform_(-bound, bound, generator=rng)
-                adapters[name] = drawn.to(task.device)
-            elif ".lora_B." in name:
-                adapters[name] = torch.zeros_like(p)
-        return {"adapters": adapters, "text": text}
-
-    def constants(self, state: State) -> Params:
-        frozen = {k: v for k, v in state["adapters"].items() if not self._trains(k)}
-        return {TEXT: state["text"], **frozen}
-
-    def message(self, state: State) -> Params:
-        return {k: v for k, v in state["adapters"].items() if self._trains(k)}
-
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        trained = {name: value for name, value in message.items() if self._trains(name)}
-        delta = train_locally(trained, partial(self.client_logits, message), batches)
-        return Update(delta, weight=batches.num_samples), client_state
-
-    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        frozen = {k: v for k, v in message.items() if k not in params and k != TEXT}
-        encode = partial(_encode, self._tower)  # the tower is built here, outside of the transform
-        features = vmap(lambda own, x: encode({**frozen, **own}, x))(params, x)
-        return text_logits(features, message[TEXT], self.task.logit_scale)
-
-    def aggregate(self, state: State, received: Received) -> State:
-        return state | {"adapters": add(state["adapters"], received.mean)}
-
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: text_logits(
-            _encode(self._tower, state["adapters"], x), state["text"], self.task.logit_scale
-        )
-
-    def _trains(self, name: str) -> bool:
-        return ".lora_B." in name or (".lora_A." in name and self.options.variant == "fedit")
-
     @cached_property
-    def _tower(self) -> nn.Module:
+    def tower(self) -> nn.Module:
+        """The image encoder with adapters."""
         clip, wanted = require_clip(self.task, "adapts the image encoder"), self.options
         try:
             return lora_tower(clip, wanted.rank, wanted.alpha, wanted.target_modules)
@@ -113,6 +60,22 @@ class LoRA(Method):
                 f"methods.{self.config.method}.options.target_modules: {error}"
             ) from error
 
+    def check_task(self) -> None:
+        assert self.tower
 
-def _encode(tower: nn.Module, adapters: Params, x: Tensor) -> Tensor:
-    return F.normalize(functional_call(tower, adapters, (x,)), dim=-1)
+    def is_trained(self, name: str) -> bool:
+        return ".lora_B." in name or (".lora_A." in name and self.options.variant == "fedit")
+
+    def setup(self, task: Task, rng: torch.Generator) -> State:
+        model = {TEXT: require_text(task)}
+        for name, p in self.tower.named_parameters():
+            if ".lora_A." in name:  # uniform by the fan-in, as peft and torch start a layer
+                bound = p[0].numel() ** -0.5
+                drawn = torch.empty(p.shape).uniform_(-bound, bound, generator=rng)
+                model[name] = drawn.to(task.device)
+            elif ".lora_B." in name:
+                model[name] = torch.zeros_like(p)
+        return model
+
+    def constants(self, state: State) -> Params:
+        return {name: v for name, v in state.items() if not self.is_trained(name)}

@@ -14,14 +14,12 @@ participation a client has no previous model, and minimises cross-entropy alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fedsim.methods.base import Batch, Batches, State, Update
+from fedsim.methods.base import Batch, Batches, Generators, States, Update
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.training import LabelLoss, Loss
 from fedsim.params import Params, stack, unstack
@@ -43,17 +41,13 @@ class Moon(FedAvg):
     options: MoonOptions
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         update, _ = super().client_update(message, batches, client_state, rng)
         trained = {k: message[k] + v for k, v in update.delta.items()}
         return update, [unstack(trained, c) for c in range(batches.num_clients)]
 
-    def loss(self, message: Params, batches: Batches, client_state: Sequence[State]) -> Loss:
+    def loss(self, message: Params, batches: Batches, client_state: States) -> Loss:
         options, of_labels = self.options, LabelLoss(batches)
         sent = stack(message, batches.num_clients)
         previous = {

@@ -11,8 +11,8 @@ image encoder for its features, the text encoder for the gradient of the context
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import Batches, Predictor, State, Task
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.require import require_clip
-from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
 from fedsim.models.clip import Clip
 from fedsim.models.prompts import PromptEncoder, embed_words
-from fedsim.params import Params, add
+from fedsim.params import Params
 
 _NUM_CONTEXT, _STD = 16, 0.02  # as in CoOp
 
@@ -42,7 +42,7 @@ class PromptFLOptions(BaseModel, extra="forbid"):
     """Words that the context starts as, such as `a photo of a`; drawn at random by default."""
 
 
-class PromptFL(Method):
+class PromptFL(AveragedModel):
     """Federated averaging of a prompt's context."""
 
     frozen = ("visual", "text")
@@ -61,31 +61,15 @@ class PromptFL(Method):
             context = embed_words(self._clip, self.options.init).expand(shape).clone()
         return {"context": context.to(task.device)}
 
-    def message(self, state: State) -> Params:
-        return {"context": state["context"]}
-
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        delta = train_locally(message, partial(self.client_logits, message), batches)
-        return Update(delta, weight=batches.num_samples), client_state
-
     def local_flops(self, message: Params, batches: Batches, one_sample: int) -> Tensor:
         # A step encodes all prompts, whatever the size of its batch. The rest costs little.
         return one_sample * (batches.num_samples / batches.train.batch_size).ceil()
 
-    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return text_logits(x, self._text(params["context"]), self.task.logit_scale)
-
-    def aggregate(self, state: State, received: Received) -> State:
-        return add(state, received.mean)
+    def logits(self, model: Params, x: Tensor) -> Tensor:
+        return text_logits(x, self._text(model["context"]), self.task.logit_scale)
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        with torch.no_grad():
+        with torch.no_grad():  # once for all inputs
             text = self._text(state["context"])
         return lambda x: text_logits(x, text, self.task.logit_scale)
 

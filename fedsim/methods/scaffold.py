@@ -16,19 +16,29 @@ and S = |cohort| / N. With these weights c stays the mean of all c_k, and the op
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.config import MethodConfig
-from fedsim.methods.base import Batch, Batches, Predictor, Received, State, Task, Update
+from fedsim.methods.base import (
+    Batch,
+    Batches,
+    Generators,
+    Predictor,
+    Received,
+    State,
+    States,
+    Task,
+    Update,
+)
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.namespaces import from_namespace, into_namespace
 from fedsim.methods.shared.require import require_sgd
 from fedsim.methods.training import effective_steps, minimise
-from fedsim.params import Params, add, subtract, unstack
+from fedsim.params import Params, add, per_client, subtract, unstack
 
 CONTROL = "control"
 """Namespace of control variates in a message; the weights are beside it."""
@@ -54,12 +64,8 @@ class Scaffold(FedAvg):
         return state["weights"] | into_namespace(CONTROL, state["control"])
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
         weights, control = from_namespace(message), from_namespace(message, CONTROL)
         own = {
             k: torch.stack([state.get(k, torch.zeros_like(c)) for state in client_state])
@@ -77,7 +83,7 @@ class Scaffold(FedAvg):
         length = length.to(batches.device)
         moved = {}
         for k, v in change.items():
-            along = length.view(-1, *[1] * (v.dim() - 1))
+            along = per_client(length, v)
             moved[k] = -control[k] * (along > 0) - v / along.clamp_min(_TINY)  # 0 for a ghost
         kept = add(own, moved)
         states = [unstack(kept, c) for c in range(batches.num_clients)]

@@ -7,8 +7,6 @@ recorded these facts itself (`runs.pooled`, `runs.zero_shot`).
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "COLORS", "CONTROLS", "REFERENCE", "ZERO_SHOT"]
-
 CONTROLS = ("zero_shot", "synthetic_only", "prior_only", "local_only", "local")
 """Stand first in tables, in this order."""
 REFERENCE = "fedavg"

@@ -26,9 +26,7 @@ features (Pao et al., 1994). AFL's head is the special case without keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +35,9 @@ from torch import Tensor
 
 from fedsim.config import MethodConfig
 from fedsim.errors import ConfigError
-from fedsim.methods.base import (
-    Batches,
-    Executor,
-    Method,
-    Predictor,
-    Received,
-    State,
-    Task,
-    Update,
-)
+from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.cachefl import CacheFL, initial_keys
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.dual import train_keys
 from fedsim.methods.shared.require import require_text
 from fedsim.methods.shared.statistics import (
@@ -57,12 +47,11 @@ from fedsim.methods.shared.statistics import (
     normal_equations,
     one_hot,
     plain_sums,
-    ridge,
+    regressed,
     shrunk,
     square,
     totals,
 )
-from fedsim.methods.training import train_locally
 from fedsim.models.cache import affinity, text_logits
 from fedsim.params import Params, add
 
@@ -87,7 +76,7 @@ class StatCacheOptions(BaseModel, extra="forbid"):
     """Damping of the values, relative to the mean eigenvalue of A^T A."""
 
 
-class StatCache(Method):
+class StatCache(AveragedModel):
     """A cache from exact statistics, then federated fine-tuning of its keys."""
 
     sections = ("cache",)
@@ -124,20 +113,24 @@ class StatCache(Method):
             state["keys"] = initial_keys(task, text, rng)[0]
         return state
 
+    def is_trained(self, name: str) -> bool:
+        return name == "keys"
+
+    def constants(self, state: State) -> Params:
+        return {}
+
     def message(self, state: State) -> Params:
         if "values" in state:  # round 3 on
             return {k: state[k] for k in ("keys", "values", "weights", "bias")}
         return {"keys": state["keys"]} if "seen" in state else {}
 
     def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
+        self, message: Params, batches: Batches, client_state: States, rng: Generators
+    ) -> tuple[Update, States]:
+        if "values" in message and self.config.cache.form == "direct":
+            return super().client_update(message, batches, client_state, rng)
         if "values" in message:
-            return self._finetuned(message, batches), client_state
+            return self._train_keys(message, batches), client_state
 
         def seen(f: Tensor) -> Tensor:
             return self._activations(message["keys"].double(), f) if "keys" in message else f
@@ -147,12 +140,8 @@ class StatCache(Method):
             sums["counts"] = batches.label_counts(self.task.num_classes).double()
         return plain_sums(sums, batches), client_state
 
-    def _finetuned(self, message: Params, batches: Batches) -> Update:
-        """The keys' change, trained in `cache.form`."""
-        if self.config.cache.form == "direct":
-            logits = partial(self.client_logits, message)
-            delta = train_locally({"keys": message["keys"]}, logits, batches)
-            return Update(delta, weight=batches.num_samples)
+    def _train_keys(self, message: Params, batches: Batches) -> Update:
+        """The keys' training on cosines (`fedsim.methods.shared.dual`)."""
         cache, values = self.config.cache, message["values"]
         of_keys, of_features = values.split(
             [len(message["keys"]), len(values) - len(message["keys"])]
@@ -165,9 +154,6 @@ class StatCache(Method):
         keys, ratio = message["keys"], cache.residual_ratio
         return train_keys(keys, of_keys, known, ratio, cache.sharpness, batches)
 
-    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return self._logits(x, {**message, **params})
-
     def aggregate(self, state: State, received: Received) -> State:
         if not received.mean:  # every client failed
             return state
@@ -175,9 +161,7 @@ class StatCache(Method):
             return add(state, received.mean)
         sums = totals(received)
         if "seen" in state:  # round 2
-            second = square(sums["second"], len(sums["cross"]))
-            values = ridge(second, sums["cross"], self.options.ridge)
-            return state | {"values": values.float()}
+            return state | {"values": regressed(sums, self.options.ridge).float()}
         means, covariance = class_gaussians(
             sums["counts"],
             sums["cross"].mT,
@@ -214,17 +198,14 @@ class StatCache(Method):
         drawn = means.repeat_interleave(count, 0) + noise @ torch.linalg.cholesky(covariance).mT
         return F.normalize(drawn, dim=-1).float()
 
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: self._logits(x, state)
-
     def _activations(self, keys: Tensor, f: Tensor) -> Tensor:
         """The regressors that values weigh: `(..., M)`, or `(..., M + d)` with links."""
         near = affinity(f, keys, self.config.cache.sharpness)
         return torch.cat([near, f], dim=-1) if self.options.links else near
 
-    def _logits(self, f: Tensor, model: Mapping[str, Any]) -> Tensor:
-        logits = text_logits(f, model["weights"], 1.0) + model["bias"]
+    def logits(self, model: Params, x: Tensor) -> Tensor:
+        logits = text_logits(x, model["weights"], 1.0) + model["bias"]
         if "values" not in model:
             return logits
-        cached = self._activations(model["keys"], f) @ model["values"]
+        cached = self._activations(model["keys"], x) @ model["values"]
         return logits + self.config.cache.residual_ratio * cached

@@ -8,6 +8,7 @@ same; the tests compare the two.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,39 +67,16 @@ class Optimizer:
         loss.backward()  # gradients get the layout that fused kernels assume
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
         train = self._train
+        how: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
+        how |= {"maximize": False, "foreach": False, "fused": True}
         with torch.no_grad():
             if train.optimizer == "adamw":
-                adamw(
-                    self._params,
-                    gradients,
-                    self._mean,
-                    self._square,
-                    [],
-                    self._steps,
-                    lr=train.lr,
-                    weight_decay=train.weight_decay,
-                    beta1=0.9,
-                    beta2=0.999,
-                    eps=1e-4,
-                    amsgrad=False,
-                    maximize=False,
-                    foreach=False,
-                    fused=True,
-                )
+                moments: Any = self._mean, self._square, [], self._steps
+                how |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-4, "amsgrad": False}
+                adamw(self._params, gradients, *moments, **how)
             else:
-                sgd(
-                    self._params,
-                    gradients,
-                    self._momentum,
-                    lr=train.lr,
-                    weight_decay=train.weight_decay,
-                    momentum=train.momentum,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                    foreach=False,
-                    fused=True,
-                )
+                how |= {"momentum": train.momentum, "dampening": 0.0, "nesterov": False}
+                sgd(self._params, gradients, self._momentum, **how)
 
 
 def shifted(logits: Tensor, counts: Tensor, train: TrainConfig) -> Tensor:
@@ -150,32 +128,16 @@ class LabelLoss:
 
 
 def train_locally(start: Params, logits: Logits, batches: Batches) -> Params:
-    """Local epochs of every client of a group from the same start.
-
-    Args:
-        start: The trainable tensors, without a client axis.
-        logits: The model over the client axis.
-        batches: The group's local data and its settings. One pass over it is all local epochs.
-
-    Returns:
-        Each client's change, `(C, ...)` by name.
-    """
+    """`minimise` for a model without a loss of its own."""
     return minimise(start, of_logits(logits, batches), batches)
 
 
 def train_apart(
     starts: Params, logits: Logits, batches: Batches, watch: Watch | None = None
 ) -> Params:
-    """Local epochs of every client of a group, each from a start of its own.
+    """`train_locally` with a start of its own for every client, `(C, ...)` by name.
 
-    Args:
-        starts: The trainable tensors, `(C, ...)` by name.
-        logits: The model over the client axis.
-        batches: The group's local data and its settings. One pass over it is all local epochs.
-        watch: Called after every step.
-
-    Returns:
-        Each client's change, `(C, ...)` by name.
+    `watch` is called after every step.
     """
     params = {k: v.clone() for k, v in starts.items()}
     return _train(params, starts, of_logits(logits, batches), batches, watch)
@@ -188,7 +150,16 @@ def of_logits(logits: Logits, batches: Batches) -> Loss:
 
 
 def minimise(start: Params, loss: Loss, batches: Batches) -> Params:
-    """`train_locally` for a method's own loss. A proximal term is added as configured."""
+    """Local epochs of every client of a group from the same start.
+
+    Args:
+        start: The trainable tensors, without a client axis.
+        loss: A proximal term is added to it as configured.
+        batches: The group's local data and its settings. One pass over it is all local epochs.
+
+    Returns:
+        Each client's change, `(C, ...)` by name.
+    """
     return _train(stack(start, batches.num_clients), start, loss, batches)
 
 

@@ -25,8 +25,6 @@ from fedsim.models.networks import Shape
 from fedsim.models.networks.layers import flat_length
 from fedsim.params import Params
 
-__all__ = ["HEAD", "Classifier"]
-
 HEAD = ("head.weight", "head.bias")
 """Names of the last layer's tensors; their rows belong to classes."""
 

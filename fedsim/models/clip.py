@@ -28,8 +28,6 @@ from torch.overrides import TorchFunctionMode
 
 from fedsim.errors import DataError, ModelError, did_you_mean
 
-__all__ = ["PRETRAINED", "TINY_CLIP", "Clip", "load_clip"]
-
 PRETRAINED = Path(__file__).parent / "pretrained"
 TINY_CLIP = "tiny-clip"
 CONFIG_FILE = "open_clip_config.json"

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from fedsim.models.networks.layers import Halve, Mean, Norm, Residual
 from fedsim.params import Params
 
-__all__ = ["foldable", "folded", "pools"]
-
 
 def foldable(module: nn.Module) -> bool:
     """Whether `folded` knows all parts of a module; weights that are shared have but one name."""

@@ -22,8 +22,6 @@ import torch
 
 from fedsim.errors import ModelError, did_you_mean
 
-__all__ = ["PRETRAINED", "TINY_DIFFUSION", "Generator", "load_generator"]
-
 PRETRAINED = Path(__file__).parent / "pretrained"
 TINY_DIFFUSION = "tiny-diffusion"
 DEFAULTS_FILE = "fedsim.json"
@@ -57,26 +55,29 @@ class Generator:
         self.steps, self.guidance_scale = steps, guidance_scale
         pipeline.set_progress_bar_config(disable=True)
 
+    def at(self, steps: int | None = None, guidance_scale: float | None = None) -> Generator:
+        """The same pipeline with other defaults; None keeps a default.
+
+        Args:
+            steps: Denoising steps.
+            guidance_scale: Classifier-free guidance; 1 or less switches it off.
+        """
+        steps = self.steps if steps is None else steps
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        return Generator(self.spec, self.pipeline, steps, guidance_scale)
+
     def generate(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int = 32,
+        self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 32
     ) -> np.ndarray:
         """Draws one picture per prompt.
 
-        Picture i depends on prompt i, seed i and the settings; its batch neighbours change it
-        by rounding only, so the same batch layout gives the same bytes.
+        Picture i depends on prompt i, seed i and the settings. Its neighbours in a batch change it
+        by rounding only, so the same batches give the same bytes.
 
         Args:
-            prompts: What to draw.
+            prompts: Descriptions of the pictures.
             seeds: One seed per picture; its noise comes from a CPU generator on every device.
-            steps: Denoising steps instead of the default.
-            guidance_scale: Guidance instead of the default; 1 or less switches it off.
-            batch_size: Pictures drawn at once.
+            batch_size: Number of pictures drawn at once.
 
         Returns:
             uint8 (num_images, height, width, 3).
@@ -84,48 +85,25 @@ class Generator:
         Raises:
             ValueError: No prompts, or another number of seeds.
         """
-        drawn = self._draw(prompts, seeds, "np", steps, guidance_scale, batch_size)
+        drawn = self._draw(prompts, seeds, "np", batch_size)
         return np.concatenate([np.round(images * 255).astype(np.uint8) for images in drawn])
 
-    def draw_latents(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int = 32,
-    ) -> torch.Tensor:
-        """What `generate` would decode to pictures: latents of about unit scale, `(n, c, h, w)`.
-
-        Raises:
-            ValueError: No prompts, or another number of seeds.
-        """
-        return torch.cat(
-            list(self._draw(prompts, seeds, "latent", steps, guidance_scale, batch_size))
-        )
+    def draw_latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        """Latents that `generate` would decode to pictures, of about unit scale, `(n, c, h, w)`."""
+        return torch.cat(list(self._draw(prompts, seeds, "latent", batch_size=32)))
 
     def _draw(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        output_type: str,
-        steps: int | None,
-        guidance_scale: float | None,
-        batch_size: int,
+        self, prompts: Sequence[str], seeds: Sequence[int], output_type: str, batch_size: int
     ) -> Iterator[Any]:
         """The pipeline's output, batch by batch."""
         if len(prompts) == 0 or len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
-        settings = {
-            "num_inference_steps": self.steps if steps is None else steps,
-            "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
-        }
+        settings = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
         settings = {name: value for name, value in settings.items() if value is not None}
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             with warnings.catch_warnings():
-                # Schedulers hand tensors to numpy.array, which numpy 2 deprecates.
+                # Schedulers pass tensors to numpy.array, which numpy 2 deprecates.
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
                 yield self.pipeline(
                     prompt=list(prompts[batch]),

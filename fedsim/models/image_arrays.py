@@ -16,8 +16,6 @@ from torch import Tensor
 
 from fedsim.models.networks import Shape
 
-__all__ = ["channels_first", "fit_images", "from_unit_range", "to_unit_range"]
-
 
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 in 0..255 -> float32 in [-1, 1].

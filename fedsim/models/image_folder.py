@@ -19,8 +19,6 @@ from PIL import Image
 from fedsim.data.images import IMAGE_SUFFIXES, pixels
 from fedsim.errors import ModelError, did_you_mean
 
-__all__ = ["ImageFolder", "is_image_folder"]
-
 _MOST_PROBLEMS = 10
 
 

@@ -20,8 +20,6 @@ from torch.nn import functional
 from fedsim.errors import ConfigError, did_you_mean
 from fedsim.models.clip import Clip
 
-__all__ = ["SplitAttention", "lora_tower"]
-
 
 def lora_tower(clip: Clip, rank: int, alpha: float, targets: Sequence[str] | None) -> nn.Module:
     """The image tower with adapters; its frozen weights are those of `clip`, not copies.

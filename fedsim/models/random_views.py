@@ -22,8 +22,6 @@ from fedsim.data.images import ImagePaths
 from fedsim.models.clip import Clip
 from fedsim.seeding import numpy_rng
 
-__all__ = ["RandomViews", "averaged_features", "random_view"]
-
 _SCALE = (0.5, 1.0)
 """Share of the image's area in a view."""
 _RATIO = (3 / 4, 4 / 3)

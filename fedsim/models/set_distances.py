@@ -24,16 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Manifold",
-    "closeness",
-    "frechet_distance",
-    "kernel_distance",
-    "manifold_measures",
-    "nearest_samples",
-    "nearest_similarity",
-]
-
 _ROUNDING = 1e-12
 """Slack of squared distances, relative to squared lengths: a copy is as near as what it copies."""
 _CHUNK = 4096

@@ -30,8 +30,6 @@ from fedsim.models.set_distances import (
 )
 from fedsim.seeding import numpy_rng
 
-__all__ = ["MEASURES", "USE", "RealFeatures", "SyntheticFeatures", "set_quality", "usefulness"]
-
 _MOST_NEIGHBOURS = 2000
 """Samples of a set between which neighbours are looked for: a fixed random choice of more."""
 _CHUNK = 2048
@@ -143,9 +141,9 @@ def usefulness(
     was_right, is_right = (
         (torch.cat(parts) == real.val_labels).double() for parts in (before, after)
     )
-    images = dict(_classes(made.labels, num_classes))
-    for label, rows in _classes(real.val_labels, num_classes):
-        accuracy, count = _mean(is_right[rows]), int(images[label].sum())
+    for label in (*range(num_classes), -1):
+        rows, count = _rows(real.val_labels, label), int(_rows(made.labels, label).sum())
+        accuracy = _mean(is_right[rows])
         found["cache_accuracy"][label] = accuracy
         if count:
             found["gain_per_image"][label] = (accuracy - _mean(was_right[rows])) / count
@@ -156,7 +154,8 @@ def _against_text(found: dict[str, np.ndarray], made: SyntheticFeatures, text: T
     similarity = made.features.double() @ text.double().T
     own = similarity.gather(1, made.labels[:, None])[:, 0]
     agrees = (similarity.argmax(1) == made.labels).double()
-    for label, rows in _classes(made.labels, len(text)):
+    for label in (*range(len(text)), -1):
+        rows = _rows(made.labels, label)
         found["clip_agreement"][label] = _mean(agrees[rows])
         found["clip_similarity"][label] = _mean(own[rows])
     for label in range(len(text)):
@@ -175,21 +174,11 @@ def _against_real(
     num_classes = len(found["fid"]) - 1
     nearest = _nearest(made.features, real.train)
     fresh = _nearest(real.val, real.train)
-    rows_of = {
-        name: dict(_classes(labels, num_classes))
-        for name, labels in (
-            ("made", made.labels),
-            ("train", real.train_labels),
-            ("val", real.val_labels),
-        )
-    }
     for label in (*range(num_classes), -1):
-        rows = rows_of["made"][label]
-        synthetic, train = made.features[rows], real.train[rows_of["train"][label]]
+        rows, held_out = _rows(made.labels, label), _rows(real.val_labels, label)
+        synthetic, train = made.features[rows], real.train[_rows(real.train_labels, label)]
         found["nearest_similarity"][label] = _mean(nearest[rows])
-        found["memorisation"][label] = closeness(
-            nearest[rows].numpy(), fresh[rows_of["val"][label]].numpy()
-        )
+        found["memorisation"][label] = closeness(nearest[rows].numpy(), fresh[held_out].numpy())
         if len(synthetic) and len(train):
             ours, theirs = (
                 functional.normalize(x.double().mean(0), dim=0) for x in (synthetic, train)
@@ -203,10 +192,9 @@ def _against_real(
             found[name][label] = value
 
 
-def _classes(labels: Tensor, num_classes: int) -> list[tuple[int, Tensor]]:
-    """Each class, and -1 for all: which rows are its own."""
-    masks = [(label, labels == label) for label in range(num_classes)]
-    return [*masks, (-1, torch.ones_like(labels, dtype=torch.bool))]
+def _rows(labels: Tensor, label: int) -> Tensor:
+    """The mask of a class's rows; of all rows for -1."""
+    return labels == label if label >= 0 else torch.ones_like(labels, dtype=torch.bool)
 
 
 def _nearest(samples: Tensor, others: Tensor) -> Tensor:

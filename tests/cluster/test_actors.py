@@ -17,13 +17,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedsim.cluster.placement import Placement
 from fedsim.cluster.pool import ActorPool
-from fedsim.distill.client_sets import Distillation, SyntheticSet, distil
+from fedsim.distill.client_sets import Distillation, distil
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.driver.launch import Launcher
 from fedsim.driver.plan import study_lock, unfinished
 from fedsim.engine.local import drive
 from fedsim.errors import DataError, ExecutionError
 from fedsim.inputs.draw_images import Drawer, Job, Recipe
-from fedsim.methods import cachefl_dgm, feddgm
+from fedsim.methods.shared import from_prior
 from fedsim.process import settle_process
 from fedsim.results.study import Study, load
 from fedsim.results.tables.equality import equal_results
@@ -227,8 +228,7 @@ def test_actors_distil_what_this_process_distils(
         pool.config, signed = config, tmp_path / config.run_id / "signed"
         signed.mkdir()
         with monkeypatch.context() as patch:
-            for method in (feddgm, cachefl_dgm):
-                patch.setattr(method, "distil", partial(_distil_and_sign, signed))
+            patch.setattr(from_prior, "distil", partial(_distil_and_sign, signed))
             one = federation(config, tmp_path / config.run_id / "actors", pool)
             one.executor = pool
             drive(one, lambda row: None)

@@ -113,7 +113,10 @@ def test_an_actor_keeps_its_generator_until_it_is_told(monkeypatch: pytest.Monke
     loads = []
 
     class Fake:
-        def generate(self, prompts: Sequence[str], *args: Any, **settings: Any) -> np.ndarray:
+        def at(self, *settings: Any) -> Any:
+            return self
+
+        def generate(self, prompts: Sequence[str], *args: Any) -> np.ndarray:
             return np.zeros((len(prompts), 2, 2, 3), np.uint8)
 
     def load(spec: str, device: str) -> Fake:

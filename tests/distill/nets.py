@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.distill.augment import draw_augmentation
-from fedsim.distill.trajectory import Step
+from fedsim.distill.student import Step
 from fedsim.params import Params
 
 NUM_CLASSES, SIDE = 3, 6

@@ -11,9 +11,10 @@ import torch
 
 from fedsim.config.distill import DistillConfig
 from fedsim.distill import client_sets
-from fedsim.distill.client_sets import ClientMove, Distillation, SyntheticSet, distil
+from fedsim.distill.client_sets import ClientMove, Distillation, distil
+from fedsim.distill.distilled_set import SyntheticSet
 from fedsim.distill.priors.pixels import NoisePixels
-from fedsim.distill.trajectory import train_student
+from fedsim.distill.trajectory import NetworkStudent
 from fedsim.params import unstack
 from tests.distill.nets import SIDE, network, weights
 
@@ -78,7 +79,7 @@ def test_noise_is_judged_at_a_step_size_that_suits_it():
     run.log_lr = torch.tensor([math.log(0.08)])
     start, moved = run._segments[0]
     lesson = run._lesson(run.noise(), run._fixed_steps(), start, moved)
-    end = train_student(network, lesson)[-1]
+    end = NetworkStudent(network).path(lesson)[-1]
     explained = ClientMove(0, ((unstack(start, 0), unstack(end, 0)),), (0, 2), lr=0.08 / 64)
     (found,) = distil(replace(item, sources=(explained,)))
     assert found.lr == pytest.approx(0.08 / 64)  # the control leaves the set's alone

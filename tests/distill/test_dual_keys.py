@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedsim.config.distill import DistillConfig
+from fedsim.distill.client_sets import student_of
 from fedsim.distill.dual_keys import CacheModel, KeyStudent
-from fedsim.distill.student import GradientStudent, NetworkStudent, student_of
-from fedsim.distill.trajectory import Lesson, Step
+from fedsim.distill.matching import GradientStudent
+from fedsim.distill.student import Lesson, Step
+from fedsim.distill.trajectory import NetworkStudent
 from fedsim.params import Params
 from tests.helpers import unit
 
@@ -71,6 +74,6 @@ def test_a_client_that_did_not_move_is_no_division_by_zero():
 
 
 def test_the_student_follows_from_what_is_matched():
-    assert isinstance(student_of(model()), KeyStudent)
-    assert isinstance(student_of(model(), "gradient"), GradientStudent)
-    assert isinstance(student_of(lambda params, x: x), NetworkStudent)
+    assert isinstance(student_of(model(), DistillConfig()), KeyStudent)
+    assert isinstance(student_of(model(), DistillConfig(loss="gradient")), GradientStudent)
+    assert isinstance(student_of(lambda params, x: x, DistillConfig()), NetworkStudent)

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from fedsim.distill.matching import (
+    GradientStudent,
     class_means,
     distribution_distance,
     gradient_distance,
-    match_gradient,
 )
-from fedsim.distill.trajectory import Lesson, train_student
+from fedsim.distill.student import Lesson
+from fedsim.distill.trajectory import NetworkStudent
 from tests.distill.nets import network, problem, steps, weights
 
 
@@ -29,12 +30,15 @@ def test_gradient_distance_is_scale_free_and_counts_rows():
 def test_its_gradient_is_a_slope():
     given: dict[str, Any] = problem()
     lesson = Lesson(**given, steps=steps(1))
-    found = match_gradient(network, lesson)
+    student = GradientStudent(network)
+    found = student.match(lesson)
     direction = torch.randn(
         given["images"].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     ahead, behind = (
-        match_gradient(network, replace(lesson, images=lesson.images + size * direction)).loss
+        GradientStudent(network)
+        .match(replace(lesson, images=lesson.images + size * direction))
+        .loss
         for size in (1e-5, -1e-5)
     )
     along = (found.images * direction).flatten(1).sum(1)
@@ -44,8 +48,8 @@ def test_its_gradient_is_a_slope():
 def test_the_client_s_own_images_match_its_move():
     given: dict[str, Any] = problem()
     lesson = Lesson(**given, steps=steps(1))
-    end = train_student(network, lesson)[-1]
-    loss = match_gradient(network, replace(lesson, end=end)).loss
+    end = NetworkStudent(network).path(lesson)[-1]
+    loss = GradientStudent(network).match(replace(lesson, end=end)).loss
     torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-9, rtol=0)
 
 

@@ -9,15 +9,8 @@ from torch import Tensor
 
 from fedsim.config.classifier import ClassifierConfig
 from fedsim.distill.augment import OPERATIONS
-from fedsim.distill.trajectory import (
-    Lesson,
-    Step,
-    layerwise_distance,
-    match_trajectory,
-    squared_distance,
-    student_loss,
-    train_student,
-)
+from fedsim.distill.student import Lesson, Step, student_loss
+from fedsim.distill.trajectory import NetworkStudent, layerwise_distance, squared_distance
 from fedsim.models.classifiers import Classifier
 from fedsim.params import Params
 from tests.distill.nets import NUM_CLASSES, SIDE, network, problem, steps, weights
@@ -45,7 +38,7 @@ def test_unroll_is_autograd_through_all_steps(operations: tuple[str, ...]):
     schedule = steps(4, operations=operations)
     loss = through_all_steps(**given, steps=schedule)
     by_images, by_lr = torch.autograd.grad(loss.sum(), [images, lr])
-    found = match_trajectory(network, Lesson(**_detached(given), steps=schedule), gradient="unroll")
+    found = NetworkStudent(network, "unroll").match(Lesson(**_detached(given), steps=schedule))
     torch.testing.assert_close(found.loss, loss.detach())
     torch.testing.assert_close(found.images, by_images)
     torch.testing.assert_close(found.lr, by_lr)
@@ -55,14 +48,14 @@ def test_unroll_is_autograd_through_all_steps(operations: tuple[str, ...]):
 def test_unroll_is_the_slope_of_the_distance():
     given: dict[str, Any] = problem()
     schedule = steps(3)
-    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="unroll")
+    found = NetworkStudent(network, "unroll").match(Lesson(**given, steps=schedule))
     direction = torch.randn(
         given["images"].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
     size = 1e-5
 
     def loss(sign: int, **changed: Tensor) -> Tensor:
-        return match_trajectory(network, Lesson(**{**given, **changed}, steps=schedule)).loss
+        return NetworkStudent(network).match(Lesson(**{**given, **changed}, steps=schedule)).loss
 
     slope = (
         loss(1, images=given["images"] + size * direction)
@@ -78,8 +71,8 @@ def test_constant_is_the_paper_s_formula():
     """`grad_x [alpha^2 <g_i, g_i> + 2 alpha <g_i, alpha sum_{j != i} g_j - th_0 + th*>] / norm`."""
     given: dict[str, Any] = problem(num_clients=1)
     schedule = steps(3, num_clients=1)
-    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="constant")
-    path = train_student(network, Lesson(**given, steps=schedule))
+    found = NetworkStudent(network, "constant").match(Lesson(**given, steps=schedule))
+    path = NetworkStudent(network).path(Lesson(**given, steps=schedule))
     images = given["images"].requires_grad_()
     alpha, flat = float(given["lr"]), [_flat(p) for p in path]
     moves = [(a - b) / alpha for a, b in pairwise(flat)]
@@ -106,7 +99,7 @@ def test_where_constant_and_unroll_agree_and_how_they_differ():
     def relative_gap(count: int, lr: float) -> float:
         mine = {**given, "lr": torch.full_like(given["lr"], lr)}
         constant, unroll = (
-            match_trajectory(network, Lesson(**mine, steps=steps(count)), gradient=kind).images
+            NetworkStudent(network, kind).match(Lesson(**mine, steps=steps(count))).images
             for kind in ("constant", "unroll")
         )
         return float((constant - unroll).norm() / unroll.norm())
@@ -122,14 +115,14 @@ def test_where_constant_and_unroll_agree_and_how_they_differ():
 def test_clients_together_are_clients_alone(gradient: Any):
     given: dict[str, Any] = problem(num_clients=3)
     schedule = steps(3, num_clients=3, operations=("crop", "rotate"))
-    together = match_trajectory(network, Lesson(**given, steps=schedule), gradient=gradient)
+    together = NetworkStudent(network, gradient).match(Lesson(**given, steps=schedule))
     for c in range(3):
         own: dict[str, Any] = {
             k: {n: t[c : c + 1] for n, t in v.items()} if isinstance(v, dict) else v[c : c + 1]
             for k, v in given.items()
         }
         path = [Step(s.rows[c : c + 1], s.mask[c : c + 1], s.draws[c : c + 1]) for s in schedule]
-        alone = match_trajectory(network, Lesson(**own, steps=path), gradient=gradient)
+        alone = NetworkStudent(network, gradient).match(Lesson(**own, steps=path))
         torch.testing.assert_close(alone.loss[0], together.loss[c])
         torch.testing.assert_close(alone.images[0], together.images[c])
         torch.testing.assert_close(alone.lr[0], together.lr[c])
@@ -138,13 +131,13 @@ def test_clients_together_are_clients_alone(gradient: Any):
 def test_padding_changes_nothing():
     given: dict[str, Any] = problem()
     schedule = steps(2)
-    found = match_trajectory(network, Lesson(**given, steps=schedule), gradient="unroll")
+    found = NetworkStudent(network, "unroll").match(Lesson(**given, steps=schedule))
     last = [int(s.rows[1, -1]) for s in schedule]
     moved = [Step(s.rows.clone(), s.mask, s.draws) for s in schedule]
     for step in moved:
         step.rows[1, -1] = (step.rows[1, -1] + 1) % 4
     assert last != [int(s.rows[1, -1]) for s in moved]
-    again = match_trajectory(network, Lesson(**given, steps=moved), gradient="unroll")
+    again = NetworkStudent(network, "unroll").match(Lesson(**given, steps=moved))
     assert torch.equal(found.images, again.images)
 
 
@@ -190,7 +183,7 @@ def test_a_classifier_s_clients_in_channels_are_its_clients_under_vmap(
     }
     schedule = steps(3, num_clients)
     found, plain = (
-        match_trajectory(one, Lesson(**given, steps=schedule), gradient=gradient)
+        NetworkStudent(one, gradient).match(Lesson(**given, steps=schedule))
         for one in (net, lambda params, x: net(params, x))
     )
     torch.testing.assert_close(found.loss, plain.loss)

@@ -253,8 +253,12 @@ def test_images_from_elsewhere(tmp_path: Path, clip: Clip, text: np.ndarray):
 class FakeGenerator:
     """Has room for two images."""
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], **settings: Any) -> np.ndarray:
-        assert settings == {"steps": 4, "guidance_scale": None, "batch_size": len(prompts)}
+    def at(self, steps: int | None, guidance_scale: float | None) -> Any:
+        assert (steps, guidance_scale) == (4, None)
+        return self
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> np.ndarray:
+        assert batch_size == len(prompts)
         if len(prompts) > 2 or prompts[0] == "huge":
             raise torch.OutOfMemoryError("no room")
         return np.stack([noise(*pair) for pair in zip(prompts, seeds, strict=True)])

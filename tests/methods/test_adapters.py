@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError
 from fedsim.methods import build_method
 from fedsim.methods.base import Method, Received
+from fedsim.methods.shared.feature_adapter import affine, draw_linear
 from fedsim.methods.training import train_one_by_one
-from fedsim.models.adapters import affine, draw_linear
 from fedsim.params import Params
 from tests.helpers import batches_of, experiment, local_data, rngs, tiny_task, unit
 
@@ -59,10 +59,10 @@ def test_logits_are_those_of_the_plain_module(name: str):
     state = method.setup(method.task, rng())
     text, f = method.task.text_features, unit(7, 8, seed=5)
     assert text is not None
-    adapted = as_module(name, state["adapter"])(f)
+    adapted = as_module(name, method.message(state))(f)
     expected = 20.0 * F.cosine_similarity(adapted[:, None], text[None], dim=-1)
     torch.testing.assert_close(method.predictor(state)(f), expected)
-    stacked = {key: value.expand(3, *value.shape) for key, value in state["adapter"].items()}
+    stacked = {key: value.expand(3, *value.shape) for key, value in method.message(state).items()}
     message = method.constants(state) | method.message(state)
     logits = method.client_logits(message, stacked, f.expand(3, 7, 8))
     assert logits is not None
@@ -81,10 +81,10 @@ def test_one_step_is_minus_lr_times_the_modules_gradient(name: str):
     text = method.task.text_features
     assert text is not None
     for c in range(2):
-        module = as_module(name, state["adapter"])
+        module = as_module(name, method.message(state))
         features = F.normalize(module(inputs[rows[c]]), dim=1)
         F.cross_entropy(20.0 * features @ text.T, labels[rows[c]]).backward()
-        for own, key in zip(module.parameters(), state["adapter"], strict=True):
+        for own, key in zip(module.parameters(), method.message(state), strict=True):
             assert own.grad is not None
             torch.testing.assert_close(update.delta[key][c], -0.1 * own.grad, rtol=1e-4, atol=1e-7)
     assert torch.equal(update.weight, batches.num_samples)
@@ -139,12 +139,12 @@ def test_batched_training_is_the_plain_loop(name: str):
 @BOTH
 def test_a_start_follows_the_generator_and_is_close_to_zero_shot(name: str):
     method = build(name)
-    one, two, other = (method.setup(method.task, rng(s))["adapter"] for s in (1, 1, 2))
+    one, two, other = (method.setup(method.task, rng(s)) for s in (1, 1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
     text, f = method.task.text_features, unit(9, 8, seed=4)
     assert text is not None
-    logits = method.predictor({"adapter": one, "text": text})(f)
+    logits = method.predictor(one)(f)
     assert F.cosine_similarity(logits, 20 * f @ text.T, dim=1).min() > 0.8
 
 
@@ -155,7 +155,7 @@ def test_the_server_adds_the_mean(name: str):
     mean = {key: torch.full_like(value, 0.25) for key, value in method.message(state).items()}
     after = method.aggregate(state, Received(mean))
     for key, value in method.message(after).items():
-        torch.testing.assert_close(value, state["adapter"][key] + 0.25)
+        torch.testing.assert_close(value, state[key] + 0.25)
     assert torch.equal(method.constants(after)["text"], state["text"])
 
 
@@ -169,12 +169,12 @@ def test_the_length_of_features_does_not_matter_to_clip_adapter():
 def test_options_of_clip_adapter():
     method = build("clip_adapter", {"reduction": 8, "residual_ratio": 0.0})
     state = method.setup(method.task, rng())
-    assert state["adapter"]["down.weight"].shape == (1, 8)
+    assert state["down.weight"].shape == (1, 8)
     text, f = method.task.text_features, unit(9, 8, seed=4)
     assert text is not None
     torch.testing.assert_close(method.predictor(state)(f), 20 * f @ text.T)  # zero-shot
     strong = build("clip_adapter", {"residual_ratio": 1.0})
-    adapted = as_module("clip_adapter", strong.setup(strong.task, rng())["adapter"], 1.0)(f)
+    adapted = as_module("clip_adapter", strong.message(strong.setup(strong.task, rng())), 1.0)(f)
     expected = 20 * F.normalize(adapted, dim=1) @ text.T
     torch.testing.assert_close(strong.predictor(strong.setup(strong.task, rng()))(f), expected)
     with pytest.raises(ConfigError, match="residual_ratio"):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedsim.config import Experiment
 from fedsim.config.distill import DistillConfig
-from fedsim.distill.client_sets import distil
 from fedsim.distill.priors.base import Prompts
 from fedsim.distill.priors.features import EncodedImages, encoded_priors
 from fedsim.engine.round import LocalExecutor
@@ -134,7 +133,8 @@ def test_a_student_on_the_set_makes_the_client_s_move(start: str):
     state = method.aggregate(state, received)
     sources = [method._source(state, c, u.delta["keys"][0]) for c, u in received.kept]
     for source in sources:
-        (found,) = distil(method._work(state, (source,), 1, "cpu"))
+        moves, settings = [(method._student(state), [source])], method.config.distill
+        (found,) = method.distilled(moves, settings, 1, LocalExecutor())
         assert found.loss_after < 0.7 * found.loss_before
         assert found.loss_after < 0.7 * found.loss_noise
         torch.testing.assert_close(found.images.norm(dim=1), torch.ones(2))

@@ -16,7 +16,7 @@ from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError
 from fedsim.inputs.preflight import preflight
 from fedsim.methods import feddgm, feddm
-from fedsim.methods.shared import trains_on_sets
+from fedsim.methods.shared import from_prior, trains_on_sets
 from fedsim.results.report.synthetic_sets import synthetic_quality
 from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
@@ -25,7 +25,7 @@ from tests.methods.test_feddgm import config
 
 
 def test_a_set_that_diverged_is_left_out_by_name(tmp_path: Path, monkeypatch: Any):
-    real, starts = feddgm.distil, dict[tuple[int, int], bool]()
+    real, starts = from_prior.distil, dict[tuple[int, int], bool]()
 
     def spoilt(work: Any) -> Any:
         starts.update({(work.round, s.client_id): bool(s.latents) for s in work.sources})
@@ -36,7 +36,7 @@ def test_a_set_that_diverged_is_left_out_by_name(tmp_path: Path, monkeypatch: An
             for one in real(work)
         ]
 
-    monkeypatch.setattr(feddgm, "distil", spoilt)
+    monkeypatch.setattr(from_prior, "distil", spoilt)
     study = load(run(config({"warm_start": True}, train__rounds=3), tmp_path))
     events = study.events[study.events["kind"] == "diverged"]
     assert events[["round", "client_id"]].to_numpy().tolist() == [[2, 1]]
@@ -49,9 +49,9 @@ def test_a_set_that_diverged_is_left_out_by_name(tmp_path: Path, monkeypatch: An
 
 
 def test_sets_made_in_smaller_parts_are_told(tmp_path: Path, monkeypatch: Any):
-    real = feddgm.distil
+    real = from_prior.distil
     monkeypatch.setattr(
-        feddgm, "distil", lambda work: [replace(one, crowded=True) for one in real(work)]
+        from_prior, "distil", lambda work: [replace(one, crowded=True) for one in real(work)]
     )
     study = load(run(config(train__rounds=2), tmp_path))
     events = study.events[study.events["kind"] == "out_of_memory"]
@@ -63,7 +63,7 @@ def test_sets_made_in_smaller_parts_are_told(tmp_path: Path, monkeypatch: Any):
 @pytest.mark.parametrize("warm", [False, True])
 def test_latents_go_on_from_a_client_s_last_round(tmp_path: Path, monkeypatch: Any, warm: bool):
     """Also over a round in which it did not take part."""
-    real, given, made = feddgm.distil, list[Any](), dict[int, Any]()
+    real, given, made = from_prior.distil, list[Any](), dict[int, Any]()
 
     def watched(work: Any) -> Any:
         given.extend((s.client_id, s.latents, made.get(s.client_id)) for s in work.sources)
@@ -71,7 +71,7 @@ def test_latents_go_on_from_a_client_s_last_round(tmp_path: Path, monkeypatch: A
         made.update({one.client_id: one.latents for one in found})
         return found
 
-    monkeypatch.setattr(feddgm, "distil", watched)
+    monkeypatch.setattr(from_prior, "distil", watched)
     settings = {"train__rounds": 5, "train__participation": 0.6}
     run(config({"warm_start": warm}, **settings), tmp_path)
     again = [(latents, last) for _, latents, last in given if last is not None]

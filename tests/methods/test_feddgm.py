@@ -14,8 +14,8 @@ from fedsim.config.classifier import ClassifierConfig
 from fedsim.driver.traffic import traffic
 from fedsim.engine.round import LocalExecutor
 from fedsim.errors import ClientError, ConfigError, ResultsError
-from fedsim.methods import feddgm
 from fedsim.methods.feddgm import COUNTS, FedDGM
+from fedsim.methods.shared import from_prior
 from fedsim.models.classifiers import Classifier
 from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
@@ -169,13 +169,13 @@ def test_segments_send_checkpoints_and_are_matched(tmp_path: Path):
 
 def test_several_starts_are_drawn_alike_by_clients_and_server(tmp_path: Path, monkeypatch: Any):
     seen: dict[int, list[Any]] = {}
-    matched = feddgm.distil
+    matched = from_prior.distil
 
     def kept(work: Any) -> Any:
         seen.setdefault(work.round, []).extend(s.segments for s in work.sources)
         return matched(work)
 
-    monkeypatch.setattr(feddgm, "distil", kept)
+    monkeypatch.setattr(from_prior, "distil", kept)
     one = load(run(config(train__rounds=2), tmp_path / "1"))
     seen.clear()
     two = load(run(config({"starts": 2}, train__rounds=2), tmp_path / "2"))
@@ -194,8 +194,8 @@ def test_several_starts_are_drawn_alike_by_clients_and_server(tmp_path: Path, mo
 
 def test_moves_from_other_starts_are_those_of_local_training(tmp_path: Path, monkeypatch: Any):
     works: list[Any] = []
-    matched = feddgm.distil
-    monkeypatch.setattr(feddgm, "distil", lambda work: works.append(work) or matched(work))
+    matched = from_prior.distil
+    monkeypatch.setattr(from_prior, "distil", lambda work: works.append(work) or matched(work))
     one = federation(config({"starts": 3}, train__rounds=1), tmp_path)
     one.setup()
     one.step()

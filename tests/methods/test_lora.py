@@ -68,13 +68,13 @@ def test_it_starts_as_zero_shot(clip: Clip, variant: str):
     method = build(clip, options={"variant": variant})
     state, x = method.setup(method.task, rng()), images(clip, 5)
     with torch.no_grad():
-        expected = 20.0 * F.normalize(clip.visual(x), dim=1) @ state["text"].T
+        expected = 20.0 * F.normalize(clip.visual(x), dim=1) @ state[TEXT].T
         torch.testing.assert_close(method.predictor(state)(x), expected, rtol=1e-4, atol=1e-4)
-    assert not any(value.any() for value in of("B", state["adapters"]).values())
-    for value in of("A", state["adapters"]).values():
+    assert not any(value.any() for value in of("B", state).values())
+    for value in of("A", state).values():
         assert value.abs().max().item() == pytest.approx(value[0].numel() ** -0.5, rel=0.1)
-    again, other = (method.setup(method.task, rng(s))["adapters"] for s in (0, 1))
-    assert all(torch.equal(value, again[name]) for name, value in state["adapters"].items())
+    again, other = (method.setup(method.task, rng(s)) for s in (0, 1))
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
     assert not any(torch.equal(value, other[n]) for n, value in of("A", again).items())
 
 
@@ -88,7 +88,7 @@ def test_what_is_sent(clip: Clip, variant: str):
     sent, kept = (message, constants) if variant == "fedit" else (constants, message)
     assert len(of("A", sent)) == 3
     assert of("A", kept) == {}
-    assert torch.equal(constants[TEXT], state["text"])
+    assert torch.equal(constants[TEXT], state[TEXT])
     assert method.frozen == ("visual",)
     delta = update(method, state, local(clip, method, (5, 3)))
     assert set(delta) == set(message)
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_finite_differences(tmp_path: Path):
     clip.visual.double()
     method = build(clip, options={"rank": 2, "target_modules": ["v_proj", "c_fc"]})
     x = images(clip, 4).double()
-    message = method.setup(method.task, rng())["adapters"]
+    message = method.message(method.setup(method.task, rng()))
     message = {name: 0.1 * torch.randn(v.shape, generator=rng(3)) for name, v in message.items()}
     params = {name: v.double()[None].requires_grad_() for name, v in message.items()}
     text, y = unit(4, 64, seed=1).double(), torch.tensor([0, 1, 2, 3])
@@ -156,13 +156,12 @@ def test_only_ffas_average_is_that_of_the_models(clip: Clip):
         delta = update(method, state, batches)
         share = (batches.num_samples / batches.num_samples.sum()).float()
         mean = {name: torch.tensordot(share, value, 1) for name, value in delta.items()}
-        after = method.aggregate(state, Received(mean))["adapters"]
+        after = method.aggregate(state, Received(mean))
         worst = torch.zeros(())
         for name in of("B", after):
             layer, a = name.split(".lora_")[0], name.replace(".lora_B.", ".lora_A.")
             products = [
-                (state["adapters"][name] + delta[name][c])
-                @ (state["adapters"][a] + (delta[a][c] if a in delta else 0))
+                (state[name] + delta[name][c]) @ (state[a] + (delta[a][c] if a in delta else 0))
                 for c in range(3)
             ]
             wanted = torch.tensordot(share, torch.stack(products), 1)
@@ -203,10 +202,10 @@ def test_running_statistics_stay_clips_own(tmp_path: Path):
     now = dict(clip.visual.named_buffers())
     assert all(torch.equal(value, now[name]) for name, value in buffers.items())
     # The same tower by itself, in the mode in which statistics are used and not made.
-    reference = {**after["weights"], **buffers}
+    reference = {**method.message(after), **buffers}
     with torch.no_grad():
         features = F.normalize(functional_call(clip.visual.eval(), reference, (x,)), dim=1)
-        torch.testing.assert_close(logits, 20.0 * features @ state["text"].T)
+        torch.testing.assert_close(logits, 20.0 * features @ state[TEXT].T)
         # With the statistics of the batch they would be others.
         batch = nn.Module.train(clip.visual)
         moved = F.normalize(functional_call(batch, reference, (x,)), dim=1)

@@ -64,13 +64,13 @@ def test_a_picture_depends_on_its_prompt_and_seed_not_on_its_neighbours(generato
 def test_steps_and_guidance_can_be_given(generator):
     prompts, seeds = ["a photo of a three"], [1]
     usual = generator.generate(prompts, seeds)
-    assert not np.array_equal(generator.generate(prompts, seeds, steps=3), usual)
-    assert not np.array_equal(generator.generate(prompts, seeds, guidance_scale=1.0), usual)
+    assert not np.array_equal(generator.at(steps=3).generate(prompts, seeds), usual)
+    assert not np.array_equal(generator.at(guidance_scale=1.0).generate(prompts, seeds), usual)
 
 
 def test_generating_leaves_the_global_generator_alone(generator):
     state = torch.random.get_rng_state()
-    generator.generate(["a photo of a one"], [3], steps=2)
+    generator.at(steps=2).generate(["a photo of a one"], [3])
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

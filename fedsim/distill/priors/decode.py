@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.distill.priors.base import Prior
 from fedsim.models.networks import Shape
-from fedsim.params import Params
+from fedsim.params import Params, leaves
 
 WayBack = Callable[[Tensor], Params]
 """Gradient by images -> gradient by their latents; call it once."""
@@ -45,27 +45,23 @@ def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack
     chunks = _chunks(prior, latents)
     if len(chunks) > 1:
         return decode_all(prior, latents), lambda gradient: _anew(prior, chunks, gradient)
-    leaves = _leaves(latents)
-    images = prior.decode(leaves)
-    return images.detach(), lambda gradient: _pulled(prior, images, leaves, gradient)
+    moved = leaves(latents)
+    images = prior.decode(moved)
+    return images.detach(), lambda gradient: _pulled(prior, images, moved, gradient)
 
 
 def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
     found = []
     for chunk, wanted in zip(chunks, gradient.split(prior.at_once), strict=True):
-        leaves = _leaves(chunk)
-        found.append(_pulled(prior, prior.decode(leaves), leaves, wanted))
+        moved = leaves(chunk)
+        found.append(_pulled(prior, prior.decode(moved), moved, wanted))
     return {k: torch.cat([part[k] for part in found]) for k in chunks[0]}
 
 
-def _leaves(latents: Params) -> Params:
-    return {k: v.detach().requires_grad_() for k, v in latents.items()}
-
-
-def _pulled(prior: Prior, images: Tensor, leaves: Params, gradient: Tensor) -> Params:
+def _pulled(prior: Prior, images: Tensor, latents: Params, gradient: Tensor) -> Params:
     """The gradient by the latents from that by the images; 0 for latents without a part."""
-    torch.autograd.backward(images, gradient, inputs=[*leaves.values(), *prior.weights])
-    return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in leaves.items()}
+    torch.autograd.backward(images, gradient, inputs=[*latents.values(), *prior.weights])
+    return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in latents.items()}
 
 
 def _chunks(prior: Prior, latents: Params) -> list[Params]:

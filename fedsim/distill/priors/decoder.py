@@ -51,7 +51,8 @@ class Decoder(Prior):
                 f"distill.prior {request.name!r} needs models.generator; without one, use prior "
                 f"pixels with distill.init: noise"
             )
-        self.generator = load_generator(self.prompts.generator, request.device)
+        generator = load_generator(self.prompts.generator, request.device)
+        self.generator = generator.at(self.prompts.steps, self.prompts.guidance)
         pipeline = self.generator.pipeline
         if weights == "random":
             pipeline = self.generator.pipeline = _without_knowledge(pipeline)
@@ -98,11 +99,8 @@ class Decoder(Prior):
     def sample(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Latents `(n, ...)` of unit scale that the pipeline draws for the labels' prompts."""
         seeds = torch.randint(2**62, (len(labels),), generator=rng).tolist()
-        prompts = self.prompts
-        texts = [prompts.texts[int(label)] for label in labels]
-        z = self.generator.draw_latents(
-            texts, seeds, steps=prompts.steps, guidance_scale=prompts.guidance
-        )
+        texts = [self.prompts.texts[int(label)] for label in labels]
+        z = self.generator.draw_latents(texts, seeds)
         return z.to(self.device, torch.float32)
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:

@@ -40,14 +40,13 @@ class Denoiser(Prior):
         self._decoder, generator = decoder, decoder.generator
         self.at_once = decoder.at_once
         self._pipeline: Any = generator.pipeline
-        asked = decoder.prompts.steps or generator.steps or _DEFAULT_STEPS
+        asked = generator.steps or _DEFAULT_STEPS
         if denoising_steps > asked:
             raise ConfigError(
                 f"distill.denoising_steps is {denoising_steps}, but {generator.spec!r} takes "
                 f"{asked} steps (models.generator_steps)"
             )
-        guidance = decoder.prompts.guidance
-        guidance = generator.guidance_scale if guidance is None else guidance
+        guidance = generator.guidance_scale
         self._guidance = 1.0 if guidance is None else guidance
         if self._pipeline.unet.config.get("addition_embed_type"):
             raise ConfigError(

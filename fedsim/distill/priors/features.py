@@ -50,11 +50,8 @@ class EncodedImages(Prior):
         return decode_all(self._images, latents)
 
     def decode(self, latents: Params) -> Tensor:
-        return self._encode(self._images.decode(latents))
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Images `(n, 3, S, S)` in [-1, 1] of the encoder's own size -> unit features."""
-        return self._clip.embed((images.to(self._clip.device) + 1) * 127.5)
+        pixels = (self._images.decode(latents).to(self._clip.device) + 1) * 127.5
+        return self._clip.embed(pixels)
 
 
 def feature_priors(dim: int, device: str) -> tuple[LoadPrior, LoadPrior]:

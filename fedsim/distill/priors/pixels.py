@@ -48,10 +48,8 @@ class NoisePixels(Prior):
         return latents[PIXELS].clamp(-1, 1)
 
 
-class GeneratedPixels(Prior):
+class GeneratedPixels(NoisePixels):
     """Free pixels from images of the generator."""
-
-    maps = frozenset({PIXELS})
 
     def __init__(self, decoder: Prior) -> None:
         self._decoder = decoder
@@ -60,6 +58,3 @@ class GeneratedPixels(Prior):
         from fedsim.distill.priors.decode import decode_all
 
         return {PIXELS: decode_all(self._decoder, self._decoder.draw(labels, rng))}
-
-    def decode(self, latents: Params) -> Tensor:
-        return latents[PIXELS].clamp(-1, 1)

@@ -15,6 +15,9 @@ from fedsim.methods.shared.namespaces import from_namespace, into_namespace
 from fedsim.methods.training import Logits, train_apart
 from fedsim.params import Params, add, stack, subtract, unstack
 
+CHECKPOINT, START = "checkpoint_{}", "start_{}"
+"""Namespaces, by number from 1."""
+
 Stretch = tuple[Params, Params]
 """Weights at the begin and at the end of a piece of a client's training."""
 
@@ -52,9 +55,9 @@ def train_paths(
 
     change = train_apart(first, logits, batches, keep if cuts else None)
     for number, checkpoint in enumerate(passed, 1):
-        send(_checkpoint(number), subtract(checkpoint, first))
+        send(CHECKPOINT.format(number), subtract(checkpoint, first))
     for number, other in enumerate(starts[1:], 1):
-        send(_start(number), train_apart(stack(other, batches.num_clients), logits, batches))
+        send(START.format(number), train_apart(stack(other, batches.num_clients), logits, batches))
     return change, beside
 
 
@@ -74,15 +77,7 @@ def read_paths(
         return add(start, from_namespace(beside, namespace))
 
     first = starts[0]
-    path = [first, *(moved(first, _checkpoint(n)) for n in range(1, segments))]
+    path = [first, *(moved(first, CHECKPOINT.format(n)) for n in range(1, segments))]
     stretches = list(pairwise([*path, add(first, change)]))
-    stretches += [(other, moved(other, _start(n))) for n, other in enumerate(starts[1:], 1)]
+    stretches += [(other, moved(other, START.format(n))) for n, other in enumerate(starts[1:], 1)]
     return [(a, b) for a, b in stretches if any((a[k] != b[k]).any() for k in a)]
-
-
-def _checkpoint(number: int) -> str:
-    return f"checkpoint_{number}"
-
-
-def _start(number: int) -> str:
-    return f"start_{number}"

@@ -6,22 +6,18 @@ round:   every client trains w on its own features;   w <- sum_k (n_k / n) w_k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.methods.base import Batches, Method, Predictor, Received, State, Task, Update
+from fedsim.methods.base import State, Task
+from fedsim.methods.shared.averaged import AveragedModel
 from fedsim.methods.shared.require import require_text
-from fedsim.methods.training import train_locally
 from fedsim.models.cache import text_logits
-from fedsim.params import Params, add, to_device
+from fedsim.params import Params, to_device
 
 
-class FeatureAdapter(Method):
+class FeatureAdapter(AveragedModel):
     """Base of methods that average an adapter of the frozen encoder's features."""
 
     def draw(self, dim: int, rng: torch.Generator) -> Params:
@@ -32,36 +28,44 @@ class FeatureAdapter(Method):
         """h: features `(..., d)` -> adapted features `(..., d)`, of any length."""
         raise NotImplementedError
 
+    def is_trained(self, name: str) -> bool:
+        return name != "text"
+
     def setup(self, task: Task, rng: torch.Generator) -> State:
-        adapter = self.draw(task.embed_dim, rng)
-        return {"adapter": to_device(adapter, task.device), "text": require_text(task)}
+        adapter = to_device(self.draw(task.embed_dim, rng), task.device)
+        return {**adapter, "text": require_text(task)}
 
-    def constants(self, state: State) -> Params:
-        return {"text": state["text"]}
+    def logits(self, model: Params, x: Tensor) -> Tensor:
+        adapted = F.normalize(self.adapt(model, x), dim=-1)
+        return text_logits(adapted, model["text"], self.task.logit_scale)
 
-    def message(self, state: State) -> Params:
-        return dict(state["adapter"])
 
-    def client_update(
-        self,
-        message: Params,
-        batches: Batches,
-        client_state: Sequence[State],
-        rng: Sequence[torch.Generator],
-    ) -> tuple[Update, Sequence[State]]:
-        adapter = {name: value for name, value in message.items() if name != "text"}
-        delta = train_locally(adapter, partial(self.client_logits, message), batches)
-        return Update(delta, weight=batches.num_samples), client_state
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x weight^T + bias`, per client where all have a leading client axis.
 
-    def client_logits(self, message: Params, params: Params, x: Tensor) -> Tensor:
-        return self._logits(params, x, message["text"])
+    Args:
+        x: `(..., B, num_in)`.
+        weight: `(..., num_out, num_in)`.
+        bias: `(..., num_out)`.
 
-    def aggregate(self, state: State, received: Received) -> State:
-        return state | {"adapter": add(state["adapter"], received.mean)}
+    Returns:
+        `(..., B, num_out)`.
+    """
+    product = x @ weight.mT
+    return product if bias is None else product + bias[..., None, :]
 
-    def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
-        return lambda x: self._logits(state["adapter"], x, state["text"])
 
-    def _logits(self, adapter: Params, f: Tensor, text: Tensor) -> Tensor:
-        adapted = F.normalize(self.adapt(adapter, f), dim=-1)
-        return text_logits(adapted, text, self.task.logit_scale)
+def draw_linear(
+    name: str, num_in: int, num_out: int, rng: torch.Generator, bias: bool = True
+) -> Params:
+    """A layer's start, uniform in +-1/sqrt(num_in): torch's own for `nn.Linear`, from `rng`.
+
+    Returns:
+        `{name}.weight` `(num_out, num_in)` and, unless left out, `{name}.bias` `(num_out,)`.
+    """
+    bound = num_in**-0.5
+    shapes = {"weight": (num_out, num_in)} | ({"bias": (num_out,)} if bias else {})
+    return {
+        f"{name}.{part}": torch.empty(shape).uniform_(-bound, bound, generator=rng)
+        for part, shape in shapes.items()
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -61,7 +60,6 @@ class Training:
         augment: Operations of differentiable augmentation; one is drawn per batch.
         key: Name of the random streams of order and augmentation, after the run's seed.
         device: The device to compute on.
-        threads: Number of Torch threads, the same in every process that computes results.
     """
 
     net: Classifier
@@ -72,13 +70,10 @@ class Training:
     augment: tuple[str, ...]
     key: tuple[int | str, ...]
     device: str
-    threads: int
 
 
 def train_on_images(work: Training) -> Params:
     """The network's weights after training, on the CPU."""
-    if torch.get_num_threads() != work.threads:
-        torch.set_num_threads(work.threads)
     seed, *purpose = work.key
     assert isinstance(seed, int)
     order = torch_rng(seed, "server_order", *purpose)

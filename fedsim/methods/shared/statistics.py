@@ -95,6 +95,11 @@ def square(triangle: Tensor, size: int) -> Tensor:
     return matrix
 
 
+def regressed(sums: Params, strength: float) -> Tensor:
+    """The ridge solution `(M, N)` from the totals of `normal_equations`."""
+    return ridge(square(sums["second"], len(sums["cross"])), sums["cross"], strength)
+
+
 def ridge(second: Tensor, targets: Tensor, strength: float) -> Tensor:
     """`argmin_W  E |x W - t|^2 + l |W|^2` with `l = strength * tr(E x x^T) / M`.
 

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
 from fedsim.config.classifier import ClassifierConfig
-from fedsim.distill.priors.base import LoadPrior
-from fedsim.distill.priors.load import image_priors, prompts_of
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.methods.base import Executor, Labelled, Made, Predictor, Received, State, Task
 from fedsim.methods.fedavg import FedAvg
 from fedsim.methods.shared.server_training import ServerTraining, Training, train_on_images
@@ -41,72 +38,35 @@ class SetOptions(ServerTraining, extra="forbid"):
     """Number of earlier rounds whose sets stay in the union."""
 
 
-@dataclass(frozen=True)
-class ClientSet:
-    """One client's synthetic set, as the server keeps it.
-
-    Attributes:
-        client: The client.
-        images: `(n, c, h, w)` in [-1, 1].
-        labels: `(n,)` int64.
-        measures: Columns of the set's row in the table `synthetic`.
-        memory: Start of the client's next set.
-        crowded: Whether `distill.clients_at_once` sets did not fit in memory together.
-    """
-
-    client: int
-    images: Tensor
-    labels: Tensor
-    measures: Mapping[str, Any]
-    memory: Mapping[str, Any]
-    crowded: bool = False
-
-    @property
-    def finite(self) -> bool:
-        """Whether every pixel is a finite number."""
-        return bool(self.images.isfinite().all())
-
-    def row(self) -> dict[str, Any]:
-        """The set's row in the table `synthetic`."""
-        counts = {"num_images": len(self.labels), "num_classes": len(self.labels.unique())}
-        return {"client_id": self.client if self.client >= 0 else None, **counts, **self.measures}
-
-
 Event = tuple[str, str, int]
 """Kind, message and client of an event; a client of -1 is none."""
 
 
-def events_of(sets: Sequence[ClientSet]) -> list[Event]:
+def events_of(sets: Sequence[SyntheticSet]) -> list[Event]:
     """The events of a round's sets, for `Made.events`."""
     lost = "its synthetic set has pixels that are NaN or infinite, and is left out"
-    found = [("diverged", lost, one.client) for one in sets if not one.finite]
+    found = [("diverged", lost, one.client_id) for one in sets if not one.finite]
     if any(one.crowded for one in sets):
         fewer = "distill.clients_at_once sets did not fit in memory together: made in smaller parts"
-        found.append(("out_of_memory", fewer, -1))
+        found.append(("out_of_memory", fewer, NOBODY))
     return found
 
 
-def only_events(events: Sequence[Event]) -> Made | None:
-    """The report of a round without sets."""
-    return Made(None, torch.zeros(0), events=tuple(events)) if events else None
+def report(sets: Sequence[Mapping[str, Any]], events: Sequence[Event]) -> Made | None:
+    """A round's sets as the state keeps them, and its events, for people to look at.
 
-
-class FromPrior(FedAvg):
-    """Base of methods whose server makes images from the latents of `distill.prior`."""
-
-    def priors(self, device: str) -> tuple[LoadPrior, LoadPrior]:
-        """Loaders of the prior that images are made from, and of its noise control."""
-        assert self.task.image_shape is not None
-        config, names = self.config, self.task.classnames
-        prompts = prompts_of(
-            config.distill, config.synthetic, config.models, config.data.templates, names
-        )
-        return image_priors(config.distill, prompts, self.task.image_shape, device)
-
-    def check_task(self) -> None:
-        super().check_task()
-        load_prior, _ = self.priors(str(self.task.device))
-        load_prior()
+    Args:
+        sets: `client`, `labels`, `row` and, unless features were distilled, `images` of each.
+        events: The events to report, also of a round without sets.
+    """
+    if not sets:
+        return Made(None, torch.zeros(0), events=tuple(events)) if events else None
+    labels = torch.cat([s["labels"] for s in sets]).cpu()
+    clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
+    images = None
+    if "images" in sets[0]:
+        images = Labelled(torch.cat([s["images"] for s in sets]).cpu(), labels)
+    return Made(images, clients, tuple(s["row"] for s in sets), tuple(events))
 
 
 class TrainsOnSets(FedAvg):
@@ -118,7 +78,9 @@ class TrainsOnSets(FedAvg):
     Options: ClassVar[type[BaseModel]] = SetOptions
     options: SetOptions
 
-    def client_sets(self, state: State, received: Received, executor: Executor) -> list[ClientSet]:
+    def client_sets(
+        self, state: State, received: Received, executor: Executor
+    ) -> list[SyntheticSet]:
         """The round's sets, in the order of client ids."""
         raise NotImplementedError
 
@@ -126,8 +88,8 @@ class TrainsOnSets(FedAvg):
         """The state whose networks are trained on the union next."""
         return state
 
-    def keeps(self, client_set: Mapping[str, Any], latest: bool) -> bool:
-        """Whether a set stays in the state after the rounds in which it is replayed."""
+    def goes_on(self) -> bool:
+        """Whether a client's next set starts from its last one, which then stays in the state."""
         return False
 
     def check_task(self) -> None:
@@ -188,31 +150,26 @@ class TrainsOnSets(FedAvg):
 
     def made(self, state: State) -> Made | None:
         sets = [s for s in state["sets"] if s["round"] == state["round"]]
-        if not sets:
-            return only_events(state["events"])
-        images, labels = _joined(sets)
-        clients = torch.cat([torch.full((len(s["labels"]),), s["client"]) for s in sets])
-        rows = tuple(s["measures"] for s in sets)
-        return Made(Labelled(images, labels), clients, rows, tuple(state["events"]))
+        return report(sets, state["events"])
 
     def _union(
-        self, sets: list[dict[str, Any]], made: list[ClientSet], round: int
+        self, sets: list[dict[str, Any]], made: list[SyntheticSet], round: int
     ) -> list[dict[str, Any]]:
         """The sets that are still needed and the new ones, with images as uint8."""
         oldest, last = round - self.options.replay, {s["client"]: s["round"] for s in sets}
         kept = [
             s
             for s in sets
-            if s["round"] >= oldest or self.keeps(s, s["round"] == last[s["client"]])
+            if s["round"] >= oldest or (self.goes_on() and s["round"] == last[s["client"]])
         ]
         return kept + [
             {
-                "client": s.client,
+                "client": s.client_id,
                 "round": round,
                 "images": from_unit_range(s.images),
                 "labels": s.labels,
-                "measures": s.row(),
-                "memory": dict(s.memory),
+                "row": s.row(),
+                "memory": s.memory,
             }
             for s in made
         ]
@@ -220,7 +177,8 @@ class TrainsOnSets(FedAvg):
     def _trainings(self, state: State, round: int, device: str) -> list[Training]:
         """The surrogate's training, and those of the larger networks."""
         options = self.options
-        images, labels = _joined([s for s in state["sets"] if s["round"] >= round - options.replay])
+        union = [s for s in state["sets"] if s["round"] >= round - options.replay]
+        images, labels = (torch.cat([s[k] for s in union]).cpu() for k in ("images", "labels"))
         small = options.train_config()
         large = small.model_copy(
             update={
@@ -244,12 +202,6 @@ class TrainsOnSets(FedAvg):
                 options.augmentation(self.config.distill),
                 (self.config.train_seed, round, name),
                 device,
-                self.config.engine.threads,
             )
             for name, net, start, train in models
         ]
-
-
-def _joined(sets: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    images, labels = (torch.cat([s[name] for s in sets]).cpu() for name in ("images", "labels"))
-    return images, labels
