@@ -75,9 +75,8 @@ def test_on_a_terminal_there_are_bars(width: int):
         display.hear(second.run_id, {"error": "ValueError: no"})
         display._progress.refresh()
         assert "2/3" in plain(file.getvalue())
-        assert (
-            len([t for t in display._progress.tasks if t.visible]) == 1
-        )  # those that ended are gone
+        visible = [task for task in display._progress.tasks if task.visible]
+        assert len(visible) == 1  # those that ended are gone
         display.hear(third.run_id, told(2))
     text = plain(file.getvalue())
     assert text.count("failed: fedavg_head | iid | seed 1: ValueError: no") == 1
