@@ -220,7 +220,7 @@ def _rounded_sum(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def map_tensors(tree: Any, function: Callable[[Any], Any], kind: type = Tensor) -> Any:
-    """`function` of every tensor, or object of `kind`, in nested dicts, sequences and dataclasses."""
+    """`function` of every tensor (or `kind`) in nested dicts, sequences and dataclasses."""
     if isinstance(tree, kind):
         return function(tree)
     if is_dataclass(tree) and not isinstance(tree, type):

@@ -194,10 +194,9 @@ class ActorPool:
                 timeout = max(0.0, until - time.monotonic())
             answered = finished([*busy, *self._starting], timeout)
             if not answered:
-                problem = f"{len(busy)} client actor(s) did not answer"
-                problem = (
-                    problem if busy else "the cluster started none of the lost client actors again"
-                )
+                problem = "the cluster started none of the lost client actors again"
+                if busy:
+                    problem = f"{len(busy)} client actor(s) did not answer"
                 raise ExecutionError(f"{what}: {problem} within failures.deadline_s = {limit:g} s")
             for future in answered:
                 started = future in self._starting
