@@ -230,13 +230,7 @@ def _rounded_sum(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def map_tensors(tree: Any, function: Callable[[Any], Any], kind: type = Tensor) -> Any:
-    """`function` of every tensor in nested dicts, sequences and dataclasses; the rest unchanged.
-
-    Args:
-        tree: What is looked through.
-        function: What replaces a tensor.
-        kind: Look for this class instead.
-    """
+    """`function` of every tensor (or `kind`) in nested dicts, sequences and dataclasses."""
     if isinstance(tree, kind):
         return function(tree)
     if is_dataclass(tree) and not isinstance(tree, type):

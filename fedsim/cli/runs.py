@@ -26,7 +26,7 @@ def carry_out(experiments: Sequence[Experiment], folder: Path, address: str | No
     """Run what a study has not finished, then print and write its report.
 
     Raises:
-        FedsimError: What was wrong, or how many of several runs have failed.
+        FedsimError: A check failed, or some runs have failed.
         KeyboardInterrupt: After the runs in flight are marked as interrupted.
     """
     again = f"fedsim resume {url_of(folder) or folder}"

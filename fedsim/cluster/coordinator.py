@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 StepReport = dict[str, Any]
-"""What the driver is told after each step of a run: `round`, the last committed one, its `accuracy`
+"""The report of each step of a run to the driver: the last committed `round`, its `accuracy`
 on the served split, and `finished`, whether it was the last."""
 
 

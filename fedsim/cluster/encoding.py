@@ -89,7 +89,7 @@ class ExtractionPool:
         """Encode every shard; yields its number and rows as they are finished.
 
         Raises:
-            FedsimError: What is wrong with an image.
+            FedsimError: An image is broken.
             ExecutionError: An extractor failed otherwise.
         """
         from fedsim.inputs.encode import extract_here

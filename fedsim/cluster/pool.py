@@ -138,7 +138,7 @@ class ActorPool:
         Client actors hold the GPUs, and wait for the next round.
 
         Raises:
-            FedsimError: What the function raised, if it is one.
+            FedsimError: The function raised it.
             ExecutionError: It raised something else, or actors keep dying.
         """
         done = self._spread(
@@ -169,7 +169,7 @@ class ActorPool:
             until: When to give up, on the monotonic clock; None: only when no actor works.
 
         Raises:
-            FedsimError: What a job raised, if it is one.
+            FedsimError: A job raised it.
             ExecutionError: A job raised something else, actors keep dying, or time is up.
         """
         assert self.config is not None
@@ -194,9 +194,10 @@ class ActorPool:
                 timeout = max(0.0, until - time.monotonic())
             answered = finished([*busy, *self._starting], timeout)
             if not answered:
-                who = f"{len(busy)} client actor(s) did not answer"
-                who = who if busy else "the cluster started none of the lost client actors again"
-                raise ExecutionError(f"{what}: {who} within failures.deadline_s = {limit:g} s")
+                problem = "the cluster started none of the lost client actors again"
+                if busy:
+                    problem = f"{len(busy)} client actor(s) did not answer"
+                raise ExecutionError(f"{what}: {problem} within failures.deadline_s = {limit:g} s")
             for future in answered:
                 started = future in self._starting
                 position, given = (self._starting.pop(future), []) if started else busy.pop(future)
@@ -217,7 +218,7 @@ class ActorPool:
 
     @cached_property
     def device(self) -> str:
-        """What the actors compute on."""
+        """The device of the actors."""
         asked = self._spread("asking where", lambda actor, _: actor.where.remote(), [None])
         ((_, _, answer),) = asked
         return str(answer["device"])

@@ -66,7 +66,7 @@ class Launcher:
         ends runs that lag behind; on Ray only.
 
         Raises:
-            FedsimError: What was wrong before any run began, or what ended a single run.
+            FedsimError: A check failed before any run began, or a single run failed.
             KeyboardInterrupt: After the runs in flight are marked as interrupted.
         """
         backends = {e.engine.backend for e in experiments}

@@ -33,7 +33,7 @@ class Score(NamedTuple):
     whole: int
     """Runs that were not stopped early; 0 for a trial whose runs have all failed."""
     accuracy: float
-    """Mean over its runs, in their last rounds; those that failed count as 0."""
+    """Mean over its runs, in their last rounds; failed runs count as 0."""
     stopped: int = 0
     """Runs that were."""
 
@@ -125,7 +125,7 @@ class Search:
 
 
 def first_trials(study: StudyFile) -> list[Experiment]:
-    """What the study's `tune.grid` describes, before any range is extended.
+    """The runs of the study's `tune.grid`, before any range is extended.
 
     Raises:
         ConfigError: If the grid is missing, unequal, or tunes seeds of the final tables.

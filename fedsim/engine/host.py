@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Work:
-    """What a host is given for one round.
+    """The work of a host in one round.
 
     Attributes:
         round: From 1.

@@ -1,4 +1,4 @@
-"""What a run writes down: its row in `runs`, events, clients at round 0, and generated sets."""
+"""Rows of a run that need no model: its row in `runs`, events, its clients, generated sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recorder:
         self._quality = RoundQuality(config.models.clip, data.measured, device)
 
     def describe(self) -> None:
-        """What the run's row in `runs` says of its data."""
+        """Columns of `runs` about the data."""
         partition = self.data.split.partition
         statistics = partition.statistics
         self.sinks.update_run(
@@ -42,7 +42,7 @@ class Recorder:
         )
 
     def begin(self, task: Task) -> None:
-        """What is known before round 1: every client's data, and the generated set."""
+        """Rows before round 1: every client's data, and the generated set."""
         self._partition()
         self._noise()
         self._synthetic(task)
@@ -82,7 +82,7 @@ class Recorder:
             self.event("noise", text, 0, client)
 
     def _synthetic(self, task: Task) -> None:
-        """The generated set, and what it is like in the frozen encoder's space."""
+        """The generated set, and its quality in the frozen encoder's space."""
         made, name = self.data.synthetic, self.data.synthetic_address
         if name is not None:
             self.sinks.save_images(name, made["images"], made["labels"], task.classnames)
@@ -95,7 +95,7 @@ class Recorder:
                 self.sinks.save_nearest(name, self.data.address, nearest)
 
     def made(self, made: Made | None, round: int) -> None:
-        """What the server has made in a round."""
+        """Images and rows that the server made in a round."""
         if made is None:
             return
         if made.images is not None:
@@ -143,7 +143,7 @@ def domain_text(domains: np.ndarray, names: Sequence[str]) -> str:
 
 
 def about_run(config: Experiment, method: type[Method], device: torch.device) -> dict[str, Any]:
-    """What the run's row in `runs` says before anything is loaded."""
+    """Columns of `runs` that are known before anything is loaded."""
     return {
         "study": config.study,
         "method": config.method,

@@ -181,7 +181,7 @@ class Federation:
         """Clients of a round train.
 
         Returns:
-            What they were sent, what they brought, and their part of the row of `rounds`.
+            Their message, the outcome of their training, and their part of the row of `rounds`.
         """
         config, num_clients = self.config, len(self._fit)
         # 1. Sample the cohort, keyed by (seed, round) alone.

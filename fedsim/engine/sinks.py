@@ -66,7 +66,7 @@ class Sink(Protocol):
         classnames: Sequence[str],
         clients: np.ndarray,
     ) -> None:
-        """What the server made in a round."""
+        """Images that the server made in a round."""
 
     def commit(self) -> None:
         """The round is complete."""

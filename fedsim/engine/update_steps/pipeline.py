@@ -37,7 +37,7 @@ class Pipeline:
     def on_clients(
         self, update: Update, group: GroupContext, kept: Sequence[dict[str, Params]]
     ) -> Sent:
-        """What a group's clients send; `kept` has per client the tensors of each step, by step."""
+        """A group's updates after all steps; `kept` has per client the tensors of each step."""
         sent = Sent(update)
         for name, step in self.steps.items():
             sent = replace(sent, update=sent.update.formed())
@@ -46,7 +46,7 @@ class Pipeline:
         return sent
 
     def on_server(self, received: Received, method: Method, sent: Params) -> Received:
-        """What the server reads after the sum."""
+        """The average after the server sides of all steps."""
         for step in reversed(self.steps.values()):
             received = step.on_server(received, method, sent)
         return received
