@@ -45,7 +45,8 @@ class DataSource:
     @cached_property
     def identity(self) -> Any:
         """Identifies the content without reading all of it."""
-        return data_identity(self.settings)
+        name, path = self.settings.name, self.settings.path
+        return coop_identity(name, path) if is_coop(name, path) else source_identity(path or name)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -138,13 +139,6 @@ def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:
     if isinstance(clients, Population):
         return clients.rows
     return np.sort(np.concatenate(clients))
-
-
-def data_identity(data: DataConfig) -> Any:
-    """Identifies the content of the configured data without reading all of it."""
-    if is_coop(data.name, data.path):
-        return coop_identity(data.name, data.path)
-    return source_identity(data.path or data.name)
 
 
 def source_identity(name: str | None) -> Any:

@@ -47,7 +47,23 @@ class ImagePaths:
         Raises:
             DataError: A file is not an image, or sizes differ and `image_size` is None.
         """
-        return _check_files(self)
+        from PIL import Image
+
+        paths = [self.root / file for file in self.files]
+        whole = sum(map(_size, paths)) <= _WHOLE_HASH_BYTES
+        digests, first = [], None
+        for path in paths:
+            try:
+                digest, data = _digest(path, whole)
+                with Image.open(io.BytesIO(data) if whole else path) as image:
+                    shape = (image.height, image.width)
+            except Exception as error:  # decoders raise errors of any class on damaged files
+                raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
+            first = first or shape
+            if self.image_size is None and shape != first:
+                raise _mixed_sizes(str(path), shape, first)
+            digests.append(digest)
+        return np.array(digests, dtype="S32")
 
     def __getitem__(self, part: slice | np.ndarray) -> ImagePaths:
         """Some images, still undecoded: a slice, indices or a mask, as of an array of images."""
@@ -90,27 +106,6 @@ def _mixed_sizes(where: str, here: tuple[int, ...], first: tuple[int, ...]) -> D
         f"{where} is {here[1]}x{here[0]} pixels, others are {first[1]}x{first[0]}: "
         "set image_size, e.g. image_size: 224"
     )
-
-
-def _check_files(images: ImagePaths) -> np.ndarray:
-    """Check the header of every file and hash the contents."""
-    from PIL import Image
-
-    whole = sum(_size(images.root / file) for file in images.files) <= _WHOLE_HASH_BYTES
-    digests, first = [], None
-    for file in images.files:
-        path = images.root / file
-        try:
-            digest, data = _digest(path, whole)
-            with Image.open(io.BytesIO(data) if whole else path) as image:
-                shape = (image.height, image.width)
-        except Exception as error:  # decoders raise errors of any class on damaged files
-            raise DataError(f"{path}: not a readable image ({_brief(error)})") from error
-        first = first or shape
-        if images.image_size is None and shape != first:
-            raise _mixed_sizes(str(path), shape, first)
-        digests.append(digest)
-    return np.array(digests, dtype="S32")
 
 
 def _size(path: Path) -> int:

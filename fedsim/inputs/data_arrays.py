@@ -84,12 +84,12 @@ def data_step(inputs: InputKind, encoder: Encoder) -> InputStep:
 
 
 def meta_of(data: InputStep) -> dict[str, Any]:
-    """What is known of the data beside its arrays (see `RunInputs.meta`)."""
+    """Facts about the data beside its arrays (see `RunInputs.meta`)."""
     return json.loads(data.arrays["meta"].tobytes())
 
 
 def _columns(dataset: Dataset) -> Arrays:
-    """Everything with one number per sample."""
+    """Arrays with one number per sample."""
     columns = {
         "train_labels": dataset.train.labels,
         "val_labels": dataset.val.labels,

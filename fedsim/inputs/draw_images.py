@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """What draws: `models.generator`, `.generator_steps` and `.generator_guidance`."""
+    """The generator: `models.generator`, `.generator_steps` and `.generator_guidance`."""
 
     generator: str
     steps: int | None = None
@@ -35,7 +35,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """One batch: all that its pixels depend on beside the recipe."""
+    """One batch. Its pixels depend on this and the recipe alone."""
 
     number: int
     prompts: tuple[str, ...]
@@ -43,7 +43,7 @@ class Job:
 
 
 Draw = Callable[[Recipe, Sequence[Job]], Iterator[tuple[int, np.ndarray]]]
-"""Draws every job; yields its number and uint8 `(n, H, W, 3)`, in any order."""
+"""Draws jobs; yields the number and uint8 `(n, H, W, 3)` of each, in any order."""
 
 
 class Drawer:
@@ -66,7 +66,7 @@ class Drawer:
             self.release()
 
     def draw(self, recipe: Recipe, job: Job) -> np.ndarray:
-        """One job: uint8 `(n, H, W, 3)`. What does not fit in memory is drawn in halves.
+        """One job: uint8 `(n, H, W, 3)`. A job that does not fit in memory is drawn in halves.
 
         Raises:
             ModelError: The generator cannot be loaded, or one image alone needs too much memory.
@@ -93,7 +93,7 @@ class Drawer:
         """Give the generator's memory back."""
         if self._loaded is not None:
             self._loaded = None
-            gc.collect()  # pipelines hold themselves in cycles
+            gc.collect()  # reference cycles keep pipelines alive
             torch.cuda.empty_cache()
 
 
@@ -102,7 +102,7 @@ class DrawnImages:
 
     Args:
         key: Of the entry that they are for, beside which finished batches are kept.
-        recipe: What draws.
+        recipe: The generator.
         prompts: One per image.
         seeds: One per image.
         draw: Where the missing batches are drawn.

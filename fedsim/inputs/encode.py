@@ -44,10 +44,10 @@ class Shard:
 
 
 Extract = Callable[[Clip, bool, Sequence[Shard]], Iterator[tuple[int, np.ndarray]]]
-"""Encodes every shard, into pixels or features; yields its number and rows, in any order."""
+"""Encodes shards into pixels or features; yields the number and the rows of each, in any order."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images that are encoded, and of all."""
+"""Called with the number of encoded images, and with the number of all images."""
 
 
 def chunks(rows: np.ndarray, size: int) -> list[np.ndarray]:

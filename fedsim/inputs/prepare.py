@@ -67,7 +67,7 @@ class InputSteps:
         self.measured = self._real("features", True) if measures else ()
 
     def _real(self, inputs: InputKind, trained_on: bool) -> tuple[InputStep, ...]:
-        """The steps to what clients train on; without clients to the data alone."""
+        """The steps to the clients' training data; without clients, to the data alone."""
         config, train = self._config, self._config.train
         data = data_step(inputs, self._encoder)
         steps = [data]
@@ -98,7 +98,7 @@ class InputSteps:
         )
 
     def synthetic(self, data: RunInputs, draw: Draw | None = None) -> list[InputStep]:
-        """The generated set, if the method needs one, and then its images as clients' are.
+        """The generated set, if the method needs one; then its images at the data's size.
 
         Args:
             data: What `inputs` returns: its classes are what images are asked for.

@@ -1,4 +1,4 @@
-"""The arrays of one run, and what its round loop, its clients and its tables ask of them."""
+"""The arrays of one run, as its round loop, its clients and its tables read them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RunInputs:
 
     @property
     def observed_labels(self) -> np.ndarray:
-        """Of all training samples, as clients see them."""
+        """Labels of all training samples, as clients see them."""
         return np.asarray(self.arrays.get(OBSERVED, self.arrays["train_labels"]))
 
     def frozen_bytes(self, method: type[Method]) -> int:

@@ -71,6 +71,7 @@ def synthetic_step(
         images lacks some.
     """
     names, drawn = meta["classnames"], settings.drawn_per_class(images_per_class)
+    words = [name.replace("_", " ") for name in names]
     prompts = list(settings.prompts or meta["templates"][:1])
     key = {
         "kind": "synthetic",
@@ -107,16 +108,14 @@ def synthetic_step(
             candidates = DrawnImages(
                 key,
                 recipe,
-                [prompts[i % len(prompts)].replace("{}", _words(names[c])) for c, i in places],
+                [prompts[i % len(prompts)].replace("{}", words[c]) for c, i in places],
                 [derive(seed, "synthetic", c, i) for c, i in places],
                 draw or Drawer(device),
             )
         took = {"draw_s": np.array([time.perf_counter() - begun])}
-        if models.clip is None:
-            return _unjudged(candidates, len(names), images_per_class) | took
-        clip = load_clip(models.clip, device)
-        labels = np.repeat(np.arange(len(names)), drawn)
-        return _chosen(candidates, labels, settings, images_per_class, seed, text, clip) | took
+        clip = None if models.clip is None else load_clip(models.clip, device)
+        asked = settings, images_per_class, seed, text, clip
+        return _chosen(candidates, len(names), *asked) | took
 
     return InputStep(key, make)
 
@@ -197,37 +196,34 @@ _Candidates = DrawnImages | _FolderImages
 
 def _chosen(
     candidates: _Candidates,
-    labels: np.ndarray,
+    num_classes: int,
     settings: SyntheticConfig,
     k: int,
     seed: int,
     text: np.ndarray | None,
-    clip: Clip,
+    clip: Clip | None,
 ) -> Arrays:
-    """Encode all candidates, keep K of each class, make their keys."""
-    rows, drawn = np.arange(len(labels)), settings.drawn_per_class(k)
-    num_classes = len(labels) // drawn
-    encoded = [clip.encode_images(part).cpu() for part in _prepared(candidates, rows, clip)]
-    features = torch.cat(encoded).numpy()
-    agreement = np.full(num_classes, np.nan)
-    if text is not None:
-        similarity = features.astype(np.float64) @ np.asarray(text, dtype=np.float64).T
-        agrees = similarity.argmax(1) == labels
-        agreement = agrees.reshape(num_classes, drawn).mean(1)
-        if settings.filter != "none":
-            rows = choose(similarity[rows, labels], agrees, labels, k, settings.filter)
-    keys = features[rows]
-    if settings.augment_views > 1:
-        keys = _keys_of_views(candidates, rows, drawn, settings, seed, clip)
+    """Keep K candidates of each class; with an encoder, judge them and make their keys."""
+    drawn = settings.drawn_per_class(k)
+    rows = np.arange(num_classes * drawn)
+    labels, agreement, found = rows // drawn, np.full(num_classes, np.nan), Arrays()
+    if clip is not None:
+        encoded = [clip.encode_images(part).cpu() for part in _prepared(candidates, rows, clip)]
+        features = torch.cat(encoded).numpy()
+        if text is not None:
+            similarity = features.astype(np.float64) @ np.asarray(text, dtype=np.float64).T
+            agrees = similarity.argmax(1) == labels
+            agreement = agrees.reshape(num_classes, drawn).mean(1)
+            if settings.filter != "none":
+                rows = choose(similarity[rows, labels], agrees, labels, k, settings.filter)
+        found = {"inputs": features[rows], "features": features[rows]}
+        if settings.augment_views > 1:
+            found["inputs"] = _keys_of_views(candidates, rows, drawn, settings, seed, clip)
     pixels = candidates.pixels(rows)
-    if pixels is None:
-        pixels = torch.cat([*_prepared(candidates, rows, clip)]).permute(0, 2, 3, 1).numpy()
-    return {
-        "images": pixels,
-        "inputs": keys,
-        "features": features[rows],
-        "labels": labels[rows].astype(np.int64),
-        "index": (rows % drawn).astype(np.int64),
+    return found | {
+        "images": _one_size(candidates, rows, clip) if pixels is None else pixels,
+        "labels": labels[rows],
+        "index": rows % drawn,
         "drawn_agreement": agreement,
     }
 
@@ -237,21 +233,14 @@ def _prepared(candidates: _Candidates, rows: np.ndarray, clip: Clip) -> Iterator
     return (clip.prepare(candidates.images(part)) for part in chunks(rows, _ENCODE))
 
 
-def _unjudged(candidates: _Candidates, num_classes: int, k: int) -> Arrays:
-    """K images of each class, as they come."""
-    rows = np.arange(num_classes * k)
-    pixels = candidates.pixels(rows)
-    if pixels is None:  # all as large as the smallest
-        parts = chunks(rows, _ENCODE)
-        side = min(min(image.size) for part in parts for image in candidates.images(part))
-        found = (np.asarray(image) for part in parts for image in candidates.images(part))
-        pixels = fit_images(found, (3, side, side)).transpose(0, 2, 3, 1)
-    return {
-        "images": pixels,
-        "labels": rows // k,
-        "index": rows % k,
-        "drawn_agreement": np.full(num_classes, np.nan),
-    }
+def _one_size(candidates: _Candidates, rows: np.ndarray, clip: Clip | None) -> np.ndarray:
+    """Pixels `(n, h, h, 3)` as the encoder takes them, or all as large as the smallest."""
+    if clip is not None:
+        return torch.cat([*_prepared(candidates, rows, clip)]).permute(0, 2, 3, 1).numpy()
+    parts = chunks(rows, _ENCODE)
+    side = min(min(image.size) for part in parts for image in candidates.images(part))
+    found = (np.asarray(image) for part in parts for image in candidates.images(part))
+    return fit_images(found, (3, side, side)).transpose(0, 2, 3, 1)
 
 
 def choose(
@@ -300,7 +289,3 @@ def _keys_of_views(
         images = zip(part.tolist(), candidates.images(part), strict=True)
         found.append(averaged_features(clip, [views(row, image) for row, image in images]).cpu())
     return torch.cat(found).numpy()
-
-
-def _words(classname: str) -> str:
-    return classname.replace("_", " ")

@@ -24,7 +24,7 @@ _PUBLIC_SHOTS_LIMIT = 4
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over a read-only array, sharing its memory. Nobody writes to it."""
+    """A tensor over a read-only array, sharing its memory. It must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -71,7 +71,7 @@ def make_task(
 def _preparation(
     method: type[Method], load_clip: Callable[[], Clip] | None
 ) -> Callable[[Tensor], Tensor]:
-    """Stored inputs -> model inputs: pixels as the encoder or the network wants them."""
+    """Maps stored inputs to model inputs: pixels as the encoder or the network takes them."""
     if method.inputs == "images":
         return to_unit_range
     if method.inputs == "pixels" and load_clip is not None:

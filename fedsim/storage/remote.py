@@ -83,7 +83,7 @@ def url_of(folder: Path) -> str | None:
 
 
 class Copy:
-    """This machine's copy of a study on object storage; for any other folder nothing is done.
+    """This machine's copy of a study on object storage; for any other folder it does nothing.
 
     The copy of a run, which has one writer, holds all its files and those that runs share. The copy
     of a whole study holds no checkpoints: only a process that continues a run needs them.
@@ -115,10 +115,10 @@ class Copy:
         self._there, self._same = there, {name: here[name] for name in there if name in here}
 
     def push(self) -> None:
-        """Bring to the storage what has changed here.
+        """Send files that have changed here to the storage.
 
-        A run's tables go before its checkpoints, and files that a checkpoint names go before it:
-        at any moment the storage holds a run that can be continued. Files deleted locally are
+        A run's tables go before its checkpoints, and files that a checkpoint names go before it, so
+        the storage always holds a run that can be continued. Files deleted locally are
         deleted remotely, but only if they were pulled: others may belong to another machine.
         Without a run, only files that no run writes are sent, such as the plan and the report.
 
@@ -150,7 +150,7 @@ class Copy:
                 storage.probe()
 
     def _downloaded(self, storage: _Storage) -> set[str]:
-        """Download everything; the names of it. Files may be replaced meanwhile."""
+        """Download all wanted files and return their names. Files may be replaced meanwhile."""
         for attempt in range(_ATTEMPTS):
             there, here = storage.stamps(), self._here()
             wanted = {name: stamp for name, stamp in there.items() if self._wants(name)}
@@ -180,7 +180,7 @@ class Copy:
         return _of(name, self._run_id) if self._run_id else not _is_checkpoint(name)
 
     def _here(self) -> dict[str, Stamp]:
-        """The copy's own visible files; those of thousands of other runs are not looked at."""
+        """The copy's own visible files; files of thousands of other runs are not looked at."""
         found = {}
         for folder, inside, names in os.walk(self._folder):
             at = os.path.relpath(folder, self._folder)
@@ -204,7 +204,7 @@ class _Storage:
     root: str
 
     def stamps(self) -> dict[str, Stamp | None]:
-        """Of all visible files; None where the storage does not know when they changed."""
+        """Stamps of all visible files; None where the storage does not know when a file changed."""
         from pyarrow.fs import FileSelector, FileType
 
         found = self.fs.get_file_info(FileSelector(self.root, recursive=True, allow_not_found=True))
@@ -310,7 +310,7 @@ def _round_last(name: str) -> tuple[bool, str]:
 
 
 def _restamped(path: Path, seen: Stamp, stamp: Stamp | None) -> Stamp:
-    """Give a file its original's time, unless it has been written again since it was looked at."""
+    """Give a file its original's time, unless it was written again after `seen` was taken."""
     stat = path.stat()
     if stamp is None or (stat.st_size, stat.st_mtime_ns) != seen:
         return seen

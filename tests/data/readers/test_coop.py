@@ -14,7 +14,7 @@ import fedsim
 from fedsim.config import Experiment
 from fedsim.config.sections import DataConfig
 from fedsim.data import ImagePaths, load_dataset
-from fedsim.data.from_config import data_identity
+from fedsim.data.from_config import DataSource
 from fedsim.data.readers.coop import COOP_SETS
 from fedsim.errors import ConfigError, DataError
 from tests.conftest import ROOT
@@ -346,15 +346,15 @@ def test_options_of_other_kinds_of_data_are_refused(tmp_path: Path, option: dict
 def test_the_store_knows_the_lists_and_the_folders(tmp_path: Path):
     root = with_list(tmp_path)
     config = DataConfig(name="caltech101", path=str(root))
-    first = data_identity(config)
+    first = DataSource(config, 0).identity
     (root / "another_set").mkdir()
-    assert data_identity(config) == first  # only its own folder is looked at
+    assert DataSource(config, 0).identity == first  # only its own folder is looked at
     draw(root / "caltech-101" / "101_ObjectCategories" / "ant" / "new.jpg", 1)
-    second = data_identity(config)
+    second = DataSource(config, 0).identity
     assert second != first
     split = root / "caltech-101" / "split_zhou_Caltech101.json"
     os.utime(split, ns=(1, 1))
-    assert data_identity(config) != second
+    assert DataSource(config, 0).identity != second
 
 
 def test_a_study_names_it_and_its_folder(tmp_path: Path):
@@ -362,7 +362,7 @@ def test_a_study_names_it_and_its_folder(tmp_path: Path):
     config = Experiment(study="s", method="zero_shot", use="zero_shot", data=data)
     assert config.data.name == "dtd"
     with pytest.raises(DataError, match="missing .*split_zhou_DescribableTextures.json"):
-        data_identity(config.data)
+        _ = DataSource(config.data, 0).identity
 
 
 def test_a_run_from_the_folder_to_the_tables(tmp_path: Path):
