@@ -164,18 +164,17 @@ def _radii(x: Tensor, most: int) -> Tensor:
     return near.T + _ROUNDING * x.square().sum(1).amax()
 
 
-def nearest_similarity(samples: Tensor, others: Tensor) -> Tensor:
-    """Largest cosine of each sample to any of the others: `(m,)` float64, exact to their type.
+def nearest_samples(samples: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of the others to each sample.
 
     Args:
         samples: `(m, d)`, of length 1.
         others: `(n, d)`, of length 1, n at least 1.
+
+    Returns:
+        Its cosine, `(m,)` float64, exact to the type of samples, and its row, `(m,)` int64: the
+        first one of ties.
     """
-    return nearest_samples(samples, others)[0]
-
-
-def nearest_samples(samples: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """As `nearest_similarity`, and which of the others it is: `(m,)` int64, ties the first."""
     parts = [(samples @ part.T).max(1) for part in others.split(_CHUNK)]
     value, chunk = torch.stack([part.values for part in parts]).max(0)
     rows = torch.stack([part.indices for part in parts]).gather(0, chunk[None])[0]

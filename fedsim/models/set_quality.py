@@ -26,7 +26,7 @@ from fedsim.models.set_distances import (
     frechet_distance,
     kernel_distance,
     manifold_measures,
-    nearest_similarity,
+    nearest_samples,
 )
 from fedsim.seeding import numpy_rng
 
@@ -200,7 +200,7 @@ def _rows(labels: Tensor, label: int) -> Tensor:
 def _nearest(samples: Tensor, others: Tensor) -> Tensor:
     if not len(samples) or not len(others):
         return torch.full((len(samples),), math.nan, dtype=torch.float64)
-    return nearest_similarity(samples, others)
+    return nearest_samples(samples, others)[0]
 
 
 def _mean(values: Tensor) -> float:
