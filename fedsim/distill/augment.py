@@ -10,9 +10,9 @@ literature:
     flip     left to right, for half of the images     scale    1/1.2 to 1.2 in each direction
     rotate   by up to 15 degrees
 
-What DSA fills with the data set's mean (0 after its normalisation) is filled from the image here,
-edges with the nearest pixel and cutouts with the image's mean: images are in [-1, 1], and the mean
-of another data set need not be 0.
+DSA fills gaps with the data set's mean, which is 0 after its normalisation. Here images are in
+[-1, 1], and a data set's mean need not be 0. Edges are filled with the nearest pixel instead, and
+cutouts with the image's mean.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def draw_augmentation(
         operations: Some of `OPERATIONS`; none means no augmentation.
         num_images: Images of the batch.
         rng: A CPU generator.
-        siamese: Whether all images (and other batches) are changed alike.
-        padded_to: Images of the batch with what pads it, for which nothing is drawn.
+        siamese: Whether one strength holds for all images, also of other batches.
+        padded_to: Number of images with padding; nothing is drawn for padding.
     """
     if not operations:
         return None

@@ -8,8 +8,8 @@
         and the decoder's weights where they are fine-tuned
     return decode(z)
 
-Everything is keyed by (seed, round, client): a set does not depend on where it was made, and only
-by rounding on which clients are distilled beside it.
+Every draw is keyed by (seed, round, client). A set does not depend on the machine that makes it,
+and depends on the clients beside it only by rounding.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ _LARGEST_LR_STEP = 0.5
 
 @dataclass(frozen=True)
 class ClientMove:
-    """How one client trained, and what its set was in the last round.
+    """One client's training, and its set of the last round.
 
     Attributes:
         client_id: The client.
-        segments: Weights from which and to which it trained: one pair, or several, matched in turn.
+        segments: Weights before and after training: one pair, or several, which are matched in
+            turn.
         classes: Labels of its set's images.
         latents: The set's latents in the last round; {} draws new ones.
         lr: The student's step size in the last round.
@@ -66,11 +67,11 @@ class Distillation:
         sources: Clients that share a leading axis.
         network: The surrogate as a function of its weights.
         settings: The block `distill`.
-        prior: Loads what the sets are made of.
-        noise: Loads a prior that knows nothing: its draws are the noise control.
+        prior: Loads the prior of the sets.
+        noise: Loads a prior without knowledge, whose draws are the noise control.
         seed: The run's seed.
         round: From 1.
-        device: Where to compute.
+        device: The device to compute on.
     """
 
     sources: tuple[ClientMove, ...]
@@ -90,7 +91,7 @@ def distil(work: Distillation) -> list[SyntheticSet]:
     except torch.OutOfMemoryError:
         if len(work.sources) == 1:
             raise
-    # Outside of the handler, whose traceback holds on to what did not fit.
+    # Outside of the handler: its traceback keeps alive the tensors that did not fit.
     middle = (len(work.sources) + 1) // 2
     parts = (work.sources[:middle], work.sources[middle:])
     found = [one for part in parts for one in distil(replace(work, sources=part))]
@@ -183,7 +184,7 @@ class _Run:
         return self.prior.draw(self.labels[c], self._rng(source.client_id, "latents"))
 
     def images(self) -> Tensor:
-        """All sets as they are, `(C, n, c, h, w)`, padded with zeros."""
+        """The current images of all sets, `(C, n, c, h, w)`, padded with zeros."""
         return self._apart(decode_all(self.prior, self._joined()))
 
     def noise(self) -> Tensor:
@@ -196,7 +197,7 @@ class _Run:
         return self._apart(torch.cat(drawn))
 
     def _joined(self) -> Params:
-        """The latents of all clients in one batch: small sets cost mostly the calls."""
+        """The latents of all clients in one batch: with small sets, calls cost most."""
         return {k: torch.cat([z[k] for z in self.latents]) for k in self.latents[0]}
 
     def _apart(self, images: Tensor) -> Tensor:
@@ -255,14 +256,14 @@ class _Run:
         return Lesson(start, end, images, self._padded, self.log_lr.exp(), steps)
 
     def search_lr(self, images: Tensor, free: Tensor | None = None) -> None:
-        """From where it is, double or halve the step size as long as that matches better.
+        """Double or halve the step size as long as the student then matches better.
 
-        Clients that are not `free`, `(C,)` bool, keep theirs: by default those that have one from
-        an earlier round.
+        Clients that are not `free`, `(C,)` bool, keep their step size: by default the clients that
+        have one from an earlier round.
 
-        But let the student move at least a quarter as far as the client: images that point
-        nowhere yet match best with a step size of 0, from which no gradient leads away. And no step
-        size is kept at which the student diverges, if a smaller one is tried where it does not.
+        The student has to move at least a quarter as far as the client. Images without a direction
+        match best at a step size of 0, from which no gradient leads away. A step size at which the
+        student diverges is given up for a smaller one at which it does not.
         """
         if self.settings.loss == "gradient":
             return

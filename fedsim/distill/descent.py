@@ -32,7 +32,7 @@ class Descent:
         """The latents after one step against the gradients, both by name."""
         self._steps += 1
         moved = {name: self._moved(name, z, gradients[name]) for name, z in latents.items()}
-        if PIXELS in moved:  # beyond the range of images nothing would lead back
+        if PIXELS in moved:  # outside of the range of images, gradients are 0
             moved[PIXELS] = moved[PIXELS].clamp(-1, 1)
         return moved
 

@@ -8,9 +8,9 @@ A student that takes gradient steps on x stays at W + C^T x: its cosines are P +
     C  <-  C - lr * slope            slope = alpha beta a(cosines) (p - Y) V^T / n        (n, M)
     |C^T x - D|^2 / |D|^2  =  (<C, x x^T C> - 2 <C, Q> + |D|^2) / |D|^2
 
-which is what `NetworkStudent` computes on keys, in numbers of n M instead of M d, and with the
-slope written out one pass backwards gives the exact gradient. `constant` holds the keys that a step
-starts from fixed, as it does there.
+`NetworkStudent` computes the same on keys. Here tensors have n M numbers instead of M d. Because
+the slope is written out, one pass backwards gives the exact gradient. `constant` keeps the keys
+fixed from which a step starts, as in `NetworkStudent`.
 """
 
 from __future__ import annotations

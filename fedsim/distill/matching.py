@@ -1,4 +1,4 @@
-"""Matching gradients, or distributions of features, instead of where training ends.
+"""Matching gradients, or distributions of features, instead of the end of training.
 
 gradient       sum over layers and output rows of 1 - cos(g_syn, g_real)
 (Zhao et al., ICLR 2021, equations 5 and 7)
@@ -39,7 +39,7 @@ def gradient_distance(found: Params, wanted: Params) -> Tensor:
 
 
 def gradient_rows(params: Params) -> int:
-    """How many rows `gradient_distance` adds up, for tensors without a client axis."""
+    """Number of rows that `gradient_distance` adds up, of tensors without a client axis."""
     return sum(len(v) if v.dim() > 1 else 1 for v in params.values())
 
 

@@ -9,8 +9,8 @@
         x = decode(z)
         step z against  sum_c |mu_rc - mean h(A_r(x of class c); w_r)|^2
 
-The distance is distribution matching's (matching.py); its real side is fixed sums instead of
-images, so that the images stay where they are.
+The distance is distribution matching's (matching.py). Its real side is fixed sums instead of
+images, so that real images stay on the clients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fedsim.seeding import torch_rng
 
 @dataclass(frozen=True)
 class Probe:
-    """A network and an augmentation through which samples are seen.
+    """A network and an augmentation, through which samples become features.
 
     Attributes:
         weights: The weights of the network whose embedding is averaged.
@@ -61,12 +61,12 @@ def perturbed(weights: Params, rho: float, rng: torch.Generator) -> Params:
 
 @dataclass(frozen=True)
 class Probing:
-    """How probes are drawn.
+    """The draw of probes.
 
     Attributes:
         count: R, probes of a round.
         weights: Fresh from the network's initialisation, or near the surrogate's.
-        rho: How near; see `perturbed`.
+        rho: Largest distance of weights near the surrogate's; see `perturbed`.
         operations: Augmentations to draw from.
     """
 
@@ -90,7 +90,7 @@ class Probing:
 
 @dataclass(frozen=True)
 class Means:
-    """A round's probes and what all clients together answered.
+    """A round's probes and the mean features of all clients under them.
 
     Attributes:
         surrogate: The surrogate's weights in that round.
@@ -112,15 +112,15 @@ class MeansWork:
     Attributes:
         net: The surrogate.
         means: This round's, and those of earlier rounds.
-        probing: As the clients drew them.
+        probing: The draw of probes, the same as on the clients.
         classes: Labels of the set's images.
         settings: The block `distill`.
-        prior: Loads what the set is made of.
-        noise: Loads a prior that knows nothing: its draws are the noise control.
+        prior: Loads the set's prior.
+        noise: Loads a prior without knowledge, whose draws are the noise control.
         latents: The set's latents in the last round; {} draws new ones.
         seed: The run's seed.
         round: From 1.
-        device: Where to compute.
+        device: The device to compute on.
     """
 
     net: Classifier

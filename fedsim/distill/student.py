@@ -24,23 +24,23 @@ NetworkFunction = Callable[[Params, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What the students of all clients see in one step."""
+    """The batches of all clients' students in one step."""
 
     rows: Tensor
     """`(C, B)` int64 rows of each client's images."""
     mask: Tensor
     """`(C, B)` bool: False where a row is padding."""
     draws: tuple[AugmentDraw | None, ...]
-    """Per client, how its images are augmented."""
+    """The augmentation of each client's images."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What students of all clients learn from, and what they are to imitate.
+    """The images that all clients' students learn from, and the training that they imitate.
 
     Attributes:
-        start: What the clients received, `(C, ...)` by name.
-        end: What they sent, `(C, ...)` by name.
+        start: The weights that the clients received, `(C, ...)` by name.
+        end: The weights that they sent, `(C, ...)` by name.
         images: `(C, n, ...)`.
         labels: `(C, n)` int64.
         lr: `(C,)` step sizes of the students.
@@ -57,7 +57,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Match:
-    """A distance and what changes it.
+    """Distances and their gradients.
 
     Attributes:
         loss: `(C,)`.

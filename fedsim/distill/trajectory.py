@@ -1,6 +1,6 @@
 """Matching a client's training: synthetic images on which a student makes the client's move.
 
-    start  theta_0     what the client received      end  theta*    what it sent back
+    start  theta_0     weights that the client received       end  theta*    weights that it sent
     lr     alpha       the student's step size       x, y           synthetic images, labels
 
     student    theta_{i+1} = theta_i - alpha g_i,   g_i = grad_theta CE(net(A_i(x_i); theta_i), y_i)

@@ -40,11 +40,11 @@ class FedAvgFinetune(AveragedModel):
         return require_clip(self.task, "trains the image encoder").visual
 
     def is_trained(self, name: str) -> bool:
-        return name in self._trained
+        return name in self._names
 
     @cached_property
-    def _trained(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.tower.named_parameters())
+    def _names(self) -> frozenset[str]:
+        return frozenset(dict(self.tower.named_parameters()))
 
     def setup(self, task: Task, rng: torch.Generator) -> State:
         weights = {name: p.detach().clone() for name, p in self.tower.named_parameters()}

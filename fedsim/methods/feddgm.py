@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -223,10 +222,6 @@ class FedDGM(FromPrior, TrainsOnSets):
         classes: Sequence[int] = range(self.task.num_classes)
         if self.options.skip_absent:
             classes = extra[COUNTS].nonzero().flatten().tolist()
-        memory: dict[str, Any] = {}
-        if self.options.warm_start:
-            known = [s for s in state["sets"] if s["client"] == client]
-            if known and set(known[-1]["labels"].tolist()) == set(classes):
-                memory = known[-1]["memory"]
+        memory = self.memory(state, client, classes)
         latents, lr = memory.get("latents", {}), memory.get("lr")
         return ClientMove(client, tuple(segments), tuple(classes), latents, lr)

@@ -22,12 +22,12 @@ sees the features of that image under R networks, which are enough to recover it
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from fedsim.distill.distilled_set import SyntheticSet
+from fedsim.distill.distilled_set import NOBODY, SyntheticSet
 from fedsim.distill.shared_set import Means, MeansWork, Probing, match_means
 from fedsim.methods.base import Batches, Executor, Generators, Received, State, States, Task, Update
 from fedsim.methods.shared.from_prior import FromPrior
@@ -102,7 +102,7 @@ class FedDMSums(FromPrior, TrainsOnSets):
             (counts > 0).float(),
         )
         kept = state["means"] if self.options.remember else []
-        return state | {"means": [*kept, _plain(means)]}
+        return state | {"means": [*kept, dict(vars(means))]}
 
     def client_sets(
         self, state: State, received: Received, executor: Executor
@@ -112,10 +112,6 @@ class FedDMSums(FromPrior, TrainsOnSets):
         means = to_device(tuple(Means(**one) for one in state["means"]), "cpu")
         seen = torch.stack([one.present for one in means]).amax(0)
         classes = tuple(seen.nonzero().flatten().tolist())
-        last: dict[str, Any] = {}
-        if self.options.warm_start and state["sets"]:
-            known = state["sets"][-1]
-            last = known["memory"] if known["labels"].unique().tolist() == list(classes) else {}
         work = MeansWork(
             self.net,
             means,
@@ -123,7 +119,7 @@ class FedDMSums(FromPrior, TrainsOnSets):
             classes,
             self.config.distill,
             *self.priors(executor.device),
-            to_device(last.get("latents", {}), "cpu"),
+            to_device(self.memory(state, NOBODY, classes).get("latents", {}), "cpu"),
             self.config.train_seed,
             received.round,
             executor.device,
@@ -132,8 +128,3 @@ class FedDMSums(FromPrior, TrainsOnSets):
 
     def goes_on(self) -> bool:
         return self.options.warm_start
-
-
-def _plain(means: Means) -> dict[str, Any]:
-    """The means as a checkpoint holds them."""
-    return dict(vars(means))

@@ -1,1 +1,1 @@
-"""Frozen models and what trains on top of them: CLIP, caches, classifiers, generators."""
+"""Models: frozen CLIP and generators, caches on top of CLIP, and classifiers."""

@@ -35,14 +35,14 @@ class Classifier:
     """A network as functions of its weights; inputs are in [-1, 1] (`fedsim.models.image_arrays`).
 
     Args:
-        settings: Which network.
+        settings: The network's name and options.
         image_shape: `(c, h, w)`.
         num_classes: Classes of the data.
 
     Attributes:
         embed_dim: Length of an embedding, the input of the last layer.
         names: Names of its weights.
-        num_params: How many numbers its weights are.
+        num_params: Number of its parameters.
 
     Raises:
         ConfigError: If the network cannot be built for images of this shape.
@@ -74,7 +74,7 @@ class Classifier:
         return body
 
     def init(self, rng: torch.Generator) -> Params:
-        """Weights as torch's layers begin, drawn from a CPU generator.
+        """First weights, drawn from a CPU generator as torch's layers draw them.
 
         Convolutions and linear layers, biases included: uniform within 1 / sqrt(fan-in). Norm
         layers: 1 and 0. Tokens and positions of `vit`: normal with deviation 0.02.
@@ -95,7 +95,7 @@ class Classifier:
         return {name: weights[name] for name in self.names}
 
     def __call__(self, weights: Params, x: Tensor) -> Tensor:
-        """Images `(B, c, h, w)` -> logits `(B, num_classes)`; other tensors are not looked at."""
+        """Images `(B, c, h, w)` -> logits `(B, num_classes)`; other tensors are ignored."""
         return self.classify(weights, self.embed(weights, x))
 
     def embed(self, weights: Params, x: Tensor) -> Tensor:

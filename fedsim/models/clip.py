@@ -37,7 +37,7 @@ class Clip:
     """A CLIP model that only answers questions: evaluation mode, no gradients.
 
     Attributes:
-        spec: What it was loaded from.
+        spec: The name or path that it was loaded from.
         embed_dim: Length of a feature vector.
         image_size: Side of the square input, px.
         logit_scale: The trained inverse temperature (about 100 for public CLIP models).
@@ -74,7 +74,7 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives and answers."""
+        """The device of the model."""
         return self.model.logit_scale.device
 
     def prepare(self, images: np.ndarray | Sequence[Image.Image]) -> torch.Tensor:
@@ -154,8 +154,8 @@ def load_clip(spec: str, device: str | torch.device = "cpu") -> Clip:
     name, weights = _resolve(spec, open_clip)
     tag = open_clip.get_pretrained_cfg(name, weights) if isinstance(weights, str) else {}
     try:
-        # Building a model draws its initial weights from the global generator, even when a
-        # checkpoint replaces them: keep that from the caller, and make `/random` repeatable.
+        # Building a model draws its initial weights from the global generator, even if a
+        # checkpoint replaces them. The caller's generator is kept, and `/random` is repeatable.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.default_generator.manual_seed(0)
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
@@ -240,7 +240,7 @@ def _explain(spec: str, tag: dict, error: Exception) -> str:
 
 
 class _ContiguousAttention(TorchFunctionMode):
-    """Attention on inputs that lie in memory as they are read.
+    """Attention on inputs that are contiguous in the order of reading.
 
     `nn.MultiheadAttention` transposes batch and tokens. Under vmap, with weights of each client's
     own, torch 2.15 then multiplies by weights that it has copied once per token: 8.5 GB for two

@@ -1,9 +1,9 @@
 """Networks over the client axis with clients folded into channels, `(B, C * c, h, w)`.
 
-What acts on each channel alone (ReLU, pooling) is then one call for all clients, a convolution of
-every client with its own weights is one grouped convolution, and group norm has C times the groups.
-`torch.vmap` computes the same, but brings clients back to the batch before most layers, which
-copies: of a small network's step that is a quarter.
+Layers that act on each channel alone (ReLU, pooling) then take one call for all clients. The
+clients' convolutions, each with its own weights, are one grouped convolution, and group norm has C
+times the groups. `torch.vmap` computes the same, but moves clients back into the batch before most
+layers. Its copies take a quarter of a small network's step.
 
 Flat embeddings are `(C, B, d)`.
 """
@@ -22,7 +22,7 @@ from fedsim.params import Params
 
 
 def foldable(module: nn.Module) -> bool:
-    """Whether `folded` knows all parts of a module; weights that are shared have but one name."""
+    """Whether `folded` knows all parts of a module. Shared weights have only one name."""
     if type(module) is nn.Sequential:
         own = [id(part) for part in module if any(True for _ in part.parameters())]
         return len(set(own)) == len(own) and all(map(foldable, module))
@@ -51,11 +51,11 @@ def folded(
     """A module for every client, with its own weights.
 
     Args:
-        module: A `foldable` one; its own parameters are not looked at.
-        prefix: Of its tensors' names.
+        module: A `foldable` one; its own parameters are ignored.
+        prefix: The prefix of its tensors' names.
         weights: `(C, ...)` by name.
         x: Images `(C, B, c, h, w)`, or flat embeddings `(C, B, d)`.
-        channels_last: How maps lie in memory.
+        channels_last: Whether channels are the last axis of maps in memory.
 
     Returns:
         Flat embeddings, or maps `(B, C * c, h, w)` if the module does not flatten them.

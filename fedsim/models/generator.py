@@ -37,7 +37,7 @@ class Generator:
     """A text-to-image pipeline with fixed defaults.
 
     Attributes:
-        spec: What it was loaded from.
+        spec: The name or path that it was loaded from.
         pipeline: The diffusers pipeline (its `vae` decodes latents for distillation in latent
             space).
         steps: Default number of denoising steps; None leaves it to the pipeline.
@@ -173,7 +173,7 @@ def _import_diffusers() -> ModuleType:
 
 
 def _defaults(folder: Path) -> dict[str, Any]:
-    """`steps` and `guidance_scale` from the folder's own small file, where it has one."""
+    """`steps` and `guidance_scale` from the folder's `fedsim.json`, if it has one."""
     path = folder / DEFAULTS_FILE
     if not path.is_file():
         return {}

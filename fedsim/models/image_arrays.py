@@ -1,8 +1,8 @@
 """Images as networks trained from scratch take them: at the data's own size and channels.
 
-They are stored as uint8 `(n, c, h, w)` and given to a network as `x / 127.5 - 1`, in [-1, 1]:
-the range in which generators and the decoders of latents draw, so that what is distilled is in the
-clients' representation, and no statistics of clients' data are needed to normalise with.
+They are stored as uint8 `(n, c, h, w)` and given to a network as `x / 127.5 - 1`, in [-1, 1].
+Generators and decoders of latents draw in this range, so distilled images are in the clients'
+representation. Normalisation needs no statistics of clients' data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def from_unit_range(images: Tensor) -> Tensor:
-    """Floats -> the nearest uint8; what is outside [-1, 1] is cut off.
+    """Floats -> the nearest uint8; values outside [-1, 1] are cut off.
 
     >>> from_unit_range(torch.tensor([-1.0, 0.0, 7.0])).tolist()
     [0, 128, 255]

@@ -1,12 +1,12 @@
-"""A synthetic set made elsewhere: a folder of images per class, in the place of a generator.
+"""A synthetic set made elsewhere: a folder of images per class, instead of a generator.
 
     root/golden_retriever/000.png
     root/golden_retriever/001.jpg
     root/tabby cat/a.png
 
-For images of services that no pipeline here can call (DALL-E, Imagen), or of a better one than
-this machine can run. Folder names are the class names; underscores read as spaces and case does
-not matter. Folders of other classes are left alone.
+Use it for images of services that fedsim cannot call (DALL-E, Imagen), or of generators too large
+for this machine. Folder names are the class names. Underscores read as spaces, and case does not
+matter. Folders of other classes are ignored.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ImageFolder:
 
     Args:
         root: The folder.
-        classnames: The classes that must be there.
-        per_class: How many images of each class are used.
+        classnames: The required classes.
+        per_class: Number of images used of each class.
 
     Raises:
         ModelError: Naming the classes that have no folder, two folders, or too few images.
@@ -69,7 +69,7 @@ class ImageFolder:
             )
 
     def image(self, label: int, index: int) -> Image.Image:
-        """Image `index` of class `label`, RGB, as large as it is.
+        """Image `index` of class `label`, RGB, in its own size.
 
         Raises:
             DataError: It cannot be read.

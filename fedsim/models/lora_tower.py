@@ -25,15 +25,15 @@ def lora_tower(clip: Clip, rank: int, alpha: float, targets: Sequence[str] | Non
     """The image tower with adapters; its frozen weights are those of `clip`, not copies.
 
     Args:
-        clip: Whose tower is adapted. It stays as it is.
-        rank: Of the product B A, > 0.
+        clip: The model with the tower. It stays unchanged.
+        rank: Rank of the product B A, > 0.
         alpha: The product is scaled by `alpha / rank`.
         targets: Layers by name or by the end of it, such as `q_proj` or `mlp.c_fc`. By default all
             `Linear` layers, or all ungrouped `Conv2d` where the tower calls no `Linear`.
 
     Returns:
-        A module whose parameters `*.lora_A.*` and `*.lora_B.*` are the adapters. What A starts as
-        is left to the caller.
+        A module whose parameters `*.lora_A.*` and `*.lora_B.*` are the adapters. The caller sets
+        the start of A.
 
     Raises:
         ConfigError: A target is no layer of the tower, or none that can be adapted.
@@ -105,7 +105,7 @@ def _split_attention(tower: nn.Module) -> None:
 
 
 def _called_layers(tower: nn.Module, clip: Clip) -> dict[str, nn.Module]:
-    """Layers whose forward pass an image goes through, by name; an adapter elsewhere is idle."""
+    """The layers that an image passes through, by name. An adapter elsewhere would be idle."""
     layers = {n: m for n, m in tower.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     seen: set[nn.Module] = set()
     handles = [

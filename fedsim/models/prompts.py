@@ -4,9 +4,9 @@ The context of CoOp (Zhou et al., IJCV 2022, section 3.2, "end" position):
 
     [start] v_1 ... v_m name of the class . [end]
 
-The tower runs its own forward pass over these tokens; all that is replaced is the embeddings of
-the m placeholders. So whatever a tower does with its tokens (masks, pooling, projection) is done
-to prompts as well, and gradients reach the context.
+The tower runs its own forward pass over these tokens. Only the embeddings of the m placeholders are
+replaced. The tower's masks, pooling and projection therefore apply to prompts as well, and
+gradients reach the context.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PromptEncoder:
         width: Length of a context vector, that of a token's embedding.
 
     Args:
-        clip: Whose text encoder reads the prompts.
+        clip: The model whose text encoder reads the prompts.
         classnames: One name per class; an underscore reads as a space.
         num_context: m, > 0.
 
@@ -76,10 +76,11 @@ class PromptEncoder:
         return functional.normalize(found, dim=-1).view(*leading, num_classes, -1)
 
     def _cut(self) -> dict[str, Tensor]:
-        """Leave away what comes after the longest prompt, where nothing looks at it.
+        """Cut the padding after the longest prompt.
 
-        CLIP's text encoder is causal and its output is that of the [end] token, so a prompt of 20
-        tokens need not cost 77. Returns the tower's tensors that get shorter with the tokens.
+        CLIP's text encoder is causal, and its output is the output of the [end] token. No prompt
+        reads the padding, so 20 tokens need not cost as much as 77. Returns the tower's tensors
+        that get shorter with the tokens.
         """
         tower: Any = self._tower
         pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))

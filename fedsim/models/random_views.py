@@ -27,20 +27,19 @@ _SCALE = (0.5, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 _SEED = 0
-"""Of `RandomViews`: not the run's, so that views are encoded once for all runs."""
+"""Seed of `RandomViews`. It is not the run's, so that views are encoded once for all runs."""
 
 
 @dataclass(frozen=True, eq=False)
 class RandomViews:
-    """One random view of each image, made when it is needed.
+    """One random view of each image, made on demand.
 
     Attributes:
         images: uint8 (n, height, width) or (n, height, width, 3), or files still undecoded.
-        number: Of the view, among those of the same image.
+        number: Number of the view among the views of the same image.
         size: Side of a view, px.
         flip: Whether half of the views are flipped left to right.
-        first: Place of the first image in its split. Place and number say which view it is,
-            whatever is made together.
+        first: Place of the first image in its split. Place and number alone determine a view.
     """
 
     images: np.ndarray | ImagePaths

@@ -1,7 +1,7 @@
 """How close one set of features lies to another: distances, coverage, copying.
 
 Notation: X real features (n, d), Y synthetic features (m, d). Sums are in float64; all arithmetic
-is torch's, whose threads a run fixes. What needs more samples than there are is NaN, never a guess.
+is torch's, whose threads a run fixes. A measure that needs more samples than there are is NaN.
 
     frechet_distance    ||mu_X - mu_Y||^2 + tr(S_X + S_Y - 2 (S_X S_Y)^(1/2))
                         Heusel et al., NeurIPS 2017
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-12
-"""Slack of squared distances, relative to squared lengths: a copy is as near as what it copies."""
+"""Slack of squared distances, relative to squared lengths: a copy is as near as its original."""
 _CHUNK = 4096
 
 
@@ -73,7 +73,7 @@ def kernel_distance(
         synthetic: `(m, d)`.
         rng: Draws subsets where a set is larger than one.
         gamma: Factor of the dot product; 1 / d by default.
-        num_subsets: Over how many draws the mean is taken; sets that fit are taken whole, once.
+        num_subsets: Number of draws in the mean. Sets that fit into one draw are taken whole, once.
         subset_size: Samples of each set in one draw, at most.
 
     Returns:
@@ -105,7 +105,7 @@ def _mmd(x: Tensor, y: Tensor, gamma: float) -> float:
 
 
 class Manifold(NamedTuple):
-    """Shares in 0..1, but for density, which may exceed 1; NaN for want of samples."""
+    """Shares in 0..1, and density, which may exceed 1; NaN with too few samples."""
 
     precision: float
     """Synthetic samples where real ones are: fidelity."""
@@ -126,7 +126,7 @@ def manifold_measures(
         real: `(n, d)`.
         synthetic: `(m, d)`.
         precision_k: Neighbours that span the balls of precision and recall.
-        coverage_k: Those of density and coverage.
+        coverage_k: Neighbours that span the balls of density and coverage.
 
     >>> square = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]])
     >>> manifold_measures(square, square + 100)
@@ -164,18 +164,17 @@ def _radii(x: Tensor, most: int) -> Tensor:
     return near.T + _ROUNDING * x.square().sum(1).amax()
 
 
-def nearest_similarity(samples: Tensor, others: Tensor) -> Tensor:
-    """Largest cosine of each sample to any of the others: `(m,)` float64, exact to their type.
+def nearest_samples(samples: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of the others to each sample.
 
     Args:
         samples: `(m, d)`, of length 1.
         others: `(n, d)`, of length 1, n at least 1.
+
+    Returns:
+        Its cosine, `(m,)` float64, exact to the type of samples, and its row, `(m,)` int64: the
+        first one of ties.
     """
-    return nearest_samples(samples, others)[0]
-
-
-def nearest_samples(samples: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """As `nearest_similarity`, and which of the others it is: `(m,)` int64, ties the first."""
     parts = [(samples @ part.T).max(1) for part in others.split(_CHUNK)]
     value, chunk = torch.stack([part.values for part in parts]).max(0)
     rows = torch.stack([part.indices for part in parts]).gather(0, chunk[None])[0]

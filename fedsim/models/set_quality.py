@@ -1,10 +1,10 @@
-"""What a synthetic set is like in the frozen encoder's space, class by class and as a whole.
+"""Measures of a synthetic set in the frozen encoder's space, class by class and as a whole.
 
 Three questions, each with its own kind of evidence:
 
 - does it show what was asked for? Only text is needed: `clip_*`, `drawn_agreement`, `diversity`;
-- does it look like the clients' data? That takes their training features, pooled, which no server
-  has: knowledge of the simulator, for the study's author and never for a method;
+- does it look like the clients' data? This needs their pooled training features. Only the simulator
+  has them; they serve the study's author and never a method;
 - is it of use? Accuracy on validation data of an untrained cache made of it.
 
 Definitions: `fedsim.models.set_distances` and `fedsim.results.tables.schema`.
@@ -26,12 +26,12 @@ from fedsim.models.set_distances import (
     frechet_distance,
     kernel_distance,
     manifold_measures,
-    nearest_similarity,
+    nearest_samples,
 )
 from fedsim.seeding import numpy_rng
 
 _MOST_NEIGHBOURS = 2000
-"""Samples of a set between which neighbours are looked for: a fixed random choice of more."""
+"""Most samples of a set in a search for neighbours; of a larger set, a fixed random choice."""
 _CHUNK = 2048
 
 
@@ -40,8 +40,8 @@ class SyntheticFeatures:
     """A synthetic set, sorted by class.
 
     Attributes:
-        keys: `(m, d)` what a cache would hold.
-        features: `(m, d)` of the images as they are, of length 1.
+        keys: `(m, d)` keys of a cache made of the set.
+        features: `(m, d)` of the unchanged images, of length 1.
         labels: `(m,)` int64.
     """
 
@@ -52,7 +52,7 @@ class SyntheticFeatures:
 
 @dataclass(frozen=True)
 class RealFeatures:
-    """Real data: what only the simulator knows, and a validation split.
+    """Real data: training features, which only the simulator knows, and a validation split.
 
     Attributes:
         train: `(n, d)` training features of all clients, of length 1.
@@ -92,7 +92,7 @@ def set_quality(
     Args:
         made: The set.
         text: `(num_classes, d)` class embeddings.
-        real: Real data to compare with; without it only what text can tell is measured.
+        real: Real data to compare with; without it only the measures against text are made.
 
     Returns:
         Name -> float64 `(num_classes + 1,)`: a value per class, the last one for the whole set;
@@ -200,7 +200,7 @@ def _rows(labels: Tensor, label: int) -> Tensor:
 def _nearest(samples: Tensor, others: Tensor) -> Tensor:
     if not len(samples) or not len(others):
         return torch.full((len(samples),), math.nan, dtype=torch.float64)
-    return nearest_similarity(samples, others)
+    return nearest_samples(samples, others)[0]
 
 
 def _mean(values: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Priors: what synthetic images are made of, and how latents become images.
+"""Priors: they draw latents, and decode latents to synthetic images.
 
     pixels      the images themselves
     vae         the decoder of the configured diffusion pipeline: latents, or the feature map that

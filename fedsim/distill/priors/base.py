@@ -1,4 +1,4 @@
-"""What every prior is, and what it is loaded for."""
+"""The contract of a prior, and the request that it is loaded for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GeneratorOptions(Section):
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the generator is asked for, and how; hashable, so that a prior is loaded once.
+    """The request to the generator; hashable, so that a prior is loaded once.
 
     Attributes:
         generator: As `models.generator`.
@@ -50,13 +50,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Request:
-    """What a prior is loaded for.
+    """The request that a prior is loaded for.
 
     Attributes:
         name: The prior as the study names it.
-        prompts: What the generator is asked for.
+        prompts: The request to the generator.
         shape: `(c, h, w)` of the data.
-        device: Where the prior computes.
+        device: The device that the prior computes on.
     """
 
     name: str

@@ -39,8 +39,8 @@ def decode_all(prior: Prior, latents: Params) -> Tensor:
 def decode_with_way_back(prior: Prior, latents: Params) -> tuple[Tensor, WayBack]:
     """Images of all latents, and the way back from a gradient by them to the latents.
 
-    One chunk's graph is alive at a time. A single chunk keeps its graph; of several chunks each is
-    decoded anew on the way back.
+    Only one chunk's graph is alive at a time. A single chunk keeps its graph. Several chunks are
+    decoded anew, one by one, on the way back.
     """
     chunks = _chunks(prior, latents)
     if len(chunks) > 1:
@@ -59,7 +59,7 @@ def _anew(prior: Prior, chunks: Sequence[Params], gradient: Tensor) -> Params:
 
 
 def _pulled(prior: Prior, images: Tensor, latents: Params, gradient: Tensor) -> Params:
-    """The gradient by the latents from that by the images; 0 for latents without a part."""
+    """The gradient by the latents, from the gradient by the images; 0 for unused latents."""
     torch.autograd.backward(images, gradient, inputs=[*latents.values(), *prior.weights])
     return {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in latents.items()}
 

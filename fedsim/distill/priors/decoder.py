@@ -17,16 +17,16 @@ from fedsim.models.generator import load_generator
 from fedsim.params import Params
 
 _PIXELS_AT_ONCE = 1 << 18
-"""What a diffusion decoder makes at once: 256 images of 32x32, or one of 512x512. Its activations
-take some kilobytes per pixel."""
+"""Pixels that a diffusion decoder makes at once: 256 images of 32x32, or one of 512x512. Its
+activations take some kilobytes per pixel."""
 
 
 class Decoder(Prior):
     """The decoder of a diffusers pipeline's autoencoder, from one of its stages on.
 
     Args:
-        request: Which pipeline, and what it is asked for.
-        weights: `random` replaces what the pipeline has learned.
+        request: The pipeline and its prompts.
+        weights: `random` replaces the trained weights.
         layer: Stages that run before the feature map that is optimised; 0 is the latent itself.
         from_noise: Latents start from noise instead of the pipeline's samples.
         generator_lr: See `Prior`.

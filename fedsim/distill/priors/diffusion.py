@@ -8,7 +8,7 @@ from fedsim.distill.priors.base import GeneratorOptions, Prior, Request
 
 
 class Options(GeneratorOptions):
-    """What `diffusion` reads."""
+    """Options of `diffusion`."""
 
     denoising_steps: int = Field(1, gt=0)
     """How many of the last steps gradients pass through."""

@@ -1,7 +1,7 @@
 """Priors in the space of a frozen encoder: the student sees features, not images.
 
     features   unit vectors, moved freely; needs no generator and works on precomputed features
-    encoded    images of another prior, seen through the encoder; gradients pass through both
+    encoded    features of another prior's images; gradients pass through encoder and prior
 
 Both are `fedsim.distill.priors.base.Prior`s whose `decode` gives unit features `(n, d)`.
 """
@@ -24,7 +24,7 @@ from fedsim.params import Params
 
 
 class FreeFeatures(Prior):
-    """Unit vectors from a random direction, or from where the method starts them."""
+    """Unit vectors that start in a random direction, or as the method sets them."""
 
     def __init__(self, dim: int, device: str = "cpu") -> None:
         self._dim, self._device = dim, device
@@ -37,7 +37,7 @@ class FreeFeatures(Prior):
 
 
 class EncodedImages(Prior):
-    """Images of a prior as the frozen encoder sees them."""
+    """Features that the frozen encoder gives to a prior's images."""
 
     def __init__(self, images: Prior, clip: Clip) -> None:
         self._images, self._clip, self.maps = images, clip, images.maps
@@ -46,7 +46,7 @@ class EncodedImages(Prior):
         return self._images.draw(labels, rng)
 
     def images(self, latents: Params) -> Tensor:
-        """What the encoder sees, `(n, 3, S, S)` in [-1, 1]."""
+        """The encoder's input, `(n, 3, S, S)` in [-1, 1]."""
         return decode_all(self._images, latents)
 
     def decode(self, latents: Params) -> Tensor:
@@ -67,9 +67,9 @@ def encoded_priors(
 
     Args:
         settings: The block `distill`.
-        prompts: What the generator is asked for.
+        prompts: The request to the generator.
         clip: As `models.clip`.
-        device: Where they are computed.
+        device: The device that both compute on.
     """
     given = (settings, prompts, clip, device)
     return partial(_load, *given, noise=False), partial(_load, *given, noise=True)

@@ -36,7 +36,7 @@ _PARTS = ("map_labels", "features", "synthesize")
 
 
 class Options(Section):
-    """What a GAN reads."""
+    """Options of a GAN."""
 
     layer: int = Field(0, ge=0)
     """Layer of the feature map that is optimised beside the style latents; 0 for none."""
@@ -67,7 +67,7 @@ def load(options: Options, request: Request) -> Prior:
 
 
 class Gan(Protocol):
-    """What the user's function returns."""
+    """The contract of the object that the user's function returns."""
 
     def map_labels(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """Class-conditional style latents."""

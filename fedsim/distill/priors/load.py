@@ -20,9 +20,9 @@ def load_prior(settings: DistillConfig, prompts: Prompts, shape: Shape, device: 
 
     Args:
         settings: The block `distill`.
-        prompts: What the generator is asked for.
+        prompts: The request to the generator.
         shape: `(c, h, w)` of the data.
-        device: Where the prior computes.
+        device: The device that the prior computes on.
 
     Raises:
         ConfigError: The settings do not go together, or the GAN's file is wrong.
@@ -51,14 +51,14 @@ def prompts_of(
     templates: Sequence[str] | None,
     classnames: Sequence[str],
 ) -> Prompts:
-    """What the generator of a prior is asked for.
+    """The request to a prior's generator.
 
     Args:
         distill: Its prior may have words of its own for the classes.
         synthetic: Its first prompt is the template.
-        models: Which generator, and how it samples.
-        templates: Of the data, where `synthetic` has no prompts.
-        classnames: What the generator draws.
+        models: The generator and its sampling.
+        templates: The data's templates, for a `synthetic` without prompts.
+        classnames: The words that the generator draws by default.
 
     Raises:
         ConfigError: `distill.words` are not one per class.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Options(GeneratorOptions):
-    """What `pixels` reads."""
+    """Options of `pixels`."""
 
     init: Literal["generated", "noise"] = "generated"
     """Start from images of the generator, or from noise."""

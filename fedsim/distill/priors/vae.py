@@ -10,7 +10,7 @@ from fedsim.distill.priors.base import GeneratorOptions, Prior, Request
 
 
 class Options(GeneratorOptions):
-    """What `vae` reads."""
+    """Options of `vae`."""
 
     init: Literal["generated", "noise"] = "generated"
     """Start from images of the generator, or from noise."""

@@ -1,4 +1,4 @@
-"""Networks for images of 8 to 224 pixels with 1 or 3 channels, up to what enters the last layer.
+"""Networks for images of 8 to 224 pixels with 1 or 3 channels, without their last layer.
 
 Each network is one file: its `Options`, and `build`, which makes a module `(B, c, h, w)` ->
 `(B, d)` on torch's current device. `fedsim.config.families.NETWORKS` lists them. The files import

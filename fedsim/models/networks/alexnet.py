@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Options(Section):
-    """`alexnet` is as its paper has it."""
+    """`alexnet` follows its paper and has no options."""
 
 
 def build(options: Options, shape: Shape) -> nn.Module:

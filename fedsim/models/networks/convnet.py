@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Options(Section):
-    """What can be chosen of `convnet`."""
+    """Options of `convnet`."""
 
     depth: int = Field(3, gt=0)
     """Blocks."""

@@ -25,10 +25,10 @@ class Norm(nn.GroupNorm):
         return super().forward(x)
 
     def check(self, channels: int, places: int) -> None:
-        """Refuse maps of so many channels and places of which a group has a single number.
+        """Refuse maps of which a group would have a single number.
 
         Raises:
-            ConfigError: Saying what to choose instead.
+            ConfigError: It names the settings to choose instead.
         """
         if channels // self.num_groups * places == 1:
             raise ConfigError(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Options(Section):
-    """`lenet` is as its paper has it."""
+    """`lenet` follows its paper and has no options."""
 
 
 def build(options: Options, shape: Shape) -> nn.Module:

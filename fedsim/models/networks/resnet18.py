@@ -16,7 +16,7 @@ _IMAGENET_FROM = 64
 
 
 class Options(Section):
-    """What can be chosen of `resnet18`."""
+    """Options of `resnet18`."""
 
     width: int = Field(64, gt=0)
     """Channels of the first stage."""

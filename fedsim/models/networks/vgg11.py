@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Options(Section):
-    """What can be chosen of `vgg11`."""
+    """Options of `vgg11`."""
 
     norm: NormName = "group"
     """Up to 32 groups of 4 or more channels, one group per channel, or none."""

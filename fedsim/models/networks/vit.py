@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Options(Section):
-    """What can be chosen of `vit`."""
+    """Options of `vit`."""
 
     depth: int = Field(6, gt=0)
     """Layers."""
