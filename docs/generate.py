@@ -39,7 +39,7 @@ MEANINGS = {
     "data.val_fraction": "Share of train carved out as val where the source has none",
     "data.test_fraction": "Share of train carved out as test where the source has none",
     "data.max_train_samples": "Training samples in all, at most; class shares are kept",
-    "partition.scheme": "The law of the split, see [partitions](how-to/partitions.md)",
+    "partition.scheme": "The law of the partition, see [partitions](how-to/partitions.md)",
     "partition.num_clients": "Simulated clients",
     "partition.classes_per_client": "Classes each client holds under `pathological`",
     "partition.min_samples": "Smallest client; met by moving samples from the largest ones",

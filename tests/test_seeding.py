@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fedsim
 from fedsim import seeding
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
+from fedsim.data.from_config import partition_clients
 from fedsim.engine.batching import make_batches, make_groups
 from fedsim.engine.schedule import sample_cohort
 from fedsim.seeding import derive, numpy_rng, torch_rng
@@ -75,7 +75,7 @@ def test_nothing_draws_by_the_methods_name():
 
 def draws(config: Experiment, labels: np.ndarray) -> dict[str, object]:
     """Everything that is drawn before and during a round."""
-    split = split_clients(labels, **config.for_split())
+    split = partition_clients(labels, **config.for_partition())
     cohort = sample_cohort(6, 4, config.train_seed, 2)
     group = make_groups(cohort, split.fit, 4)[0]
     inputs = torch.zeros(len(labels), 1)

@@ -29,7 +29,7 @@ from benchmarks.peers import data
 from benchmarks.peers.specs import Spec
 from fedsim.config import Experiment
 from fedsim.config.study_file import load_study
-from fedsim.data.from_config import ClientSplit
+from fedsim.data.from_config import Holdings
 from fedsim.engine.batching import Group, make_batches
 from fedsim.engine.schedule import sample_cohort
 from fedsim.inputs.prepare import prepare
@@ -58,7 +58,7 @@ def write(spec: Spec, folder: Path) -> Path:
     start = {name: state[name].numpy() for name in names}
 
     inputs, labels = prepared.local()
-    plan = schedule(config, prepared.split, prepared)
+    plan = schedule(config, prepared.holdings, prepared)
     np.save(shared / "x.npy", inputs)
     np.save(shared / "y.npy", labels)
     np.savez(place / "start.npz", **start)
@@ -70,7 +70,7 @@ def write(spec: Spec, folder: Path) -> Path:
     return place
 
 
-def schedule(config: Experiment, split: ClientSplit, prepared: RunInputs) -> dict[str, np.ndarray]:
+def schedule(config: Experiment, split: Holdings, prepared: RunInputs) -> dict[str, np.ndarray]:
     """Cohorts of all rounds, and what each of their clients steps on, in order."""
     inputs, labels = map(as_tensor, prepared.local())
     cohorts, rows, offsets = [], [], [0]

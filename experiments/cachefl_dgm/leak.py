@@ -70,7 +70,7 @@ def measure(study: Any, seed: int, folder: Path) -> tuple[list[Any], list[Any]]:
     run.setup()
     features = torch.as_tensor(run.data.arrays["train_inputs"]).float()
     labels = torch.as_tensor(run.data.arrays["train_labels"]).long()
-    own = [torch.as_tensor(rows) for rows in run.data.split.fit]
+    own = [torch.as_tensor(rows) for rows in run.data.holdings.fit]
     mean, finish = features[torch.cat(own)].mean(0), run.method.finish_round
     sums = {
         (client, label): features[rows[labels[rows] == label]].sum(0)

@@ -61,7 +61,7 @@ class Real:
 
 def real_images(config: Experiment) -> Real:
     inputs = prepare(config, method_class(config.use), torch.device("cpu"), synthetic=False)
-    data, split = inputs.arrays, inputs.split
+    data, split = inputs.arrays, inputs.holdings
 
     def labelled(part: str, rows: Any = slice(None)) -> Labelled:
         labels = torch.tensor(np.asarray(data[f"{part}_labels"])[rows]).long()

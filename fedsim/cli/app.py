@@ -119,7 +119,8 @@ for command in (results.report, results.compare, results.costs, results.pack, re
 def partition(config: Config, overrides: Overrides = None, out: PictureFile = None) -> None:
     """Show how a study splits its data over clients.
 
-    Nothing is trained: a line of statistics per split, and the samples of each client and class.
+    Nothing is trained: a line of statistics per partition, and the samples of each client and
+    class.
     """
     from fedsim.cli.partitions import show_partitions
     from fedsim.config.study_file import load_study

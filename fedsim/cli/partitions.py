@@ -96,7 +96,7 @@ def _labels(experiments: Sequence[Experiment]) -> list[str]:
 def _print(views: Mapping[str, View], console: Console) -> None:
     """One line of statistics per partition, and class counts of the first of each kind."""
     table = Table(title="How the training samples are split over clients", box=box.SIMPLE_HEAD)
-    table.add_column("split", overflow="fold")
+    table.add_column("partition", overflow="fold")
     for column in ("clients", "min/median/max", "TV", "classes", "Gini"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, (partition, *_) in views.items():
@@ -164,10 +164,10 @@ def _check_picture(path: Path) -> None:
 
 def _draw(views: Mapping[str, View], path: Path) -> None:
     """The same as a picture (see `fedsim.results.report.client_figures`)."""
-    from fedsim.results.report.client_figures import split_figure
+    from fedsim.results.report.client_figures import partition_figure
 
     counts = {name: view.partition.label_counts for name, view in views.items()}
-    figure = split_figure(counts, next(iter(views.values())).classnames)
+    figure = partition_figure(counts, next(iter(views.values())).classnames)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

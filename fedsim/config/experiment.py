@@ -115,11 +115,11 @@ class Experiment(Section):
 
     @property
     def partition_seed(self) -> int:
-        """Seed of the split, of hold-outs and of few-shot draws."""
+        """Seed of the partition, of hold-outs and of few-shot draws."""
         return self.seed if self.partition.seed is None else self.partition.seed
 
-    def for_split(self) -> dict[str, Any]:
-        """The settings of `fedsim.data.from_config.split_clients`."""
+    def for_partition(self) -> dict[str, Any]:
+        """The settings of `fedsim.data.from_config.partition_clients`."""
         return {
             "partition": self.partition,
             "seed": self.partition_seed,

@@ -55,7 +55,7 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class ClientSplit:
+class Holdings:
     """The rows of every client.
 
     Attributes:
@@ -91,7 +91,7 @@ class ClientSplit:
         return range(len(self.partition.label_counts))
 
 
-def split_clients(
+def partition_clients(
     labels: np.ndarray,
     clients: np.ndarray | None = None,
     domains: np.ndarray | None = None,
@@ -100,10 +100,10 @@ def split_clients(
     seed: int,
     holdout_fraction: float,
     noise: NoiseConfig,
-) -> ClientSplit:
+) -> Holdings:
     """The configured partition of the training rows, with every client's hold-out set apart.
 
-    `Experiment.for_split` gives the settings.
+    `Experiment.for_partition` gives the settings.
 
     Args:
         labels: int (N,), of the training rows.
@@ -126,13 +126,13 @@ def split_clients(
         domains=None if domains is None else np.asarray(domains),
     )
     if isinstance(made.indices, Population):
-        return ClientSplit(made, *made.indices.hold_out(holdout_fraction))
+        return Holdings(made, *made.indices.hold_out(holdout_fraction))
     parts = [
         holdout(rows, np.asarray(labels), holdout_fraction, numpy_rng(seed, "holdout", client))
         for client, rows in enumerate(made.indices)
     ]
     fit, held = tuple(p[0] for p in parts), tuple(p[1] for p in parts)
-    return ClientSplit(made, fit, held, spoilt_clients(noise, made.num_clients, seed))
+    return Holdings(made, fit, held, spoilt_clients(noise, made.num_clients, seed))
 
 
 def _all_rows(clients: Sequence[np.ndarray]) -> np.ndarray:

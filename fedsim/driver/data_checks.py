@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from fedsim.config import Experiment
 from fedsim.data.containers import Dataset
 from fedsim.data.datasets import read_dataset
-from fedsim.data.from_config import ClientSplit, draw_seed, split_clients
+from fedsim.data.from_config import Holdings, draw_seed, partition_clients
 
 Known = set[tuple[str, ...]]
 """Settings of data sets and partitions that have been made."""
@@ -15,7 +15,7 @@ Known = set[tuple[str, ...]]
 
 def each_partition(
     experiments: Sequence[Experiment], known: Known | None = None
-) -> Iterator[tuple[int, Dataset, ClientSplit]]:
+) -> Iterator[tuple[int, Dataset, Holdings]]:
     """Every distinct partition of some experiments; each data set is read once.
 
     Args:
@@ -41,8 +41,8 @@ def each_partition(
         data = read_dataset(first.data, first.partition_seed)
         train = data.train
         for position in positions:
-            settings = experiments[position].for_split()
-            split = split_clients(train.labels, train.clients, train.domains, **settings)
+            settings = experiments[position].for_partition()
+            split = partition_clients(train.labels, train.clients, train.domains, **settings)
             yield position, data, split
 
 

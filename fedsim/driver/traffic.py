@@ -64,7 +64,7 @@ def traffic(config: Experiment) -> Traffic:
     method = build_method(task.config, task)
     state = method.setup(method.task, torch_rng(config.train_seed, "setup"))
     constants = method.constants(state)
-    once, split = num_bytes(constants) + data.frozen_bytes(cls), data.split
+    once, split = num_bytes(constants) + data.frozen_bytes(cls), data.holdings
     variants = Counter(map(method.variant, range(len(split.fit))))
     firsts = {method.variant(c): c for c in reversed(range(len(split.fit)))}
     # A method that averages sends the same in every round, and one sample is enough. Any other

@@ -29,7 +29,7 @@ class EvaluationRows:
         device: torch.device,
     ) -> None:
         self._settings, self._sinks, self._device = settings, sinks, device
-        self._split, self._held_rows = data.split, data.split.held_rows
+        self._split, self._held_rows = data.holdings, data.holdings.held_rows
         self._classnames, self._domain_names = data.meta["classnames"], data.meta["domain_names"]
         self._served = "test" if final else "client_holdout"
         self._samples: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -29,7 +29,7 @@ class Recorder:
 
     def describe(self) -> None:
         """Columns of `runs` about the data."""
-        partition = self.data.split.partition
+        partition = self.data.holdings.partition
         statistics = partition.statistics
         self.sinks.update_run(
             dataset=self.data.meta["dataset"],
@@ -49,7 +49,7 @@ class Recorder:
 
     def _partition(self) -> None:
         """Round 0 of `clients`: every client shown and its data; a repair is an event."""
-        partition = self.data.split.partition
+        partition = self.data.holdings.partition
         for text in self.data.meta["notes"]:
             self.event("data", text, 0)
         for text in partition.log:
@@ -73,7 +73,7 @@ class Recorder:
 
     def _noise(self) -> None:
         """One event for every client whose training data is spoilt."""
-        noise, split = self.config.noise, self.data.split
+        noise, split = self.config.noise, self.data.holdings
         for client in split.spoilt:
             count = len(split.fit[client])
             text = f"{num_wrong(noise.labels, count)} of {count} training labels are wrong"
@@ -106,7 +106,7 @@ class Recorder:
         rows = [{"round": round, **row} for row in made.rows]
         for row in rows:
             if (client := row.get("client_id")) is not None:  # the server may not know this
-                labels = self.data.observed_labels[self.data.split.fit[client]]
+                labels = self.data.observed_labels[self.data.holdings.fit[client]]
                 row["local_classes"] = len(np.unique(labels))
         if made.images is not None and self.config.evaluation.set_quality:
             found = self._quality(made.images)

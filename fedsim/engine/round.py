@@ -112,7 +112,7 @@ class Federation:
         about = about_run(config, self.cls, self.device) | {"num_actors": self.pool.num_actors}
         self.sinks.update_run(config=config.model_dump(mode="json"), **about, **self._about)
         self.data = prepare(config, self.cls, self.device, draw=self.pool.draw)
-        split = self.data.split
+        split = self.data.holdings
         self._fit, self._held = split.fit, split.held
         if self.cls.pooled:  # a ceiling: one client has everything
             self._fit, self._held = (split.fit_rows,), ()
@@ -142,18 +142,18 @@ class Federation:
             QuorumError: Too many clients failed.
         """
         config, number, clock = self.config, self.round + 1, _Clock()
-        sent, got = Params(), Collected(Received({}))
+        download, got = Params(), Collected(Received({}))
         row: dict[str, Any] = {"bytes_up": 0, "bytes_down": 0}
         if self.cls.uses_clients:
-            sent, got, row = self._train_clients(number)
+            download, got, row = self._train_clients(number)
         row |= {"num_clients_ok": len(got.rows), "num_clients_failed": len(got.failed)}
         row["train_s"] = clock.lap()
         # 5. The server's step on the averaged update.
         received = to_device(got.received, self.device)
         trained = sum(client["num_samples"] for client in got.rows)
-        share = trained / self.data.split.num_samples
+        share = trained / self.data.holdings.num_samples
         received = replace(received, round=number, share=share)
-        received = self._pipeline.on_server(received, self.method, sent)
+        received = self._pipeline.on_server(received, self.method, download)
         if self.method.reduction == "sum":
             received = replace(received, kept=())
         if received.mean and self.cls.averages:
@@ -191,15 +191,19 @@ class Federation:
         groups = make_groups(cohort, self._fit, config.group_size, held)
         # 2. What goes down the wire, the same for every client.
         constants, message = self.method.constants(self._state), self.method.message(self._state)
-        sent, states = constants | message, self._client_states
+        download, states = constants | message, self._client_states
         # 3. Clients train, batched on the client axis. 4. Updates stream into exact sums.
         tell = self.record.event
         try:
-            got = collect(self.pool, groups, sent, states, number, config.failures, tell)
+            got = collect(self.pool, groups, download, states, number, config.failures, tell)
         except BaseException:
             self.sinks.commit()  # failures are in the tables even when they end the run
             raise
-        return sent, got, self._write_clients(number, cohort, num_bytes(constants), message, got)
+        return (
+            download,
+            got,
+            self._write_clients(number, cohort, num_bytes(constants), message, got),
+        )
 
     def finish(self) -> None:
         """Mark the run finished and merge its table parts."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedsim.config.sections import NoiseConfig
-from fedsim.data.from_config import ClientSplit, split_clients
+from fedsim.data.from_config import Holdings, partition_clients
 from fedsim.data.noise import observed_labels, spoil_features, spoil_images
 from fedsim.inputs.data_arrays import meta_of
 from fedsim.inputs.encode import Encoder, chunks
@@ -26,9 +26,9 @@ _FORMAT = 1
 _CHUNK = 1024
 
 
-def split_of(arrays: Arrays, **split_by: Any) -> ClientSplit:
-    """The rows of every client (see `split_clients`)."""
-    return split_clients(
+def split_of(arrays: Arrays, **split_by: Any) -> Holdings:
+    """The rows of every client (see `partition_clients`)."""
+    return partition_clients(
         arrays["train_labels"],
         arrays.get("train_clients"),
         arrays.get("train_domains"),
@@ -42,7 +42,7 @@ def noise_step(clean: InputStep, encoder: Encoder, split_by: Mapping[str, Any]) 
     Args:
         clean: The step with the data's own arrays.
         encoder: The frozen encoder, and the data set.
-        split_by: Settings of `split_clients`, with `noise` that is active.
+        split_by: Settings of `partition_clients`, with `noise` that is active.
 
     Returns:
         A step to `train_labels_observed`, and `train_inputs` where images are corrupted. It raises

@@ -76,7 +76,7 @@ class InputSteps:
             views = train.augment_views, train.augment_flip
             steps.append(views_step(*views, data, self._encoder))
         if trained_on and config.noise.active:
-            steps.append(noise_step(data, self._encoder, config.for_split()))
+            steps.append(noise_step(data, self._encoder, config.for_partition()))
         return tuple(steps)
 
     def inputs(self) -> RunInputs:
@@ -92,7 +92,7 @@ class InputSteps:
             meta,
             address=trained_on.address,
             source=self.source,
-            split_by=self._config.for_split(),
+            split_by=self._config.for_partition(),
             measured=self.measured,
             keys=tuple(step.key for step in self.real),
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.from_config import ClientSplit, DataSource
+from fedsim.data.from_config import DataSource, Holdings
 from fedsim.inputs.augmented_views import VIEWS
 from fedsim.inputs.noisy_clients import OBSERVED, split_of
 from fedsim.methods.base import Method
@@ -30,7 +30,7 @@ class RunInputs:
             `text_bytes` (of the two encoders; 0 without one), `fingerprint`, `dataset`.
         address: Name of the entry that the last of `train_inputs` and observed labels come from.
         source: The data set.
-        split_by: How training rows are shared out: settings of `split_clients`.
+        split_by: How training rows are shared out: settings of `partition_clients`.
         synthetic: Arrays of `fedsim.inputs.synthetic_set.synthetic_step`, or empty; for methods
             on `images` also `fitted`, the images at the data's size and channels.
         synthetic_address: Name of the generated set, or None.
@@ -49,7 +49,7 @@ class RunInputs:
     keys: tuple[dict[str, Any], ...] = ()
 
     @cached_property
-    def split(self) -> ClientSplit:
+    def holdings(self) -> Holdings:
         """The rows of every client."""
         return split_of(self.arrays, **self.split_by)
 

@@ -152,7 +152,8 @@ class Received:
 
     Attributes:
         mean: Weighted mean of the deltas under `reduction = "sum"`, else empty. It is also empty if
-            every client failed.
+            every client failed. Where the method `averages`, the server's optimiser has made its
+            step of it.
         kept: One `(client_id, Update with C = 1)` per client, sorted by id, under
             `reduction = "keep"`, else empty.
         num_clients: Number of clients that answered.

@@ -11,8 +11,8 @@ from fedsim.data.datasets import read_dataset
 from fedsim.data.from_config import (
     DataSource,
     draw_seed,
+    partition_clients,
     source_identity,
-    split_clients,
 )
 from fedsim.errors import DataError, PartitionError
 from tests.helpers import experiment, write_features
@@ -21,7 +21,9 @@ LABELS = np.random.default_rng(0).integers(4, size=200)
 
 
 def split(**settings: Any) -> Any:
-    return split_clients(LABELS, **experiment("x.npz", "fedavg_head", **settings).for_split())
+    return partition_clients(
+        LABELS, **experiment("x.npz", "fedavg_head", **settings).for_partition()
+    )
 
 
 def rows(parts: tuple[np.ndarray, ...]) -> list[list[int]]:
@@ -62,12 +64,12 @@ def test_a_clients_hold_out_does_not_change_its_partition():
 def test_natural_clients_come_from_the_data():
     clients = np.repeat([7, 3, 3, 9], 50)
     config = experiment("x.npz", partition__scheme="natural", partition__num_clients=3)
-    found = split_clients(LABELS, clients, **config.for_split())
+    found = partition_clients(LABELS, clients, **config.for_partition())
     assert found.partition.num_clients == 3
     owned = [set(clients[part].tolist()) for part in found.partition.indices]
     assert all(len(own) == 1 for own in owned)
     with pytest.raises(PartitionError):
-        split_clients(LABELS, **config.for_split())
+        partition_clients(LABELS, **config.for_partition())
 
 
 def test_impossible_splits_say_so():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.config.sections import NoiseConfig
-from fedsim.data.from_config import split_clients
+from fedsim.data.from_config import partition_clients
 from fedsim.data.noise import (
     num_wrong,
     observed_labels,
@@ -67,8 +67,8 @@ def test_nothing_to_spoil(noise: dict):
 
 def test_the_split_says_who_and_is_itself_unchanged():
     def split(**settings: Any) -> Any:
-        return split_clients(
-            LABELS, **experiment("x.npz", "fedavg_head", seed=4, **settings).for_split()
+        return partition_clients(
+            LABELS, **experiment("x.npz", "fedavg_head", seed=4, **settings).for_partition()
         )
 
     clean, noisy = split(), split(noise__clients=0.5, noise__labels=0.3)

@@ -8,7 +8,7 @@ import pytest
 from fedsim.config import Experiment
 from fedsim.config.study_file import parse_study
 from fedsim.data.datasets import read_dataset
-from fedsim.data.from_config import split_clients
+from fedsim.data.from_config import partition_clients
 from fedsim.driver import data_checks
 from fedsim.driver.data_checks import Known, check_data, each_partition
 from fedsim.errors import DataError
@@ -38,10 +38,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def split(*rows: Any, **settings: Any) -> object:
         found.append(f"{settings['partition'].num_clients} {settings['seed']}")
-        return split_clients(*rows, **settings)
+        return partition_clients(*rows, **settings)
 
     monkeypatch.setattr(data_checks, "read_dataset", read)
-    monkeypatch.setattr(data_checks, "split_clients", split)
+    monkeypatch.setattr(data_checks, "partition_clients", split)
     return found
 
 

@@ -496,7 +496,7 @@ def test_the_server_state_is_the_weighted_mean_of_the_clients(features: Path, tm
     arrays, total, weights = made.data.arrays, torch.zeros(4, 8).double(), 0
     inputs = torch.from_numpy(np.array(arrays["train_inputs"]))
     labels = torch.from_numpy(np.array(arrays["train_labels"]))
-    for client, rows in enumerate(made.data.split.fit):
+    for client, rows in enumerate(made.data.holdings.fit):
         batches = make_batches(Group(0, (client,), (rows,)), inputs, labels, config.train, 0, 1)
         delta = train_one_by_one(
             {"head": before.float()}, lambda p, x: 10 * x @ p["head"].mT, batches

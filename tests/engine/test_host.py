@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedsim.config import Experiment
-from fedsim.data.from_config import split_clients
+from fedsim.data.from_config import partition_clients
 from fedsim.engine.batching import Group, make_groups
 from fedsim.engine.host import ClientHost, Done, Work
 from fedsim.inputs.prepare import prepare
@@ -28,7 +28,7 @@ class Bench:
     def __init__(self, config: Experiment) -> None:
         self.config, self.host = config, ClientHost(config)
         labels = np.asarray(self._arrays()["train_labels"])
-        self.rows = split_clients(labels, **config.for_split()).fit
+        self.rows = partition_clients(labels, **config.for_partition()).fit
         text = torch.from_numpy(np.array(self._arrays()["text_features"]))
         self.message = {"head": text}
 

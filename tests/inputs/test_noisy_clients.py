@@ -9,7 +9,7 @@ import torch
 
 import fedsim
 from fedsim.config import Experiment
-from fedsim.data.from_config import ClientSplit, split_clients
+from fedsim.data.from_config import Holdings, partition_clients
 from fedsim.errors import ConfigError
 from fedsim.inputs.noisy_clients import OBSERVED
 from fedsim.inputs.preflight import preflight
@@ -33,8 +33,8 @@ def arrays(config: Experiment) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def split(config: Experiment) -> ClientSplit:
-    return split_clients(arrays(config)["train_labels"], **config.for_split())
+def split(config: Experiment) -> Holdings:
+    return partition_clients(arrays(config)["train_labels"], **config.for_partition())
 
 
 def on_digits(method: str, **settings: Any) -> Experiment:

@@ -203,7 +203,7 @@ def test_moves_from_other_starts_are_those_of_local_training(tmp_path: Path, mon
     net = one.method.net
     for work in works:
         (source,) = work.sources
-        mine = one.data.split.fit[source.client_id]
+        mine = one.data.holdings.fit[source.client_id]
         images = one.method.task.prepare(torch.as_tensor(one.data.arrays["train_inputs"][mine]))
         labels = torch.as_tensor(one.data.arrays["train_labels"][mine])
         for first, last in source.segments:

@@ -153,7 +153,7 @@ def partition_rows(
             f"samples, but there are {len(labels)}: lower num_clients or min_samples"
         )
     ask = Ask(labels, num_classes, num_clients, rng, least, clients, domains)
-    draft = settings.module().split(ask, settings.options())
+    draft = settings.module().assign(ask, settings.options())
     log = [f"{name} has no effect on partition {scheme!r}" for name in settings.unread()]
     if isinstance(draft, Population):
         return _described(scheme, ask, draft, log)

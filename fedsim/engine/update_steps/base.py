@@ -119,8 +119,8 @@ class UpdateStep:
         """The group's updates after this step. `update.products` have been formed."""
         return sent
 
-    def on_server(self, received: Received, method: Method, sent: Params) -> Received:
-        """The average after the server side of this step; `sent` is the message of this round.
+    def on_server(self, received: Received, method: Method, download: Params) -> Received:
+        """The average after the server side of this step; `download` is what every client received.
 
         `received` has the weighted means, or with `one_by_one` the updates in `kept`.
         """

@@ -39,12 +39,12 @@ class ClassWeighting(UpdateStep):
         update = replace(sent.update, delta=delta)
         return replace(sent, update=update, beside={**sent.beside, NAME: {SHARE: share}})
 
-    def on_server(self, received: Received, method: Method, sent: Params) -> Received:
+    def on_server(self, received: Received, method: Method, download: Params) -> Received:
         if NAME not in received.beside:  # no client has answered
             return received
         share = received.beside[NAME][SHARE]
         return replace(
-            received, mean=divide_by_class(received.mean, method.class_rows(sent), share)
+            received, mean=divide_by_class(received.mean, method.class_rows(download), share)
         )
 
 

@@ -45,8 +45,8 @@ class Pipeline:
             sent = step.on_clients(sent, own)
         return sent
 
-    def on_server(self, received: Received, method: Method, sent: Params) -> Received:
+    def on_server(self, received: Received, method: Method, download: Params) -> Received:
         """The average after the server sides of all steps."""
         for step in reversed(self.steps.values()):
-            received = step.on_server(received, method, sent)
+            received = step.on_server(received, method, download)
         return received

@@ -50,11 +50,11 @@ def client_split(study: Study) -> Figure:
     named = dict(zip(cell_titles(splits), splits.values(), strict=True))
     rows: pd.DataFrame = study.evaluations[study.evaluations["scope"] == "class"]
     first = rows[rows["run_id"] == next(iter(rows["run_id"]), None)]
-    return split_figure(named, list(dict.fromkeys(first["class_name"])))
+    return partition_figure(named, list(dict.fromkeys(first["class_name"])))
 
 
 @styled
-def split_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
+def partition_figure(splits: Mapping[str, np.ndarray], classnames: Sequence[str] = ()) -> Figure:
     """Samples per client and class: bubbles by area for up to 30 of both, shades beyond.
 
     `splits` maps panel titles to counts (num_clients, num_classes). `classnames` stand under the

@@ -30,7 +30,7 @@ class Options(Section):
     """Share of the first client."""
 
 
-def split(ask, options):
+def assign(ask, options):
     owner = 1 + np.arange(len(ask.labels)) % (ask.num_clients - 1)
     owner[: round(options.first_share * len(owner))] = 0
     return Draft(owner)

@@ -5,7 +5,7 @@ import pytest
 
 from fedsim.config import Experiment
 from fedsim.data import make_partition
-from fedsim.data.from_config import split_clients
+from fedsim.data.from_config import partition_clients
 from fedsim.data.partition.population import Population
 from fedsim.errors import ConfigError, PartitionError
 from tests.helpers import experiment
@@ -92,7 +92,7 @@ def test_the_log_says_that_clients_share_samples_and_whose_statistics_are_shown(
 
 
 def test_what_a_client_holds_out_nobody_trains_on():
-    split = split_clients(LABELS, **configured(100_000, 0.25).for_split())
+    split = partition_clients(LABELS, **configured(100_000, 0.25).for_partition())
     assert not set(split.fit_rows) & set(split.held_rows)
     assert len(split.held_rows) == pytest.approx(0.25 * len(LABELS), abs=10)
     assert np.array_equal(np.sort(np.r_[split.fit_rows, split.held_rows]), np.arange(len(LABELS)))
@@ -115,7 +115,7 @@ def test_what_a_client_holds_out_nobody_trains_on():
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for():
-    split = split_clients(LABELS, **configured(100, 0.0).for_split())
+    split = partition_clients(LABELS, **configured(100, 0.0).for_partition())
     assert len(split.held_rows) == 0
     assert [len(split.held[c]) for c in (0, 99)] == [0, 0]
     assert len(split.fit[3]) == 40

@@ -43,7 +43,7 @@ class Median(UpdateStep):
     place = Place.WEIGH
     one_by_one = True
 
-    def on_server(self, received, method, sent):
+    def on_server(self, received, method, download):
         names = received.kept[0][1].delta
         every = {k: torch.cat([update.delta[k] for _, update in received.kept]) for k in names}
         return replace(received, mean={k: v.median(0).values for k, v in every.items()})
@@ -67,7 +67,7 @@ class Count(UpdateStep):
         times = torch.stack([kept.get("times", torch.zeros(())) for kept in group.kept]) + 1
         return replace(sent, kept={"count": {"times": times}}, beside={"count": {"times": times}})
 
-    def on_server(self, received, method, sent):
+    def on_server(self, received, method, download):
         self.seen.append(float(received.beside["count"]["times"]))
         return received
 '''

@@ -119,10 +119,10 @@ def test_many_clients_become_shades(tmp_path: Path, make_run: Callable[..., str]
 
 def test_a_split_needs_no_study():
     counts = {"iid, seed 0": np.full((3, 2), 4), "skewed": np.array([[5, 0], [0, 5], [1, 1]])}
-    figure = client_figures.split_figure(counts, ["cat", "dog"])
+    figure = client_figures.partition_figure(counts, ["cat", "dog"])
     assert [len(axis.collections[0].get_offsets()) for axis in figure.axes] == [6, 4]
     assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["cat", "dog"]
-    assert client_figures.split_figure({}).axes[0].get_title(loc="left") == "no split yet"
+    assert client_figures.partition_figure({}).axes[0].get_title(loc="left") == "no split yet"
 
 
 def test_a_gallery_has_a_row_per_class():

@@ -22,7 +22,7 @@ from fedsim.data.partition.sampling import (
 Options = DirichletOptions
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Share out one class after the other among the clients that are not full."""
     num, total = ask.num_clients, len(ask.labels)
     logs = log_dirichlet(ask.rng, np.full(num, options.dirichlet_alpha), ask.num_classes)

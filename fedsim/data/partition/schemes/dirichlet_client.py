@@ -23,7 +23,7 @@ from fedsim.data.partition.sampling import (
 Options = DirichletOptions
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Fill one client after the other from its own law."""
     left = ask.class_sizes
     total, num = len(ask.labels), ask.num_clients

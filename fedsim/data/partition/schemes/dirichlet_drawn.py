@@ -26,7 +26,7 @@ class Options(DirichletOptions):
     """Log-normal spread of client sizes."""
 
 
-def split(ask: Ask, options: Options) -> Population:
+def assign(ask: Ask, options: Options) -> Population:
     """The law of the clients; none of them is drawn yet."""
     mean, total = options.samples_per_client, len(ask.labels)
     if mean > total:

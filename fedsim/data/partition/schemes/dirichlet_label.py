@@ -10,6 +10,6 @@ from fedsim.data.partition.sampling import Ask, DirichletOptions, Draft, hand_ou
 Options = DirichletOptions
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """One draw per class, then random samples of it."""
     return hand_out(ask, label_counts(ask, options.dirichlet_alpha))

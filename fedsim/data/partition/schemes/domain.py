@@ -25,7 +25,7 @@ class Options(Section):
     """Concentration of the labels within a domain; null for none."""
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Give clients to domains, then split every domain over its clients."""
     if ask.domains is None:
         raise PartitionError("partition 'domain': this data set has no domains")
@@ -51,10 +51,10 @@ def split(ask: Ask, options: Options) -> Draft:
         rows = np.flatnonzero(which == index)
         part = replace(ask, labels=ask.labels[rows], num_clients=int(shares[index]))
         if options.dirichlet_alpha is None:
-            own = iid.split(part, options).owner
+            own = iid.assign(part, options).owner
         else:
             skew = DirichletOptions(dirichlet_alpha=options.dirichlet_alpha)
-            own = dirichlet_label.split(part, skew).owner
+            own = dirichlet_label.assign(part, skew).owner
         owner[rows] = first + own
     holds = np.repeat(np.arange(num_domains), shares)
     cells = which * ask.num_classes + ask.labels

@@ -21,7 +21,7 @@ class Options(DirichletOptions):
     """Largest class over smallest class."""
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Thin the classes out, then share what is kept."""
     factor = options.imbalance_factor
     sizes = ask.class_sizes

@@ -14,7 +14,7 @@ from fedsim.errors import PartitionError
 COUNTS_CLIENTS = True
 
 
-def split(ask: Ask, options: object) -> Draft:
+def assign(ask: Ask, options: object) -> Draft:
     """Take the recorded clients, merged where fewer are asked for."""
     if ask.clients is None:
         raise PartitionError("partition 'natural': this data set has no client ids")

@@ -22,7 +22,7 @@ class Options(Section):
     """Classes each client holds."""
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Deal classes out, then share each class evenly among its holders."""
     each = options.classes_per_client
     present = np.flatnonzero(ask.class_sizes)

@@ -30,7 +30,7 @@ class Options(Section):
         return self
 
 
-def split(ask: Ask, options: Options) -> Draft:
+def assign(ask: Ask, options: Options) -> Draft:
     """Draw sizes, then shuffle the rows and cut them."""
     alpha, sigma, num = options.dirichlet_alpha, options.size_sigma, ask.num_clients
     if sigma is not None:
