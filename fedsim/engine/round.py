@@ -314,7 +314,7 @@ class Federation:
                 f"resume it with the same value, not {self.config.engine.threads}"
             )
         self.round = snapshot["round"]
-        self._state = to_device(snapshot["state"], self.device)
+        self._state = self.method.restored(to_device(snapshot["state"], self.device))
         self._client_states.restore(snapshot["client_states"])
         self._moments = to_device(snapshot["moments"], self.device)
         self._downloaded = set(snapshot["downloaded"].tolist())

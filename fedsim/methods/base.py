@@ -277,6 +277,10 @@ class Method:
         """The server's state before round 1."""
         raise NotImplementedError
 
+    def restored(self, state: State) -> State:
+        """A checkpoint's state in today's form, where an earlier version wrote another one."""
+        return state
+
     def constants(self, state: State) -> Params:
         """The tensors that every client downloads once, before its first round."""
         return {}

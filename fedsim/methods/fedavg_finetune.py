@@ -50,6 +50,10 @@ class FedAvgFinetune(AveragedModel):
         weights = {name: p.detach().clone() for name, p in self.tower.named_parameters()}
         return {**weights, TEXT: require_text(task)}
 
+    def restored(self, state: State) -> State:
+        state = super().restored(state)
+        return {TEXT if name == "text" else name: value for name, value in state.items()}
+
     def constants(self, state: State) -> Params:
         return {TEXT: state[TEXT], **dict(self.tower.named_buffers())}
 

@@ -198,3 +198,12 @@ def test_a_layer_starts_as_torchs_own():
     )
     found = affine(x, weight, bias)
     torch.testing.assert_close(found[3], F.linear(x[3], drawn["a.weight"], drawn["a.bias"]))
+
+
+@BOTH
+def test_states_of_earlier_versions_are_read(name: str):
+    method = build(name)
+    state = method.setup(method.task, rng())
+    adapter = {k: v for k, v in state.items() if k != "text"}
+    assert method.restored({"adapter": adapter, "text": state["text"]}).keys() == state.keys()
+    assert method.restored(state).keys() == state.keys()

@@ -222,3 +222,13 @@ def test_targets_and_data_are_checked(clip: Clip):
     made = experiment("features.npz", "lora")
     with pytest.raises(ConfigError, match=r"'lora' adapts the image encoder.*precomputed"):
         build_method(made.for_method(), tiny_task(made)).check_task()
+
+
+@pytest.mark.parametrize(("name", "inside"), [("lora", "adapters"), ("fedavg_finetune", "weights")])
+def test_states_of_earlier_versions_are_read(clip: Clip, name: str, inside: str):
+    method = build(clip, name)
+    state = method.setup(method.task, rng())
+    trained = {k: v for k, v in state.items() if k != TEXT}
+    older = method.restored({inside: trained, "text": state[TEXT]})
+    assert older.keys() == state.keys()
+    assert torch.equal(older[TEXT], state[TEXT])

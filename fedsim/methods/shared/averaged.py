@@ -46,6 +46,13 @@ class AveragedModel(Method):
         """The loss that every client minimises on a batch, beside the proximal term."""
         return of_logits(partial(self.client_logits, message), batches)
 
+    def restored(self, state: State) -> State:
+        """Earlier versions kept the trained tensors of some methods in a dict of their own."""
+        flat: State = {}
+        for name, value in state.items():
+            flat |= value if isinstance(value, dict) else {name: value}
+        return flat
+
     def constants(self, state: State) -> Params:
         return {name: v for name, v in state.items() if not self.is_trained(name)}
 
