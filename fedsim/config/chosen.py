@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fedsim.config.base import Section
 from fedsim.config.families import Family, load_module
+from fedsim.errors import ConfigError
 
 _NEEDS = "{choice} '{part}' needs {option}: set it"
 _DETAILS = ("type", "loc", "input", "ctx")
@@ -40,12 +42,22 @@ class Chosen(Section):
     def options_of(cls, part: str) -> type[Section]:
         """The options class of a part, by its name."""
         options: type[Section] = getattr(load_module(cls.family[part]), "Options", Section)
+        if not (isinstance(options, type) and issubclass(options, Section)):
+            raise ConfigError(f"{cls.family[part]}: Options is no subclass of Section")
+        if taken := sorted(options.model_fields.keys() & cls.model_fields.keys()):
+            raise ConfigError(
+                f"{cls.family[part]}: Options has {taken[0]!r}, which is a setting of every "
+                f"{cls.choice}: choose another name"
+            )
         return options
 
     @classmethod
     def known(cls) -> dict[str, type[Section]]:
         """Every setting the section may hold -> the class it belongs to; options of all parts."""
-        kinds = [cls, *map(cls.options_of, cls.family)]
+        kinds: list[type[Section]] = [cls]
+        for part in cls.family:
+            with contextlib.suppress(ConfigError):  # a broken part is told where it is chosen
+                kinds.append(cls.options_of(part))
         return {name: kind for kind in reversed(kinds) for name in kind.model_fields}
 
     @classmethod
@@ -103,8 +115,10 @@ class Chosen(Section):
         found += cls._settle(name, extra)
         if found:
             raise ValidationError.from_exception_data(cls.__name__, found)
+        own = cls.options_of(cls.part_named(name)).model_fields
         for key, value in cls.always_written.items():
-            if key in extra and extra[key] == value:
+            default = own[key].default if key in own else value
+            if key in extra and extra[key] == value == default:
                 del extra[key]
         return made
 

@@ -19,7 +19,9 @@ from pydantic import Field, model_validator
 
 from fedsim.config import sections
 from fedsim.config.base import Section
+from fedsim.config.chosen import Chosen
 from fedsim.config.distill import DistillConfig
+from fedsim.config.families import UPDATE_STEPS
 from fedsim.config.method import MethodConfig
 from fedsim.config.tree import flatten
 
@@ -152,6 +154,20 @@ class Experiment(Section):
         """The whole configuration as `{"train.lr": 0.01, ...}`."""
         return dict(flatten(self.model_dump(mode="json")))
 
+    def _from_outside(self) -> dict[str, Any]:
+        """Parts and update steps outside the package: where they are, and the hash of a file."""
+        chosen: dict[str, Chosen] = {
+            "partition": self.partition,
+            "models.classifier": self.models.classifier,
+            "distill": self.distill,
+            "server": self.server,
+        }
+        found = {name: section.family[section.part] for name, section in chosen.items()}
+        found |= {f"step {name}": where for name, where in UPDATE_STEPS.items()}
+        foreign = {k: v for k, v in found.items() if not v.startswith("fedsim.")}
+        parts = {name: _digest(where) or where for name, where in foreign.items()}
+        return {"parts": parts} if parts else {}
+
     @property
     def run_id(self) -> str:
         """Hash of everything that can change a result: not where or on how many actors it ran."""
@@ -168,6 +184,7 @@ class Experiment(Section):
             payload["use"] = [digest, name]
         if self.distill.is_gan and (digest := _digest(self.distill.prior)) is not None:
             payload["prior"] = digest
+        payload |= self._from_outside()
         text = json.dumps(payload, sort_keys=True)
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -3,6 +3,9 @@
 A part is one file. It holds the part's function or class, and `Options`, the part's own settings,
 if it has any. To add one, write its file and name it here. The values are import paths, or paths of
 Python files outside the package, so that listing the names imports nothing.
+
+An entry that a script adds to a dict at run time holds in that process alone: such a run is for
+`engine.backend: local`. What a part outside the package holds is part of a run's name.
 """
 
 from __future__ import annotations
@@ -72,7 +75,10 @@ def load_module(where: str) -> ModuleType:
         ConfigError: If there is no such file, or it fails to import.
     """
     if not where.endswith(".py"):
-        return importlib.import_module(where)
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{where} cannot be imported: {error}") from error
     path = Path(where).expanduser()
     if not path.is_file():
         near = [file.name for file in path.parent.glob("*.py")]
@@ -102,8 +108,16 @@ def load_part(where: str) -> Any:
     Raises:
         ConfigError: If there is no such file or name, or the file fails to import.
     """
-    place, _, name = where.rpartition(":")
+    place, colon, name = where.rpartition(":")
+    if not colon:
+        raise ConfigError(f"{where} names no class: write {where}:NAME")
     members = vars(load_module(place))
     if name not in members:
-        raise ConfigError(f"{place} has no {name!r}; {did_you_mean(name, members)}")
+        raise ConfigError(f"{place} has no {name!r}; {did_you_mean(name, _public(members))}")
     return members[name]
+
+
+def _public(members: dict[str, Any]) -> list[str]:
+    """Names of what a module itself defines."""
+    own = members["__name__"]
+    return [k for k, v in members.items() if getattr(v, "__module__", "") == own and k[0] != "_"]

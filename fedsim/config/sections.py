@@ -93,7 +93,13 @@ class PartitionConfig(Chosen):
     def label(self) -> str:
         """Short name in tables and plots, such as `dirichlet_label 0.05`."""
         values = [value for _, value in self.options() if value is not None]
-        return f"{self.scheme} {values[0]:g}" if values else self.scheme
+        if not values:
+            return self.scheme
+        return (
+            f"{self.scheme} {values[0]:g}"
+            if isinstance(values[0], int | float)
+            else (f"{self.scheme} {values[0]}")
+        )
 
     @property
     def shares_samples(self) -> bool:

@@ -237,16 +237,16 @@ class ClientHost:
         all_first = good == list(range(len(good)))
         at = slice(len(good)) if all_first else good  # a slice, the usual case, makes no copy
         weight, delta = weight[at], {k: v[at] for k, v in sent.update.delta.items()}
+        for step, tensors in sent.beside.items():
+            done.beside[step] = work.empty_sum()
+            done.beside[step].add({k: v[at] for k, v in tensors.items()}, weight)
         if self._keeps:
             done.kept += [
                 (ids[c], _only(sent.update, delta, weight, c, i)) for i, c in enumerate(good)
             ]
-            return done
-        products = {k: v[at] for k, v in sent.update.products.items()}
-        done.total.add(delta, weight, products)
-        for step, tensors in sent.beside.items():
-            done.beside[step] = work.empty_sum()
-            done.beside[step].add({k: v[at] for k, v in tensors.items()}, weight)
+        else:
+            products = {k: v[at] for k, v in sent.update.products.items()}
+            done.total.add(delta, weight, products)
         return done
 
     def _refused(self, total: ExactSum, sent: Sent, weight: Tensor) -> dict[int, str]:

@@ -217,6 +217,8 @@ class Federation:
         if not self.checkpoints.claimed:  # another process writes the tables
             return
         self.sinks.update_run(status=status, error=error, finished_at=now(), wall_s=self._wall())
+        self.sinks.end_others()
+        self._tell_lost_sinks()
         self.sinks.end()
         self.checkpoints.release()
 
@@ -275,8 +277,7 @@ class Federation:
             comparable, resumes = facts
             self.sinks.update_run(bit_comparable=comparable, num_resumes=resumes, wall_s=wall_s)
         self.sinks.commit()
-        for name, error in self.sinks.take_lost():
-            self.record.event("sink_lost", f"sink {name!r} hears no more: {error}", self.round)
+        self._tell_lost_sinks()
         snapshot = {
             "state": to_device(self._state, "cpu"),
             "client_states": self._client_states.commit(self.round),
@@ -291,6 +292,12 @@ class Federation:
         self.checkpoints.save(self.round, snapshot)
         self._commit_s = clock.lap()
         return row | {"num_rounds": self.num_rounds}
+
+    def _tell_lost_sinks(self) -> None:
+        for name, error in self.sinks.take_lost():
+            text = f"sink {name!r} hears no more: {error}"
+            event = {"time": now(), "round": self.round, "kind": "sink_lost", "message": text}
+            self.sinks.append("events", [event])
 
     def _models(self) -> tuple[list[Predictor], dict[str, Predictor]]:
         """The served model, or without a global model every client's own; and others by name."""

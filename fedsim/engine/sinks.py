@@ -91,6 +91,21 @@ class Sinks:
             raise AttributeError(call)
         return partial(self._tell, call)
 
+    def add(self, name: str, where: str, study_dir: Path, run_id: str) -> None:
+        """One more sink, unless it raises while it is made."""
+        try:
+            self._others[name] = load_part(where)(study_dir, run_id)
+        except Exception as error:  # a user's sink may raise anything
+            self._lost.append((name, f"{type(error).__name__}: {error}"))
+
+    def end_others(self) -> None:
+        """The run has ended; the tables may still be written to."""
+        self._tell_others("end")
+
+    def end(self) -> None:
+        """The tables are closed."""
+        self._tables.end()
+
     def take_lost(self) -> list[tuple[str, str]]:
         """Name and error of the sinks that raised since the last call."""
         lost, self._lost = self._lost, []
@@ -98,6 +113,9 @@ class Sinks:
 
     def _tell(self, call: str, *args: Any, **columns: Any) -> None:
         getattr(self._tables, call)(*args, **columns)
+        self._tell_others(call, *args, **columns)
+
+    def _tell_others(self, call: str, *args: Any, **columns: Any) -> None:
         for name, sink in list(self._others.items()):
             try:
                 getattr(sink, call)(*args, **columns)
@@ -108,5 +126,8 @@ class Sinks:
 
 def open_sinks(study_dir: Path, run_id: str) -> Sinks:
     """The sinks of `fedsim.config.families.SINKS`, for one run."""
-    found = {name: load_part(where)(study_dir, run_id) for name, where in SINKS.items()}
-    return Sinks(found.pop("tables"), found)
+    sinks = Sinks(load_part(SINKS["tables"])(study_dir, run_id))
+    for name, where in SINKS.items():
+        if name != "tables":
+            sinks.add(name, where, study_dir, run_id)
+    return sinks

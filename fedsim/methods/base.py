@@ -141,6 +141,8 @@ class Update:
     def clipped(self, max_norm: float) -> Update:
         """The same update with every client's L2 norm at most `max_norm` (> 0)."""
         update = self.formed()
+        if not update.delta:
+            return update
         factor = (max_norm / norms(update.delta).clamp_min(1e-300)).clamp_max(1.0)
         delta = {k: v * per_client(factor.to(v.dtype), v) for k, v in update.delta.items()}
         return replace(update, delta=delta)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedsim.methods.base import State, Task
-from fedsim.methods.shared.averaged import AveragedModel
+from fedsim.methods.shared.averaged import AveragedModel, flattened
 from fedsim.methods.shared.require import require_clip, require_text
 from fedsim.models.cache import text_logits
 from fedsim.params import Params
@@ -51,8 +51,7 @@ class FedAvgFinetune(AveragedModel):
         return {**weights, TEXT: require_text(task)}
 
     def restored(self, state: State) -> State:
-        state = super().restored(state)
-        return {TEXT if name == "text" else name: value for name, value in state.items()}
+        return {TEXT if name == "text" else name: v for name, v in flattened(state).items()}
 
     def constants(self, state: State) -> Params:
         return {TEXT: state[TEXT], **dict(self.tower.named_buffers())}

@@ -7,7 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from fedsim.config.chosen import Chosen
-from fedsim.config.families import Family
+from fedsim.config.families import SERVER_OPTIMISERS, Family
+from fedsim.config.sections import ServerConfig
+from fedsim.errors import ConfigError
 
 ONE = """
 from pydantic import Field, model_validator
@@ -91,3 +93,37 @@ def test_a_dump_holds_what_it_always_held(block: type[Chosen]):
     assert block(speed=9, depth=None) == block(speed=9, depth=3) == block.model_validate(dump)
     assert block(name="two").model_dump() == {"name": "two", "size": 1, "depth": 3}
     assert "words" not in block(name="two", words=None).model_dump()
+
+
+def test_a_given_option_reaches_a_part_with_another_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`server.momentum` is always written as 0.9. A part whose default is 0 is still given it."""
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.config.base import Section\n\n\nclass Options(Section):\n"
+        "    momentum: float = 0.0\n"
+    )
+    monkeypatch.setitem(SERVER_OPTIMISERS, "mine", str(tmp_path / "mine.py"))
+    assert ServerConfig(optimizer="mine", momentum=0.9).options().momentum == 0.9
+    assert ServerConfig(optimizer="mine").options().momentum == 0.0
+
+
+def test_an_option_with_the_name_of_a_setting_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.config.base import Section\n\n\nclass Options(Section):\n    lr: float = 0.0\n"
+    )
+    monkeypatch.setitem(SERVER_OPTIMISERS, "mine", str(tmp_path / "mine.py"))
+    with pytest.raises(ConfigError, match="Options has 'lr'"):
+        ServerConfig(optimizer="mine")
+
+
+def test_a_broken_part_is_told_only_where_it_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    monkeypatch.setitem(SERVER_OPTIMISERS, "broken", str(tmp_path / "broken.py"))
+    assert ServerConfig(momentum=0.5).given() == {"momentum": 0.5}
+    with pytest.raises(ConfigError, match="fails to import"):
+        ServerConfig(optimizer="broken")

@@ -84,3 +84,26 @@ def test_an_error_of_the_tables_ends_the_run(tmp_path: Path):
     config = experiment(write_features(tmp_path), "fedavg_head")
     with pytest.raises(ConnectionError):
         run(config, tmp_path / "out", sinks=Sinks(Failing()))
+
+
+class Late(Sink):
+    def end(self) -> None:
+        raise ConnectionError("gone at the end")
+
+
+def test_a_sink_that_fails_at_the_end_is_told(tmp_path: Path):
+    config, out = experiment(write_features(tmp_path), "fedavg_head"), tmp_path / "out"
+    run(config, out, sinks=Sinks(TableWriter(out, config.run_id), {"late": Late()}))
+    study = load(out)
+    assert study.runs.status.tolist() == ["finished"]
+    (event,) = study.events[study.events.kind == "sink_lost"].message
+    assert "'late' hears no more: ConnectionError: gone at the end" in event
+
+
+def test_a_sink_that_cannot_be_made_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bad.py").write_text("class Bad:\n    def __init__(self, *place):\n        1 / 0\n")
+    monkeypatch.setitem(SINKS, "bad", f"{tmp_path}/bad.py:Bad")
+    study = load(run(experiment(write_features(tmp_path), "fedavg_head"), tmp_path / "out"))
+    assert study.runs.status.tolist() == ["finished"]
+    (event,) = study.events[study.events.kind == "sink_lost"].message
+    assert "'bad' hears no more: ZeroDivisionError" in event

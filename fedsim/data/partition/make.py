@@ -157,7 +157,24 @@ def partition_rows(
     log = [f"{name} has no effect on partition {scheme!r}" for name in settings.unread()]
     if isinstance(draft, Population):
         return _described(scheme, ask, draft, log)
+    _check_draft(scheme, ask, draft)
     return _finish(scheme, ask, draft, log)
+
+
+def _check_draft(scheme: str, ask: Ask, draft: Draft) -> None:
+    """Refuse a scheme's answer that is no owner for every sample."""
+    owner = getattr(draft, "owner", None)
+    if not isinstance(owner, np.ndarray) or owner.dtype.kind not in "iu":
+        raise PartitionError(f"scheme {scheme!r} returned no Draft with int64 owners")
+    if owner.shape != ask.labels.shape:
+        raise PartitionError(
+            f"scheme {scheme!r}: {owner.shape} owners for {len(ask.labels)} samples"
+        )
+    if owner.min() < -1 or owner.max() >= ask.num_clients:
+        raise PartitionError(
+            f"scheme {scheme!r}: owners {owner.min()} to {owner.max()}, but clients are 0 to "
+            f"{ask.num_clients - 1}, and -1 is nobody"
+        )
 
 
 def _finish(scheme: str, ask: Ask, draft: Draft, log: list[str]) -> Partition:

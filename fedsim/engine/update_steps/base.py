@@ -51,6 +51,7 @@ class GroupContext:
         batches: Their local data; `batches.client_ids` says which clients, -1 for a ghost.
         round: From 1.
         seed: The run's `train_seed`.
+        step: The step's name in `UPDATE_STEPS`.
         kept: Per client, the tensors that the step kept at its last participation; {} at first.
     """
 
@@ -60,9 +61,13 @@ class GroupContext:
     round: int
     seed: int
     kept: Sequence[Params] = ()
+    step: str = ""
 
     def rng(self, purpose: str, client: int) -> torch.Generator:
-        """A generator of its own for a step, a client and this round."""
+        """A CPU generator of its own for a step, a client and this round.
+
+        Draw for every client from its own generator: results then do not depend on the grouping.
+        """
         return torch_rng(self.seed, purpose, self.round, client)
 
 
@@ -74,8 +79,8 @@ class Sent:
         update: The update as the server will read it.
         encoded: What travels in place of `update.delta`, `(C, ...)` by name; None: the delta.
         beside: More tensors to send and sum, `(C, ...)` by step and name. The step's server side
-            finds their weighted means in `Received.beside`.
-        kept: Tensors that clients keep until their next participation, `(C, ...)` by step and name.
+            finds their weighted means in `Received.beside`. Add to the dict, under the step's name.
+        kept: Tensors that clients keep until their next participation, in the same form.
     """
 
     update: Update
@@ -116,7 +121,11 @@ class UpdateStep:
         return True
 
     def on_clients(self, sent: Sent, group: GroupContext) -> Sent:
-        """The group's updates after this step. `update.products` have been formed."""
+        """The group's updates after this step. `update.products` have been formed.
+
+        Names, shapes and types of `update.delta`, and the weights' shape, stay as they are. A delta
+        may be empty, and client -1 is a ghost, whose weight is 0.
+        """
         return sent
 
     def on_server(self, received: Received, method: Method, download: Params) -> Received:

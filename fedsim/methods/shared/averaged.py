@@ -46,18 +46,19 @@ class AveragedModel(Method):
         """The loss that every client minimises on a batch, beside the proximal term."""
         return of_logits(partial(self.client_logits, message), batches)
 
-    def restored(self, state: State) -> State:
-        """Earlier versions kept the trained tensors of some methods in a dict of their own."""
-        flat: State = {}
-        for name, value in state.items():
-            flat |= value if isinstance(value, dict) else {name: value}
-        return flat
-
     def constants(self, state: State) -> Params:
-        return {name: v for name, v in state.items() if not self.is_trained(name)}
+        return self._tensors(state, trained=False)
 
     def message(self, state: State) -> Params:
-        return {name: v for name, v in state.items() if self.is_trained(name)}
+        return self._tensors(state, trained=True)
+
+    def _tensors(self, state: State, trained: bool) -> Params:
+        """The model's tensors; a method may keep other things beside them."""
+        return {
+            name: v
+            for name, v in state.items()
+            if isinstance(v, Tensor) and self.is_trained(name) == trained
+        }
 
     def client_update(
         self, message: Params, batches: Batches, client_state: States, rng: Generators
@@ -74,3 +75,11 @@ class AveragedModel(Method):
 
     def predictor(self, state: State, client_state: Mapping[str, Any] | None = None) -> Predictor:
         return lambda x: self.logits(state, x)
+
+
+def flattened(state: State) -> State:
+    """A state of earlier versions, which held the trained tensors in a dict of their own."""
+    flat: State = {}
+    for name, value in state.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat

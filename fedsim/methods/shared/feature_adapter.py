@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.methods.base import State, Task
-from fedsim.methods.shared.averaged import AveragedModel
+from fedsim.methods.shared.averaged import AveragedModel, flattened
 from fedsim.methods.shared.require import require_text
 from fedsim.models.cache import text_logits
 from fedsim.params import Params, to_device
@@ -34,6 +34,9 @@ class FeatureAdapter(AveragedModel):
     def setup(self, task: Task, rng: torch.Generator) -> State:
         adapter = to_device(self.draw(task.embed_dim, rng), task.device)
         return {**adapter, "text": require_text(task)}
+
+    def restored(self, state: State) -> State:
+        return flattened(state)
 
     def logits(self, model: Params, x: Tensor) -> Tensor:
         adapted = F.normalize(self.adapt(model, x), dim=-1)

@@ -10,6 +10,7 @@ import torch
 from fedsim.config.families import UPDATE_STEPS
 from fedsim.engine.update_steps.base import Place, UpdateStep
 from fedsim.engine.update_steps.pipeline import Pipeline
+from fedsim.errors import ClientError, ConfigError
 from fedsim.results.study import load
 from fedsim.results.tables.equality import equal_results
 from tests.helpers import experiment, federation, run, write_features
@@ -146,3 +147,102 @@ def test_a_step_has_generators_of_its_own(tmp_path: Path):
         for client in (0, 1)
     }
     assert len(set(draws.values())) == 4
+
+
+BREAKS = """
+from dataclasses import replace
+
+import torch
+
+from fedsim.engine.update_steps.base import Place, UpdateStep
+
+
+class Breaks(UpdateStep):
+    place = Place.NOISE
+
+    def on_clients(self, sent, group):
+        update = sent.update
+        match HOW:
+            case "name":
+                delta = {"new": torch.zeros(len(update.weight), 2)}
+                return replace(sent, update=replace(update, delta=update.delta | delta))
+            case "drop":
+                return replace(sent, update=replace(update, delta={}))
+            case "dtype":
+                delta = {k: v.double() for k, v in update.delta.items()}
+                return replace(sent, update=replace(update, delta=delta))
+            case "weight":
+                return replace(sent, update=replace(update, weight=update.weight[:1]))
+            case "other":
+                return replace(sent, kept={"other": update.delta})
+            case "lost":
+                return replace(sent, beside={})
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("name", "made .* of tensor 'new', which was None"),
+        ("drop", "made None of tensor 'head'"),
+        ("dtype", "made .*float64.* of tensor 'head', which was .*float32"),
+        ("weight", r"made weights of shape \(1,\)"),
+        ("other", "has kept under 'other': use its own name"),
+        ("none", "returned a NoneType"),
+    ],
+)
+def test_a_step_that_breaks_an_update_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, text: str
+):
+    add("breaks", f"HOW = {how!r}\n{BREAKS}", tmp_path, monkeypatch)
+    with pytest.raises(ClientError, match=f"update step 'breaks' {text}"):
+        run(experiment(write_features(tmp_path), "fedavg_head"), tmp_path / "out")
+
+
+def test_class_weighting_goes_with_a_rule_on_single_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = experiment(write_features(tmp_path), "fedavg_head", server__class_weighting=1.0)
+    summed = load(run(config, tmp_path / "summed"))
+    add("mean", MEAN, tmp_path, monkeypatch)
+    one_by_one = load(run(config, tmp_path / "single"))
+    assert one_by_one.rounds.loss.tolist() == pytest.approx(summed.rounds.loss.tolist(), rel=1e-5)
+
+
+MEAN = """
+from dataclasses import replace
+
+from fedsim.engine.update_steps.base import Place, UpdateStep
+
+
+class Mean(UpdateStep):
+    place = Place.WEIGH
+    one_by_one = True
+
+    def on_server(self, received, method, download):
+        return replace(received, mean=received.average())
+"""
+
+
+def test_a_step_from_outside_is_part_of_a_run_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = experiment(write_features(tmp_path), "fedavg_head")
+    names = [config.run_id]
+    add("clip", CLIP, tmp_path, monkeypatch)
+    names.append(config.run_id)
+    (tmp_path / "clip.py").write_text(CLIP.replace("0.001", "0.0001"))
+    names.append(config.run_id)
+    assert len(set(names)) == 3
+
+
+def test_a_step_without_a_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add("clip", CLIP.replace("    place = Place.CLIP\n", ""), tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="'clip' .* has no place"):
+        Pipeline.of(experiment(write_features(tmp_path), "fedavg_head"))
+
+
+def test_clipping_nothing_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add("clip", CLIP, tmp_path, monkeypatch)
+    study = load(run(experiment(write_features(tmp_path), "local_only"), tmp_path / "out"))
+    assert study.runs.status.tolist() == ["finished"]

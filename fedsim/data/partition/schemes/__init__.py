@@ -6,8 +6,8 @@
 A scheme's file has a line in `fedsim.config.families.SCHEMES`, and holds
 
     Options                 its settings, a `Section`, where it has any; the first one that is
-                            set stands in the partition's label
-    split(ask, options)     which samples each client holds: a `Draft`, or a `Population`
+                            not null stands in the partition's label
+    assign(ask, options)    which samples each client holds: a `Draft`, or a `Population`
     SHARES_SAMPLES = True   where clients may hold the same samples
     COUNTS_CLIENTS = True   where the data can say how many clients there are
 
