@@ -201,7 +201,7 @@ def test_extensions_on_ray_start_it_once_and_choose_what_this_process_chooses(
 ):
     import ray
 
-    started, init = [], ray.init
+    started, init, runs_already = [], ray.init, ray.is_initialized()
     monkeypatch.setattr(ray, "init", lambda **how: started.append(init(**how)))
     Path("rolled.py").write_text(ROLLED)
     study = yaml.safe_load(STUDY) | {"methods": {"head": {"use": "rolled.py"}}}
@@ -217,7 +217,7 @@ def test_extensions_on_ray_start_it_once_and_choose_what_this_process_chooses(
     assert here == there
     assert "head: 4 trials" in here
     assert equal_results(*map(load, folders)) == []
-    assert len(started) == 1
+    assert len(started) == (0 if runs_already else 1)  # other tests share a Ray of this process
 
 
 def best_at(**values: float) -> Callable[[str, dict[str, Any]], float]:
